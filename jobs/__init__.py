@@ -1,0 +1,1 @@
+"""The jobs: one verb a module, each with `main(argv) -> int`."""

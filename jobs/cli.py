@@ -1,0 +1,117 @@
+"""The command line `ledgerlm`: one command a job, and `run`, which takes a whole pipeline.
+
+Jobs and engines are imported when a command needs them, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from ledgerlm.errors import LedgerError
+from ledgerlm.runs.pipeline import job_about, job_names, load_job
+
+_SET = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Value that wins over the file, e.g. stages.serialize.format=json; may be repeated.",
+)
+_DRY = click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, do nothing.")
+_FRESH = click.option("--fresh", is_flag=True, help="Do finished stages again.")
+
+
+class _JobCommand(click.Command):
+    """A job's command; its settings are listed when its help is asked for, since that imports the job's engines."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        settings = load_job(str(self.name)).conf.model_fields
+        with formatter.section(f"Settings, under `stages.{self.name}` of the pipeline file"):
+            formatter.write_dl([(name, field_help(field)) for name, field in settings.items()] or [("none", "")])
+        super().format_epilog(ctx, formatter)
+
+
+def field_help(field: object) -> str:
+    """Meaning and default of one setting."""
+    from pydantic.fields import FieldInfo
+
+    assert isinstance(field, FieldInfo)
+    default = "required" if field.is_required() else f"default: {field.get_default(call_default_factory=True)}"
+    return f"{field.description or ''} ({default})"
+
+
+class _Commands(click.Group):
+    """`run`, `doctor` and a command for every job."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), *job_names()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        known = super().get_command(ctx, cmd_name)
+        return known or (_job_command(cmd_name) if cmd_name in job_names() else None)
+
+
+def _job_command(verb: str) -> click.Command:
+    def call(conf: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> int:
+        from ledgerlm.jobs.run import run_pipeline
+
+        return run_pipeline(conf, overrides, only=verb, dry_run=dry_run, fresh=fresh)
+
+    file = click.option("--conf", required=True, metavar="FILE", help="Pipeline file, e.g. conf/demo.yaml.")
+    command = click.command(verb, cls=_JobCommand, help=job_about(verb))
+    return command(file(_SET(_DRY(_FRESH(call)))))
+
+
+@click.group(cls=_Commands)
+@click.version_option(package_name="ledgerlm")
+def app() -> None:
+    """Transaction histories as text, embeddings and calibrated scores for every client.
+
+    Start with `ledgerlm doctor`, then `ledgerlm run conf/demo.yaml`. A single job runs its stages of a pipeline:
+    `ledgerlm serialize --conf conf/demo.yaml`.
+    """
+
+
+@app.command()
+@click.argument("file")
+@_SET
+@_DRY
+@_FRESH
+def run(file: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> int:
+    """Run a pipeline FILE, skip what is finished and unchanged, and write the report."""
+    from ledgerlm.jobs.run import run_pipeline
+
+    return run_pipeline(file, overrides, dry_run=dry_run, fresh=fresh)
+
+
+@app.command()
+@click.option("--fix", is_flag=True, help="Install the Delta jars if they are missing.")
+def doctor(fix: bool) -> int:
+    """Say what this machine has and lacks, and how to get it."""
+    from ledgerlm.jobs.doctor import examine
+
+    return examine(fix=fix)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0 well, 1 an error the user can act on, 2 wrong usage."""
+    try:
+        code = app.main(args=list(sys.argv[1:] if argv is None else argv), prog_name="ledgerlm", standalone_mode=False)
+    except LedgerError as error:
+        click.secho(f"{type(error).__name__}: ", fg="red", bold=True, err=True, nl=False)
+        click.echo(str(error), err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.exceptions.Abort:
+        click.echo("stopped; the same command goes on where it stopped", err=True)
+        return 130
+    return int(code or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Run a pipeline: its stages in order, then the report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ledgerlm.evaluation.report import write_report
+from ledgerlm.runs.pipeline import Pipeline, load_pipeline
+from ledgerlm.runs.progress import Progress
+from ledgerlm.runs.runner import Runner
+
+
+def run_pipeline(
+    file: str, overrides: Sequence[str] = (), *, only: str | None = None, dry_run: bool = False, fresh: bool = False
+) -> int:
+    """Checks the pipeline with all it names, runs it, writes the report and says where it is.
+
+    Args:
+        file: pipeline file.
+        overrides: `key.sub=value` items that win over the file.
+        only: verb whose stages are run; the report is written by whole runs alone.
+        dry_run: stop after the checks and print the plan.
+        fresh: do finished stages again.
+
+    Returns:
+        Exit code.
+    """
+    pipeline = load_pipeline(file, overrides)
+    progress = Progress()
+    runner = Runner(pipeline, progress)
+    progress.say(f"[bold]{pipeline.name}[/bold]: {runner.spec.title}; results in {pipeline.out}")
+    if dry_run:
+        _show_plan(pipeline, runner, only, progress)
+        return 0
+    try:
+        run = runner.run(only=only, fresh=fresh)
+        if only is None:
+            report = write_report(pipeline, runner.spec, run, runner.engines)
+            progress.say(f"Report: [bold]{report}[/bold]")
+    finally:
+        runner.engines.stop()
+    return 0
+
+
+def _show_plan(pipeline: Pipeline, runner: Runner, only: str | None, progress: Progress) -> None:
+    for stage in pipeline.stages:
+        if only not in (None, stage.job.name):
+            continue
+        last = runner.records.load(stage.name)
+        unchanged = last is not None and last.done and last.fingerprint == runner.fingerprint(stage)
+        progress.say(f"  {stage.name}: {stage.job.engine}; {'finished, unchanged' if unchanged else 'would run'}")
+        for key, value in stage.conf.model_dump(mode="json").items():
+            progress.say(f"      {key}: {value}")
+
+
+if __name__ == "__main__":
+    from ledgerlm.jobs.cli import main
+
+    sys.exit(main(["run", *sys.argv[1:]]))

@@ -1,0 +1,71 @@
+"""Surprise: how unlikely the backbone finds a client's tokens, summed up per field of an event.
+
+The profile's statistics (per field the mean, standard deviation and maximum of the tokens' negative log-likelihood, and
+the last events' mean minus the whole) carry what a mean over hidden states loses, at no second forward pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# Logits held at once: 4 MiB of fp32 stay in a CPU core's caches; a GPU wants larger products.
+CPU_LOGITS = 1 << 20
+GPU_LOGITS = 1 << 27
+
+
+def token_surprise(states: Tensor, targets: Tensor, head: Tensor) -> Tensor:
+    """Negative log-likelihood of each target, in nats, without ever holding the logits of the whole pack.
+
+    Args:
+        states: `[N, d]` hidden states after the final norm, at the position before each target.
+        targets: `[N]` token ids.
+        head: `[vocabulary, d]` output weights; their type is the type of the product.
+
+    Returns:
+        `[N]` in fp32.
+    """
+    budget = CPU_LOGITS if states.device.type == "cpu" else GPU_LOGITS
+    rows = max(1, budget // head.shape[0])
+    surprise = torch.empty(len(targets), dtype=torch.float32, device=states.device)
+    for start in range(0, len(targets), rows):
+        chunk = slice(start, start + rows)
+        logits = functional.linear(states[chunk].to(head.dtype), head).float()
+        surprise[chunk] = functional.cross_entropy(logits, targets[chunk], reduction="none")
+    return surprise
+
+
+class SurpriseSums:
+    """Running sums of token surprise per document and field, in fp64."""
+
+    def __init__(self, documents: int, fields: int, device: torch.device) -> None:
+        self._shape = (documents, fields)
+        self._sums = torch.zeros(5, documents * fields, dtype=torch.float64, device=device)
+        self._max = torch.zeros(documents * fields, dtype=torch.float32, device=device)  # surprise is never negative
+
+    def add(self, surprise: Tensor, document: Tensor, field: Tensor, recent: Tensor) -> None:
+        """Adds tokens.
+
+        Args:
+            surprise: `[N]` negative log-likelihoods.
+            document: `[N]` row of each token's document.
+            field: `[N]` field of each token; beyond the last it counts as the last.
+            recent: `[N]` whether the token is of the document's last events.
+        """
+        fields = self._shape[1]
+        cell = document * fields + field.clamp(max=fields - 1)
+        wide = surprise.double()
+        ones = torch.ones_like(wide)
+        for row, values in enumerate((ones, wide, wide * wide, recent.double(), wide * recent)):
+            self._sums[row].index_add_(0, cell, values)
+        self._max.scatter_reduce_(0, cell, surprise, "amax")
+
+    def profile(self) -> Tensor:
+        """The components of `surprise_names`, `[documents, fields * 4]` in fp32; a field without tokens is zero."""
+        count, total, squares, recent_count, recent_total = self._sums
+        mean = total / count.clamp(min=1)
+        std = (squares / count.clamp(min=1) - mean * mean).clamp(min=0).sqrt()
+        recent = torch.where(recent_count > 0, recent_total / recent_count.clamp(min=1) - mean, 0.0)
+        components = torch.stack([mean, std, self._max.double(), recent], dim=1)
+        return components.reshape(self._shape[0], -1).float()

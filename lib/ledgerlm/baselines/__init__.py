@@ -1,0 +1,1 @@
+"""Representations that need no language model."""

@@ -1,0 +1,214 @@
+"""Agg: aggregate features of a history, the baseline of pytorch-lifestream, by Spark's own expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from ledgerlm.errors import DataError
+from ledgerlm.runs.config import Conf
+
+Codes = dict[str, list[str]]
+
+# Stands for an absent code, as in a compact document.
+ABSENT = "-"
+_KEY = ("client_id", "as_of")
+# The pseudo field under which the whole history is aggregated along with its codes.
+_ALL = ""
+_DAY_SECONDS = 86_400.0
+
+
+class AggConf(Conf):
+    """What is aggregated; lists left out are filled in from the data set spec."""
+
+    categorical: tuple[str, ...] | None = Field(None, description="columns of codes; default the spec's")
+    numeric: tuple[str, ...] | None = Field(None, description="columns of numbers but the amount; default the spec's")
+    by_code: tuple[str, ...] = Field(
+        ("log_amount",), description="numbers with a mean and a deviation for each code: log_amount, amount, log_days…"
+    )
+    calendar: bool = Field(True, description="take hour and weekday of the event as codes")
+    max_codes: int = Field(200, ge=1, description="most frequent codes of a column that get features of their own")
+
+
+def observe(events: DataFrame, *, categorical: Sequence[str], numeric: Sequence[str], calendar: bool) -> DataFrame:
+    """Prepares events for aggregation.
+
+    Args:
+        events: the `events` table.
+        categorical: columns of codes.
+        numeric: columns of numbers beside the amount.
+        calendar: add `hour` and `weekday` (1 is Sunday) as codes.
+
+    Returns:
+        client_id, event_time, `codes` array<struct<field, code>>, and as doubles: amount, log_amount = sign(x) ln(1 +
+        |x|), log_days = ln(1 + days since the client's previous event) and the numeric columns. The time itself is
+        no feature.
+    """
+    before = Window.partitionBy("client_id").orderBy("event_time", "event_seq", "event_id")
+    seconds = F.col("event_time").cast("double") - F.lag("event_time").over(before).cast("double")
+    amount = F.col("amount").cast("double")
+    fields: dict[str, Column] = {name: F.col(name) for name in categorical}
+    if calendar:
+        fields |= {"hour": F.hour("event_time").cast("string"), "weekday": F.dayofweek("event_time").cast("string")}
+    codes = [
+        F.struct(F.lit(name).alias("field"), F.coalesce(code, F.lit(ABSENT)).alias("code"))
+        for name, code in fields.items()
+    ]
+    return events.select(
+        "client_id",
+        "event_time",
+        F.array(*codes).cast("array<struct<field:string,code:string>>").alias("codes"),
+        amount.alias("amount"),
+        (F.signum(amount) * F.log1p(F.abs(amount))).alias("log_amount"),
+        F.log1p(F.coalesce(seconds, F.lit(0.0)) / _DAY_SECONDS).alias("log_days"),
+        *(F.col(name).cast("double").alias(name) for name in numeric),
+    )
+
+
+def histories(observed: DataFrame, as_of: DataFrame) -> DataFrame:
+    """Gives each event to each `as_of` of its client that lies after it.
+
+    Args:
+        observed: from `observe`.
+        as_of: client_id, as_of.
+
+    Returns:
+        The columns of `observed` and as_of; every event_time is before its as_of.
+    """
+    pairs = as_of.select(*_KEY).distinct()
+    return observed.join(pairs, on="client_id", how="inner").where(F.col("event_time") < F.col("as_of"))
+
+
+def learn_codes(training: DataFrame, max_codes: int) -> Codes:
+    """The most frequent codes of each field, most frequent first, ties by code.
+
+    Args:
+        training: `histories` of training clients, so that no test client shapes a feature.
+        max_codes: codes kept of a field.
+
+    Returns:
+        Field to codes; at most fields x max_codes strings reach the driver.
+    """
+    counts = (
+        training.select(F.explode("codes").alias("pair"))
+        .groupBy("pair.field", "pair.code")
+        .agg(F.count(F.lit(1)).alias("events"))
+    )
+    rank = F.row_number().over(Window.partitionBy("field").orderBy(F.desc("events"), "code"))
+    kept = counts.withColumn("rank", rank).where(F.col("rank") <= max_codes).orderBy("field", "rank")
+    codes: Codes = {}
+    for row in kept.toLocalIterator():
+        codes.setdefault(row["field"], []).append(row["code"])
+    return codes
+
+
+def aggregate(
+    rows: DataFrame, codes: Mapping[str, Sequence[str]], *, numeric: Sequence[str], by_code: Sequence[str]
+) -> DataFrame:
+    """Aggregates histories (pytorch-lifestream's `AggFeatureSeqEncoder`, in long form instead of one wide pivot).
+
+    Features: `count` of events; `amount:sum`, `:mean`, `:std` of each number; for each known code
+    `department=GROCERY:count` and, for the numbers in `by_code`, `department=GROCERY:log_amount:mean` and `:std`;
+    `department:distinct` codes, unknown ones included. Deviations are of the sample, 0 for one event.
+
+    Args:
+        rows: from `histories`.
+        codes: from `learn_codes`.
+        numeric: numbers aggregated over the whole history.
+        by_code: numbers aggregated for each code.
+
+    Returns:
+        client_id, as_of, features map<string, float> without zeros; key (client_id, as_of).
+    """
+    whole = F.array(F.struct(F.lit(_ALL).alias("field"), F.lit("").alias("code")))
+    numbers = list(dict.fromkeys([*numeric, *by_code]))
+    groups = (
+        rows.select(*_KEY, *numbers, F.explode(F.concat(whole, F.col("codes"))).alias("pair"))
+        .groupBy(*_KEY, "pair.field", "pair.code")
+        .agg(F.count(F.lit(1)).cast("double").alias("count"), *(s for name in numbers for s in _statistics(name)))
+    )
+    known = F.broadcast(_known(rows, codes))
+    entries = F.when(F.col("field") == _ALL, _entries("", numeric, ("sum", "mean", "std"))).when(
+        F.col("known"), _entries(F.concat("field", F.lit("="), "code", F.lit(":")), by_code, ("mean", "std"))
+    )
+    distinct = [
+        F.struct(
+            F.lit(f"{field}:distinct").alias("name"),
+            F.count_if(F.col("field") == field).cast("float").alias("value"),
+        )
+        for field in codes
+    ]
+    return (
+        groups.join(known, on=["field", "code"], how="left")
+        .groupBy(*_KEY)
+        .agg(F.flatten(F.collect_list(entries)).alias("entries"), F.array(*distinct).alias("distinct"))
+        .select(*_KEY, _without_zeros(F.concat("entries", "distinct") if codes else F.col("entries")).alias("features"))
+    )
+
+
+def _statistics(name: str) -> list[Column]:
+    return [
+        F.sum(name).alias(f"{name}:sum"),
+        F.avg(name).alias(f"{name}:mean"),
+        F.stddev_samp(name).alias(f"{name}:std"),
+    ]
+
+
+def _entries(prefix: Column | str, names: Sequence[str], kinds: Sequence[str]) -> Column:
+    """Named values of one group, as array<struct<name, value>>."""
+    start = F.lit(prefix) if isinstance(prefix, str) else prefix
+    columns = ["count", *(f"{name}:{kind}" for name in names for kind in kinds)]
+    return F.array(
+        *(
+            F.struct(
+                F.concat(start, F.lit(column)).alias("name"),
+                F.coalesce(F.col(f"`{column}`"), F.lit(0.0)).cast("float").alias("value"),
+            )
+            for column in columns
+        )
+    )
+
+
+def _without_zeros(entries: Column) -> Column:
+    return F.map_from_entries(F.filter(entries, lambda entry: entry["value"] != 0))
+
+
+def _known(rows: DataFrame, codes: Mapping[str, Sequence[str]]) -> DataFrame:
+    pairs = [(field, code, True) for field, kept in codes.items() for code in kept]
+    return rows.sparkSession.createDataFrame(pairs, "field string, code string, known boolean")
+
+
+def attribute_features(clients: DataFrame, as_of: DataFrame, columns: Sequence[str]) -> DataFrame:
+    """Client attributes as features: a number as it is, any other text as `column=text` with the value 1.
+
+    Only attributes that were known at `as_of` belong here (terms of a loan, say), and none that a task predicts.
+
+    Args:
+        clients: the `clients` table.
+        as_of: client_id, as_of.
+        columns: attributes to take.
+
+    Returns:
+        client_id, as_of, features map<string, float> without zeros; key (client_id, as_of).
+
+    Raises:
+        DataError: for an attribute that the table lacks.
+    """
+    missing = [name for name in columns if name not in clients.columns]
+    if missing:
+        raise DataError(f"clients have no column {', '.join(missing)}; they have {', '.join(clients.columns)}")
+    entries = []
+    for name in columns:
+        number = F.col(name).try_cast("float")
+        text = F.concat(F.lit(f"{name}="), F.coalesce(F.col(name), F.lit(ABSENT)))
+        entries.append(
+            F.struct(
+                F.when(number.isNotNull(), F.lit(name)).otherwise(text).alias("name"),
+                F.coalesce(number, F.lit(1.0)).cast("float").alias("value"),
+            )
+        )
+    rows = clients.join(as_of.select(*_KEY).distinct(), on="client_id", how="inner")
+    return rows.select(*_KEY, _without_zeros(F.array(*entries)).alias("features"))

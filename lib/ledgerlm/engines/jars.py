@@ -1,0 +1,79 @@
+"""The Delta jars: placed once beside Spark's own, so that sessions, executors and `spark-submit` find them offline."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pyspark
+from pyspark.sql import SparkSession
+
+from ledgerlm.errors import EngineError
+
+DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
+
+
+def jars_folder() -> Path:
+    """Folder of the jars of the pip-installed Spark."""
+    return Path(pyspark.__file__).parent / "jars"
+
+
+def delta_installed() -> bool:
+    """Whether the pinned Delta jar lies beside Spark's own jars."""
+    _, artifact, version = DELTA_PACKAGE.split(":")
+    return any(jars_folder().glob(f"*{artifact}-{version}.jar"))
+
+
+def install_delta() -> list[str]:
+    """Resolves Delta through Spark's package resolver and copies what Spark does not have already.
+
+    A second copy of, say, Jackson in another version on the same class path would break Spark, so an artifact that
+    Spark ships is left out whatever its version.
+
+    Returns:
+        Names of the jars copied; empty when Delta was there.
+
+    Raises:
+        EngineError: when the package cannot be resolved (no network and an empty cache).
+    """
+    if delta_installed():
+        return []
+    spark = _resolving_session()
+    try:
+        jars = [Path(uri.removeprefix("file:")) for uri in _jar_uris(spark)]
+    finally:
+        spark.stop()
+    present = {_artifact(path.name) for path in jars_folder().glob("*.jar")}
+    missing = [jar for jar in jars if _artifact(jar.name) not in present]
+    for jar in missing:
+        shutil.copy2(jar, jars_folder() / jar.name)
+    return sorted(jar.name for jar in missing)
+
+
+def _resolving_session() -> SparkSession:
+    builder = SparkSession.builder.master("local[1]").appName("ledgerlm-jars")
+    options = {"spark.jars.packages": DELTA_PACKAGE, "spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}
+    for key, value in options.items():
+        builder = builder.config(key, value)
+    try:
+        return builder.getOrCreate()
+    except Exception as error:  # the JVM's exit reaches Python as many different types
+        raise EngineError(
+            f"cannot resolve {DELTA_PACKAGE}: {error}; connect to a package repository once, or copy the Delta jars "
+            f"into {jars_folder()}"
+        ) from error
+
+
+def _jar_uris(spark: SparkSession) -> list[str]:
+    listed = spark.sparkContext._jsc.sc().listJars()
+    # Spark serves them under spark://; the resolver's own copies lie in the Ivy folder under the same names.
+    names = [str(listed.apply(i)).rsplit("/", 1)[-1] for i in range(listed.size())]
+    folders = [folder for folder in Path.home().glob(".ivy2*/jars") if folder.is_dir()]
+    return [str(folder / name) for name in names for folder in folders if (folder / name).exists()]
+
+
+def _artifact(name: str) -> str:
+    """`io.delta_delta-storage-4.4.0.jar` and `delta-storage-4.4.0.jar` both give `delta-storage`."""
+    stem = re.sub(r"-\d[\w.\-]*\.jar$", "", name)
+    return stem.split("_", 1)[1] if re.match(r"^[a-z]+(\.[a-z0-9-]+)+_", stem) else stem

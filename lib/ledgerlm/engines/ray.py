@@ -1,0 +1,80 @@
+"""The one place that starts or joins Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from pydantic import Field
+
+from ledgerlm.errors import EngineError
+from ledgerlm.runs.config import Conf
+
+# Set before Ray starts, so that its daemons and workers inherit them.
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_enable_open_telemetry": "0",
+    # Spinning OpenMP threads on contended cores slow everything many times.
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class RayConf(Conf):
+    """Ray part of an engine profile."""
+
+    address: str | None = Field(None, description="address of a running Ray cluster; left out, a local one is started")
+    cpus: int | None = Field(None, description="cores of the local Ray; left out, all of the machine", ge=1)
+    object_store_gb: float = Field(0.5, description="memory of the local object store, GB", gt=0)
+
+
+class RayEngine:
+    """A Ray connection that is opened on first need and closed once, at the end of a run."""
+
+    def __init__(self, settings: RayConf) -> None:
+        self.settings = settings
+        self._started = False
+
+    def start(self) -> None:
+        """Starts a local Ray, or joins the cluster of the profile; later calls do nothing.
+
+        Raises:
+            EngineError: when the cluster cannot be reached or the local Ray does not come up.
+        """
+        import ray
+
+        if ray.is_initialized():
+            return
+        for key, value in _ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+        if self.settings.address:
+            options["address"] = self.settings.address
+        else:
+            options |= {
+                "num_cpus": self.settings.cpus,
+                "object_store_memory": int(self.settings.object_store_gb * 2**30),
+                # Ray Train asks the dashboard's state API; without it the log fills with warnings.
+                "include_dashboard": True,
+                "dashboard_host": "127.0.0.1",
+                "_node_ip_address": "127.0.0.1",
+            }
+        try:
+            ray.init(**options)
+        except Exception as error:  # Ray raises many types here; the cause stays chained
+            where = self.settings.address or "this machine"
+            raise EngineError(f"cannot start or join Ray at {where}: {error}; run 'ledgerlm doctor'") from error
+        self._started = True
+
+    def stop(self) -> None:
+        """Leaves the cluster, or ends the local Ray that this object started."""
+        if self._started:
+            import ray
+
+            ray.shutdown()
+            self._started = False

@@ -1,0 +1,1 @@
+"""Enrichment: documents rewritten into other formats by an engine, and checked against their source."""

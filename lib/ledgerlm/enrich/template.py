@@ -1,0 +1,49 @@
+"""The enrichment engine that needs no model: fixed templates that tell the same facts in many formats and wordings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from ledgerlm.enrich.engine import Generation, Request
+from ledgerlm.enrich.layouts import AMPLE, COMPACT, Page
+from ledgerlm.enrich.wording import analysis, labels
+from ledgerlm.runs.config import Conf
+
+VERSION = 1
+
+
+class TemplateOptions(Conf):
+    """Settings of the template engine."""
+
+    density: Literal["compact", "any"] = Field(
+        "any", description="`compact`: only layouts of few tokens an event; `any`: all layouts"
+    )
+
+
+class TemplateEngine:
+    """Writes the events of a document in a seeded layout and wording, and a short analysis that is true of them."""
+
+    Options: ClassVar[type[Conf]] = TemplateOptions
+    uses_prompt: ClassVar[bool] = False
+
+    def __init__(self, options: TemplateOptions) -> None:
+        self._options = options
+
+    @property
+    def engine_id(self) -> str:
+        """Says that no model wrote the text."""
+        return f"template-{VERSION}-{self._options.density}"
+
+    def generate(self, requests: Sequence[Request]) -> Sequence[Generation]:
+        """Rewrites each request's source; the same request always gives the same text."""
+        return [Generation(text=self._write(request), finish_reason="stop") for request in requests]
+
+    def _write(self, request: Request) -> str:
+        rng = Random(request.seed)
+        source, ample = request.source, () if self._options.density == "compact" else AMPLE.get(request.format, ())
+        layout = rng.choice((*COMPACT[request.format], *ample))
+        return layout(Page(source=source, names=labels(source.fields, rng), analysis=analysis(source, rng), rng=rng))

@@ -1,0 +1,1 @@
+"""Judging representations: protocol, metrics, leaderboard and report."""

@@ -1,0 +1,146 @@
+"""The leaderboard: each method's figures with deviation, interval, and what sets it apart from the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ledgerlm.evaluation.intervals import Predictions, bootstrap, corrected_t_test, fold_values, interval
+from ledgerlm.evaluation.metrics import Metric, metrics_of
+from ledgerlm.evaluation.protocol import Sample
+from ledgerlm.heads.tasks import Floats
+
+# Method -> split -> predictions of each fold.
+Judged = Mapping[str, Mapping[str, Sequence[Predictions]]]
+MAJORITY = "majority"
+BAYES = "bayes"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A row of the `leaderboard` table; see its schema."""
+
+    task: str
+    method: str
+    metric: str
+    split: str
+    mean: float
+    std: float
+    folds: int
+    seeds: int
+    low: float | None
+    high: float | None
+    baseline: str | None
+    delta: float | None
+    delta_low: float | None
+    delta_high: float | None
+
+    def row(self) -> dict[str, Any]:
+        """The entry by column names."""
+        return asdict(self)
+
+
+def leaderboard(sample: Sample, judged: Judged, *, baseline: str, count: int, seed: int) -> list[Entry]:
+    """Figures of all methods on one task.
+
+    `mean` and `std` are over folds and seeds; `low` to `high` is the 95 % bootstrap interval of that mean over
+    clients; `delta` is the mean difference to the baseline on the same folds, with the interval of the paired
+    bootstrap (both methods under the same resampled clients). Figures that no fold defines are left out.
+
+    Args:
+        sample: the rows that were predicted.
+        judged: predictions of each method and split.
+        baseline: method that the others are set against, if it is among them.
+        count: bootstrap resamples.
+        seed: of the resamples.
+    """
+    entries = []
+    for metric in metrics_of(sample.task.kind):
+        for split in ("cross_validation", "test"):
+            methods = {
+                name: of_split[split]
+                for name, of_split in judged.items()
+                if of_split[split] and (name != MAJORITY or metric.name == "accuracy")
+            }
+            figures = {name: _figures(metric, sample, ones, count, seed) for name, ones in methods.items()}
+            entries += [
+                _entry((sample.task.name, name, metric.name, split), figures, baseline)
+                for name in methods
+                if not np.isnan(figures[name].values).all()
+            ]
+    return entries
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Figures:
+    """One metric of one method: a value for each fold and seed, and a mean for each bootstrap resample."""
+
+    values: Floats
+    drawn: Floats
+    folds: int
+    seeds: int
+
+
+def _figures(metric: Metric, sample: Sample, predictions: Sequence[Predictions], count: int, seed: int) -> _Figures:
+    return _Figures(
+        values=fold_values(metric, sample.y, predictions),
+        drawn=bootstrap(metric, sample.y, sample.clients, predictions, count=count, seed=seed),
+        folds=len({one.fold for one in predictions}),
+        seeds=len({one.seed for one in predictions}),
+    )
+
+
+def _entry(key: tuple[str, str, str, str], figures: Mapping[str, _Figures], baseline: str) -> Entry:
+    task, method, metric, split = key
+    own, base = figures[method], figures.get(baseline)
+    low, high = interval(own.drawn)
+    delta, delta_low, delta_high = None, None, None
+    if base is not None and method != baseline:
+        delta = float(np.nanmean(own.values - base.values))
+        delta_low, delta_high = interval(own.drawn - base.drawn)
+    return Entry(
+        task=task,
+        method=method,
+        metric=metric,
+        split=split,
+        mean=float(np.nanmean(own.values)),
+        std=float(np.nanstd(own.values)),
+        folds=own.folds,
+        seeds=own.seeds,
+        low=_known(low),
+        high=_known(high),
+        baseline=None if delta is None else baseline,
+        delta=_known(delta),
+        delta_low=_known(delta_low),
+        delta_high=_known(delta_high),
+    )
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else float(value)
+
+
+def paired_tests(sample: Sample, judged: Judged, *, baseline: str) -> list[dict[str, Any]]:
+    """Corrected resampled t-test of each method against the baseline, on the task's main metric.
+
+    Returns:
+        task, method, metric, mean, low, high, p_value.
+    """
+    metric = metrics_of(sample.task.kind)[0]
+    split = "cross_validation"
+    if baseline not in judged:
+        return []
+    base = judged[baseline][split]
+    held_out = float(np.mean([len(one.rows) for one in base])) / len(sample.development)
+    found = []
+    for name, of_split in judged.items():
+        differences = fold_values(metric, sample.y, of_split[split]) - fold_values(metric, sample.y, base)
+        differences = differences[~np.isnan(differences)]
+        if name in (baseline, MAJORITY) or len(differences) < 2:
+            continue
+        test = asdict(corrected_t_test(differences, held_out))
+        found.append({"task": sample.task.name, "method": name, "metric": metric.name, **test})
+    return found

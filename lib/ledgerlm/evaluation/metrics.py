@@ -1,0 +1,143 @@
+"""Metrics that count each row with a weight, so that one pass gives a figure and all its bootstrap resamples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ledgerlm.heads.tasks import Floats, Kind
+
+# (labels, predictions, weights) -> one value for each row of weights.
+Measure = Callable[[Floats, Floats, Floats], Floats]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """One figure of merit.
+
+    Attributes:
+        name: name on the leaderboard.
+        kinds: tasks that it applies to.
+        measure: takes labels (rows; class indices, or values of a regression), predictions (rows x classes; one
+            column for a regression) and weights (resamples x rows), and gives one value for each resample, NaN where
+            it is not defined.
+        higher_is_better: direction.
+    """
+
+    name: str
+    kinds: tuple[Kind, ...]
+    measure: Measure
+    higher_is_better: bool = True
+
+
+def _ratio(above: Floats, below: Floats, empty: float = np.nan) -> Floats:
+    out = np.full(np.broadcast(above, below).shape, empty)
+    return np.asarray(np.divide(above, below, out=out, where=below > 0))
+
+
+def _tied(score: Floats, weights: Floats, positive: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+    """Weight of positives and of negatives at each distinct score, ascending; both resamples x distinct scores."""
+    order = np.argsort(score, kind="stable")
+    ordered = score[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    sorted_weights = weights[:, order]
+    positives = np.add.reduceat(sorted_weights * positive[order], starts, axis=1)
+    return positives, np.add.reduceat(sorted_weights, starts, axis=1) - positives
+
+
+def auc(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
+    """Area under the ROC curve: the chance that a positive row stands above a negative one, ties counted half."""
+    positives, negatives = _tied(score, weights, positive)
+    below = np.cumsum(negatives, axis=1) - negatives / 2
+    return _ratio((below * positives).sum(axis=1), positives.sum(axis=1) * negatives.sum(axis=1))
+
+
+def precision_area(positive: NDArray[np.bool_], score: Floats, weights: Floats) -> Floats:
+    """Average precision: precision at each distinct score, weighted by the recall gained there."""
+    positives, negatives = (part[:, ::-1] for part in _tied(score, weights, positive))
+    hits = np.cumsum(positives, axis=1)
+    precision = _ratio(hits, hits + np.cumsum(negatives, axis=1), empty=0.0)
+    return _ratio((precision * positives).sum(axis=1), positives.sum(axis=1))
+
+
+def _one_vs_rest(measure: Callable[[NDArray[np.bool_], Floats, Floats], Floats]) -> Measure:
+    """Macro mean over the classes; a class that a resample lacks leaves that resample undefined."""
+
+    def macro(y: Floats, p: Floats, weights: Floats) -> Floats:
+        per_class = [measure(y == k, p[:, k], weights) for k in range(p.shape[1])]
+        return np.asarray(np.mean(per_class, axis=0))
+
+    return macro
+
+
+def _f1_by_class(y: Floats, p: Floats, weights: Floats) -> tuple[Floats, Floats]:
+    """F1 (0 where neither predicted nor there) and weight of each class; both resamples x classes."""
+    chosen = p.argmax(axis=1)
+    f1, support = [], []
+    for k in range(p.shape[1]):
+        there = weights @ (y == k)
+        hits = weights @ ((y == k) & (chosen == k))
+        f1.append(_ratio(2 * hits, there + weights @ (chosen == k), empty=0.0))
+        support.append(there)
+    return np.stack(f1, axis=1), np.stack(support, axis=1)
+
+
+def _f1_weighted(y: Floats, p: Floats, weights: Floats) -> Floats:
+    f1, support = _f1_by_class(y, p, weights)
+    return _ratio((f1 * support).sum(axis=1), support.sum(axis=1))
+
+
+def _mean_of(loss: Callable[[Floats, Floats], Floats]) -> Measure:
+    """A metric that is the weighted mean of a value of each row."""
+
+    def mean(y: Floats, p: Floats, weights: Floats) -> Floats:
+        return _ratio(weights @ loss(y, p), weights.sum(axis=1))
+
+    return mean
+
+
+def _log_loss(y: Floats, p: Floats) -> Floats:
+    tiny = np.finfo(np.float64).eps
+    return np.asarray(-np.log(np.clip(p[np.arange(len(y)), y.astype(int)], tiny, 1 - tiny)))
+
+
+def _brier(y: Floats, p: Floats) -> Floats:
+    """Squared distance from the truth: (p - y)^2 for two classes, the sum over classes for more (Brier 1950)."""
+    if p.shape[1] == 2:
+        return np.asarray((p[:, 1] - y) ** 2)
+    return np.asarray(((p - np.eye(p.shape[1])[y.astype(int)]) ** 2).sum(axis=1))
+
+
+def _rmse(y: Floats, p: Floats, weights: Floats) -> Floats:
+    return np.sqrt(_mean_of(lambda y, p: (y - p[:, 0]) ** 2)(y, p, weights))
+
+
+_CLASSES: tuple[Kind, ...] = ("binary", "multiclass")
+METRICS: tuple[Metric, ...] = (
+    Metric(name="roc_auc", kinds=("binary",), measure=lambda y, p, w: auc(y == 1, p[:, 1], w)),
+    Metric(name="roc_auc_ovr", kinds=("multiclass",), measure=_one_vs_rest(auc)),
+    Metric(name="average_precision", kinds=("binary",), measure=lambda y, p, w: precision_area(y == 1, p[:, 1], w)),
+    Metric(name="average_precision", kinds=("multiclass",), measure=_one_vs_rest(precision_area)),
+    Metric(name="f1", kinds=("binary",), measure=lambda y, p, w: _f1_by_class(y, p, w)[0][:, 1]),
+    Metric(name="f1_weighted", kinds=_CLASSES, measure=_f1_weighted),
+    Metric(name="accuracy", kinds=_CLASSES, measure=_mean_of(lambda y, p: (p.argmax(axis=1) == y).astype(float))),
+    Metric(name="log_loss", kinds=_CLASSES, measure=_mean_of(_log_loss), higher_is_better=False),
+    Metric(name="brier", kinds=_CLASSES, measure=_mean_of(_brier), higher_is_better=False),
+    Metric(
+        name="mae", kinds=("regression",), measure=_mean_of(lambda y, p: np.abs(y - p[:, 0])), higher_is_better=False
+    ),
+    Metric(name="rmse", kinds=("regression",), measure=_rmse, higher_is_better=False),
+)
+
+
+def metrics_of(kind: Kind) -> list[Metric]:
+    """The metrics that apply to a kind of task; the first one is the task's main metric."""
+    return [metric for metric in METRICS if kind in metric.kinds]
+
+
+def value(metric: Metric, y: Floats, p: Floats) -> float:
+    """The metric of these rows, each counted once; NaN where it is not defined (a class is missing)."""
+    return float(metric.measure(y, p, np.ones((1, len(y))))[0])

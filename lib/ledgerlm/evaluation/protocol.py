@@ -1,0 +1,265 @@
+"""pytorch-lifestream's protocol: a fixed test share, stratified folds of the other clients, one model for each fold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import StratifiedKFold
+
+from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.evaluation.intervals import Predictions
+from ledgerlm.heads.boosting import LightGBMConf, to_probabilities
+from ledgerlm.heads.parallel import Fit, Fitted
+from ledgerlm.heads.tasks import Floats, Ints, Task
+from ledgerlm.heads.vectors import Matrix
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """The labelled rows of one task that all methods are judged on.
+
+    Attributes:
+        task: what is predicted.
+        rows: place of each row in the matrix.
+        y: class index or value of each row.
+        clients: number of each row's client in the protocol's order, from 0.
+        development: places (in this sample) of rows of training clients.
+        test: places (in this sample) of rows of test clients.
+        strata: stratification key of each row.
+    """
+
+    task: Task
+    rows: Ints
+    y: Floats
+    clients: Ints
+    development: Ints
+    test: Ints
+    strata: Ints
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fold:
+    """One fold: places in the sample of the rows to train on and of those held out."""
+
+    seed: int
+    number: int
+    train: Ints
+    held_out: Ints
+
+
+def labelled_rows(labels: DataFrame, clients: DataFrame, tasks: Sequence[Task], max_rows: int | None = None) -> DataFrame:
+    """The labelled sample of some tasks, bounded.
+
+    Args:
+        labels: the `labels` table.
+        clients: the `clients` table, for the split.
+        tasks: tasks wanted.
+        max_rows: bound on labels (about), None for all; above it whole clients are left out by the hash of their id, the same every
+            time.
+
+    Returns:
+        client_id, as_of, task, label, split; one row a label.
+    """
+    from pyspark.sql import functions as F
+
+    wanted = labels.where(F.col("task").isin([task.name for task in tasks]))
+    if max_rows is not None and (total := wanted.count()) > max_rows:
+        wanted = wanted.where(F.pmod(F.xxhash64("client_id"), F.lit(10_000)) < int(max_rows / total * 10_000))
+    split = clients.select("client_id", "split")
+    return wanted.select("client_id", "as_of", "task", "label").join(split, on="client_id", how="inner")
+
+
+def read_rows(rows: DataFrame) -> pd.DataFrame:
+    """Reads `labelled_rows` to this machine, with as_of as `Matrix` has it.
+
+    Raises:
+        DataError: when there are none.
+    """
+    frame: pd.DataFrame = rows.toArrow().to_pandas()
+    if frame.empty:
+        raise DataError("no labels to learn from: no client of `clients` has a label of the tasks asked for")
+    frame["as_of"] = frame["as_of"].dt.tz_localize(None).astype("datetime64[us]")
+    return frame
+
+
+def ordered(client_ids: Sequence[str]) -> list[str]:
+    """Client ids in the protocol's order: as whole numbers when all are, else as text."""
+    return sorted(client_ids, key=int) if all(one.lstrip("-").isdigit() for one in client_ids) else sorted(client_ids)
+
+
+def make_sample(task: Task, labels: pd.DataFrame, matrix: Matrix, stratify: Sequence[str] = ()) -> Sample:
+    """Joins one task's labels to the rows of the matrix.
+
+    Args:
+        task: what is predicted.
+        labels: from `read_rows`.
+        matrix: vectors; labels without a vector are left out.
+        stratify: tasks whose labels together are the stratification key; none for the task's own label.
+
+    Raises:
+        ConfigError: when a task to stratify by has no labels.
+        DataError: when no labelled client has a vector.
+    """
+    keys = pd.DataFrame({"client_id": matrix.client_ids, "as_of": matrix.as_of, "row": np.arange(len(matrix.as_of))})
+    own = labels[labels["task"] == task.name].merge(keys, on=["client_id", "as_of"], how="inner")
+    if own.empty:
+        raise DataError(f"task {task.name}: no labelled client has a vector; the as_of of both must be the same")
+    place = {client: number for number, client in enumerate(ordered(own["client_id"].unique().tolist()))}
+    own = own.assign(client=own["client_id"].map(place)).sort_values(["client", "as_of"], ignore_index=True)
+    y = task.encode(own["label"].to_numpy(np.float64))
+    return Sample(
+        task=task,
+        rows=own["row"].to_numpy(np.int64),
+        y=y,
+        clients=own["client"].to_numpy(np.int64),
+        development=np.flatnonzero(own["split"] == "train"),
+        test=np.flatnonzero(own["split"] == "test"),
+        strata=_strata(task, own, y, labels, stratify),
+    )
+
+
+def _strata(task: Task, own: pd.DataFrame, y: Floats, labels: pd.DataFrame, stratify: Sequence[str]) -> Ints:
+    if stratify:
+        missing = set(stratify) - set(labels["task"])
+        if missing:
+            raise ConfigError(f"evaluate: stratify names {', '.join(sorted(missing))}, which has no labels")
+        wide = labels[labels["task"].isin(stratify)].pivot_table(
+            index=["client_id", "as_of"], columns="task", values="label", aggfunc="first"
+        )
+        joint = own[["client_id", "as_of"]].merge(wide.fillna(-1), on=["client_id", "as_of"], how="left").fillna(-1)
+        return np.asarray(joint.groupby(list(stratify), sort=True).ngroup(), np.int64)
+    if task.kind == "regression":
+        return np.asarray(pd.qcut(y, 10, labels=False, duplicates="drop"), np.int64)
+    return y.astype(np.int64)
+
+
+def make_folds(sample: Sample, folds: int, seeds: Sequence[int]) -> list[Fold]:
+    """Stratified folds of the development clients, for each seed.
+
+    `StratifiedKFold(folds, shuffle=True, random_state=seed)` over the clients in the protocol's order; a client with
+    several rows lies in one fold with all of them and is stratified by its earliest.
+
+    Raises:
+        DataError: for a class with fewer development clients than folds.
+    """
+    clients, first = np.unique(sample.clients[sample.development], return_index=True)
+    if sample.task.kind != "regression":
+        counts = np.bincount(sample.y[sample.development][first].astype(int), minlength=sample.task.outputs)
+        if counts.min() < folds:
+            name = sample.task.class_names[int(counts.argmin())]
+            raise DataError(
+                f"task {sample.task.name}: class '{name}' has {counts.min()} training clients, fewer than the {folds} "
+                "folds; lower `folds` or leave the task out"
+            )
+    strata = sample.strata[sample.development][first]
+    made = []
+    for seed in seeds:
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+        for number, (_, held) in enumerate(splitter.split(clients, _merged(strata, folds))):
+            out = np.isin(sample.clients[sample.development], clients[held])
+            made.append(
+                Fold(seed=seed, number=number, train=sample.development[~out], held_out=sample.development[out])
+            )
+    return made
+
+
+def _merged(strata: Ints, folds: int) -> Ints:
+    """Puts strata too small for the folds into one, which spares sklearn's warning and spreads their clients."""
+    values, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    return np.asarray(np.where(counts[inverse] < folds, values.min() - 1, strata), np.int64)
+
+
+def fold_fits(sample: Sample, folds: Sequence[Fold], method: str, conf: LightGBMConf) -> list[Fit]:
+    """The fits of one method: for each fold a model of its training rows, asked about the held-out and test rows."""
+    return [
+        Fit(
+            matrix=method,
+            task=sample.task,
+            rows=sample.rows[fold.train],
+            y=sample.y[fold.train],
+            ask=sample.rows[np.r_[fold.held_out, sample.test]],
+            conf=conf,
+            seed=fold.seed,
+        )
+        for fold in folds
+    ]
+
+
+def split_predictions(
+    sample: Sample, folds: Sequence[Fold], fitted: Sequence[Fitted]
+) -> Mapping[str, list[Predictions]]:
+    """Predictions of each fold's model on its held-out rows (`cross_validation`) and on the test rows (`test`)."""
+    found: dict[str, list[Predictions]] = {"cross_validation": [], "test": []}
+    for fold, result in zip(folds, fitted, strict=True):
+        p = to_probabilities(result.raw, sample.task)
+        cut = len(fold.held_out)
+        for split, rows, part in (
+            ("cross_validation", fold.held_out, p[:cut]),
+            ("test", sample.test, p[cut:]),
+        ):
+            if len(rows):
+                found[split].append(Predictions(seed=fold.seed, fold=fold.number, rows=rows, p=part))
+    return found
+
+
+def constant_predictions(sample: Sample, folds: Sequence[Fold], p: Floats) -> Mapping[str, list[Predictions]]:
+    """Predictions of something that is not trained (the simulator's own probabilities), on the same folds.
+
+    Args:
+        sample: the rows.
+        folds: the folds.
+        p: rows of the sample x classes.
+    """
+    held = [Predictions(seed=f.seed, fold=f.number, rows=f.held_out, p=p[f.held_out]) for f in folds]
+    test = [Predictions(seed=f.seed, fold=f.number, rows=sample.test, p=p[sample.test]) for f in folds]
+    return {"cross_validation": held, "test": test if len(sample.test) else []}
+
+
+def read_bayes(bayes: DataFrame, keys: DataFrame) -> pd.DataFrame:
+    """Reads the simulator's own probabilities of labelled clients.
+
+    Args:
+        bayes: the `bayes` table.
+        keys: client_id, as_of of the labelled clients.
+
+    Returns:
+        client_id, as_of, task, probabilities.
+    """
+    found = bayes.join(keys.distinct(), on=["client_id", "as_of"], how="inner")
+    frame: pd.DataFrame = found.select("client_id", "as_of", "task", "probabilities").toArrow().to_pandas()
+    frame["as_of"] = frame["as_of"].dt.tz_localize(None).astype("datetime64[us]")
+    return frame
+
+
+def bayes_probabilities(sample: Sample, matrix: Matrix, bayes: pd.DataFrame) -> Floats | None:
+    """The simulator's probabilities of each row of a sample; None when a row lacks them.
+
+    Returns:
+        Rows x classes; one number for two classes is read as the probability of the second one.
+    """
+    own = bayes[bayes["task"] == sample.task.name]
+    keys = pd.DataFrame({"client_id": matrix.client_ids[sample.rows], "as_of": matrix.as_of[sample.rows]})
+    found = keys.merge(own, on=["client_id", "as_of"], how="left")["probabilities"]
+    if own.empty or found.isna().any():
+        return None
+    p = np.stack(found.tolist()).astype(np.float64)
+    return np.concatenate([1 - p, p], axis=1) if sample.task.kind == "binary" and p.shape[1] == 1 else p
+
+
+def majority_predictions(sample: Sample, folds: Sequence[Fold]) -> Mapping[str, list[Predictions]]:
+    """What knows only how frequent each class is among a fold's training rows."""
+    found: dict[str, list[Predictions]] = {"cross_validation": [], "test": []}
+    for fold in folds:
+        counts = np.bincount(sample.y[fold.train].astype(int), minlength=sample.task.outputs)
+        for split, rows in (("cross_validation", fold.held_out), ("test", sample.test)):
+            if len(rows):
+                p = np.tile(counts / counts.sum(), (len(rows), 1))
+                found[split].append(Predictions(seed=fold.seed, fold=fold.number, rows=rows, p=p))
+    return found

@@ -1,0 +1,104 @@
+"""The page: sections built from the run's facts, rendered by one template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ledgerlm.evaluation.report import judgement, process
+from ledgerlm.evaluation.report.blocks import Block, Card, Drawing, Section, figures, folded, table, texts
+from ledgerlm.evaluation.report.blocks import Extract as Text
+from ledgerlm.evaluation.report.figures import bars, heatmap, lines
+
+Facts = Mapping[str, Any]
+
+
+def render(facts: Facts) -> str:
+    """The report as one self-contained HTML page: no script, no request, fonts of the reader's system."""
+    environment = Environment(
+        loader=PackageLoader("ledgerlm.evaluation.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    sections = [
+        *judgement.sections(facts),
+        *_of_jobs(facts),
+        *process.sections(facts),
+        _lake(facts),
+        _made_with(facts),
+    ]
+    named = [replace(section, anchor=_anchor(section.title)) for section in sections if section.blocks]
+    return environment.get_template("report.html.j2").render(facts=facts, sections=named, cards=_cards(facts))
+
+
+def _anchor(title: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in title.lower())
+
+
+def _cards(facts: Facts) -> list[Card]:
+    tables = facts["tables"]
+    cards = [Card(value=f"{tables[name]['rows']:,}", label=name) for name in ("events", "clients") if name in tables]
+    parameters = facts["backbone"].get("parameters")
+    if parameters:
+        cards.append(Card(value=_short(parameters), label="parameters of the backbone"))
+        cards.append(Card(value=_short(facts["backbone"].get("tokens_trained", 0)), label="tokens trained on"))
+    seconds = sum(stage["seconds"] for stage in facts["stages"])
+    cards.append(Card(value=f"{seconds / 60:.1f} min", label="work of all stages"))
+    return [*cards, *judgement.cards(facts)]
+
+
+def _short(number: float) -> str:
+    for bound, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= bound:
+            return f"{number / bound:.1f} {unit}"
+    return f"{number:,}"
+
+
+def _of_jobs(facts: Facts) -> list[Section]:
+    """Sections that jobs bring themselves: `report` in their facts, a list of sections of tables and figures."""
+    return [
+        Section(title=part["title"], note=part.get("note", ""), blocks=[_block(block) for block in part["blocks"]])
+        for stage in facts["details"].values()
+        for part in stage.get("report", [])
+    ]
+
+
+def _block(block: Mapping[str, Any]) -> Block:
+    """A block from JSON: `table`, `lines`, `bars`, `heatmap` or `text` with their values."""
+    heading, note, kind = block.get("heading", ""), block.get("note", ""), block["kind"]
+    if kind == "table":
+        return table(block["columns"], block["rows"], heading=heading, note=note)
+    if kind == "text":
+        return texts([Text(text=block["text"])], heading=heading, note=note)
+    return figures([_drawing(one) for one in block["figures"]], heading=heading, note=note)
+
+
+def _drawing(figure: Mapping[str, Any]) -> Drawing:
+    draw = {
+        "lines": lambda: lines(
+            {name: (xy[0], xy[1]) for name, xy in figure["series"].items()}, figure["x"], figure["y"], dots=True
+        ),
+        "bars": lambda: bars(figure["values"], figure["x"]),
+        "heatmap": lambda: heatmap(figure["rows"], figure["columns"], figure["values"]),
+    }
+    return Drawing(svg=draw[figure["kind"]](), caption=figure.get("caption", ""))
+
+
+def _lake(facts: Facts) -> Section:
+    rows = [[name, entry["rows"], entry["version"], entry["path"]] for name, entry in facts["tables"].items()]
+    return Section(
+        title="Tables",
+        note="Delta tables; any Delta reader opens them at these versions.",
+        blocks=[table(["table", "rows", "version", "path"], rows)] if rows else [],
+    )
+
+
+def _made_with(facts: Facts) -> Section:
+    versions: Sequence[list[str]] = [[name, version] for name, version in facts["versions"].items()]
+    configuration = json.dumps(facts["configuration"], indent=2, ensure_ascii=False, default=str)
+    return Section(
+        title="Made with",
+        blocks=[table(["package", "version"], versions), folded("Configuration as it was understood", configuration)],
+    )

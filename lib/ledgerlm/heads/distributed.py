@@ -1,0 +1,140 @@
+"""One large LightGBM fit over several machines: `ray.train.lightgbm` on rows that Spark staged as Parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightgbm as lgb
+import numpy as np
+import pyarrow as pa
+from lightgbm.callback import CallbackEnv
+from pydantic import Field
+
+from ledgerlm.errors import DataError, EngineError
+from ledgerlm.heads.boosting import Boosted, LightGBMConf, raw_outputs
+from ledgerlm.heads.tasks import Task
+from ledgerlm.heads.vectors import Block, decode_rows, encode_rows
+from ledgerlm.runs.config import Conf
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+# A worker without enough rows cannot bin its share of the features, and its silence would hang the others.
+_ROWS_PER_WORKER = 100
+
+
+class DistributedConf(Conf):
+    """When and how a head is trained by Ray Train."""
+
+    above_rows: int = Field(1_000_000, ge=0, description="labelled rows above which Ray Train trains the head")
+    workers: int = Field(2, ge=1, description="Ray Train workers")
+    cpus_per_worker: int = Field(1, ge=1, description="cores and LightGBM threads of a worker")
+    holdout: float = Field(0.1, gt=0, lt=1, description="share of the training clients kept for the calibration")
+
+
+def stage_rows(labelled: DataFrame, blocks: Sequence[Block], folder: Path, workers: int) -> None:
+    """Writes training rows as Parquet that the workers read, as many files as workers or a multiple of them.
+
+    Args:
+        labelled: rows of `join_sources` with column `label` (from `Task.encode`).
+        blocks: columns of the matrix.
+        folder: where to; an earlier attempt's files are replaced.
+        workers: Ray Train workers.
+    """
+    work = partial(encode_rows, blocks=list(blocks), keep=("label",))
+    rows = labelled.mapInArrow(work, "label double, places array<int>, values array<float>")
+    rows.repartition(4 * workers).write.mode("overwrite").parquet(folder.absolute().as_uri())
+
+
+def train_distributed(
+    folder: Path,
+    width: int,
+    task: Task,
+    conf: LightGBMConf,
+    settings: DistributedConf,
+    *,
+    seed: int,
+    storage: Path,
+    categorical: Sequence[int] = (),
+) -> Boosted:
+    """Trains trees on several workers, each holding an equal share of the rows; Ray must have been started.
+
+    The workers bin features together and exchange histograms over LightGBM's own sockets, so the trees are those of
+    the whole data and not a vote of parts. Features are not scaled: trees do not depend on it.
+
+    Args:
+        folder: from `stage_rows`.
+        width: features.
+        task: what is predicted.
+        conf: settings.
+        settings: workers and their cores.
+        seed: of the draws.
+        storage: folder for the checkpoint, which all workers reach.
+        categorical: features whose values are codes.
+
+    Raises:
+        DataError: for too few rows for so many workers.
+        EngineError: when training ends without a model.
+    """
+    import ray.data
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.lightgbm import LightGBMTrainer, RayTrainReportCallback
+
+    rows = ray.data.read_parquet(str(folder))
+    count = rows.count()
+    if count < _ROWS_PER_WORKER * settings.workers:
+        raise DataError(
+            f"{count} rows are too few for {settings.workers} workers; lower distributed.workers or raise "
+            "distributed.above_rows"
+        )
+    trainer = LightGBMTrainer(
+        _train_worker,
+        train_loop_config={
+            "params": conf.params(task, seed=seed, threads=settings.cpus_per_worker),
+            "rounds": conf.n_estimators,
+            "width": width,
+            "categorical": list(categorical),
+        },
+        # Equal shards: Ray splits the rows evenly and leaves out the few that are over.
+        datasets={"train": rows.repartition(settings.workers)},
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers, resources_per_worker={"CPU": settings.cpus_per_worker}
+        ),
+        run_config=RunConfig(name=folder.name, storage_path=str(storage.absolute())),
+    )
+    result = trainer.fit()
+    if result.checkpoint is None:
+        raise EngineError(f"Ray Train ended without a model for {task.name}: {result.error}")
+    booster = RayTrainReportCallback.get_model(result.checkpoint)
+    return Boosted.from_text(booster.model_to_string(), [1.0] * width, raw_outputs(task))
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """Training loop of one Ray Train worker."""
+    import ray.train
+    from ray.train.lightgbm import RayTrainReportCallback, get_network_params
+
+    shard = ray.train.get_dataset_shard("train")
+    batches = list(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
+    if not batches:
+        raise DataError("a training worker got no rows; lower distributed.workers")
+    table = pa.concat_tables(batches)
+    x = decode_rows(table, config["width"])
+    report = RayTrainReportCallback()
+
+    def report_at_end(env: CallbackEnv) -> None:
+        # Each report waits for all workers; once is enough.
+        if env.iteration == env.end_iteration - 1:
+            report(env)
+
+    lgb.train(
+        {**config["params"], "tree_learner": "data", "pre_partition": True, **get_network_params()},
+        lgb.Dataset(
+            x, np.asarray(table.column("label"), np.float64), categorical_feature=config["categorical"] or "auto"
+        ),
+        num_boost_round=config["rounds"],
+        callbacks=[report_at_end],
+    )

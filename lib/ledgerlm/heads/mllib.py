@@ -1,0 +1,129 @@
+"""MLlib heads: logistic regression and gradient-boosted trees that train and score in Spark, in MLlib's own format."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+from pyspark.ml import Estimator, Pipeline, PipelineModel
+from pyspark.ml.classification import GBTClassifier, LogisticRegression
+from pyspark.ml.feature import MaxAbsScaler, VectorAssembler
+from pyspark.ml.functions import array_to_vector, vector_to_array
+from pyspark.ml.regression import GBTRegressor, LinearRegression
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from ledgerlm.errors import ConfigError
+from ledgerlm.heads.tasks import Task, class_index
+from ledgerlm.heads.vectors import KEY, Block, to_matrix
+from ledgerlm.runs.config import Conf
+
+MllibKind = Literal["logistic_regression", "gbt"]
+_DENSE = "vector"
+
+
+class MllibConf(Conf):
+    """Settings of MLlib's estimators."""
+
+    max_iter: int = Field(100, ge=1, description="iterations of a linear model, or trees")
+    reg_param: float = Field(0.1, ge=0, description="penalty of a linear model")
+    elastic_net: float = Field(0.0, ge=0, le=1, description="share of L1 in the penalty")
+    max_depth: int = Field(5, ge=1, description="depth of a tree")
+    step_size: float = Field(0.1, gt=0, le=1, description="shrinkage of a tree")
+
+
+def fit_mllib(
+    joined: DataFrame, blocks: Sequence[Block], task: Task, kind: MllibKind, conf: MllibConf, *, seed: int
+) -> PipelineModel:
+    """Trains a head in Spark: VectorAssembler, MaxAbsScaler, model.
+
+    Args:
+        joined: from `join_sources`, with column `label` (from the tasks' classes).
+        blocks: columns of the matrix.
+        task: what is predicted.
+        kind: logistic_regression (for a regression task a linear regression), or gbt.
+        conf: settings.
+        seed: of the trees.
+
+    Raises:
+        ConfigError: for gbt with more than two classes, which MLlib does not have.
+    """
+    rows = dense_rows(joined, blocks, keep=("label",))
+    stages: list[Any] = [
+        VectorAssembler(inputCols=[_DENSE], outputCol="assembled"),
+        MaxAbsScaler(inputCol="assembled", outputCol="features"),
+        _estimator(task, kind, conf, seed),
+    ]
+    labelled = rows.withColumn("label", class_index(task))
+    return Pipeline(stages=stages).fit(labelled)
+
+
+def _estimator(task: Task, kind: MllibKind, conf: MllibConf, seed: int) -> Estimator[Any]:
+    linear: dict[str, Any] = {"maxIter": conf.max_iter, "regParam": conf.reg_param, "elasticNetParam": conf.elastic_net}
+    trees: dict[str, Any] = {
+        "maxIter": conf.max_iter,
+        "maxDepth": conf.max_depth,
+        "stepSize": conf.step_size,
+        "seed": seed,
+    }
+    if kind == "logistic_regression":
+        return LinearRegression(**linear) if task.kind == "regression" else LogisticRegression(**linear)
+    if task.kind == "multiclass":
+        raise ConfigError(f"task {task.name} has {task.outputs} classes; MLlib's gbt knows two: use lightgbm")
+    return GBTRegressor(**trees) if task.kind == "regression" else GBTClassifier(**trees)
+
+
+def _labels(task: Task) -> Column:
+    return F.array(*(F.lit(label) for label in task.classes))
+
+
+def dense_rows(joined: DataFrame, blocks: Sequence[Block], keep: Sequence[str] = ()) -> DataFrame:
+    """Rows of `join_sources` as MLlib vectors.
+
+    Returns:
+        client_id, as_of, the kept columns, and `vector`.
+    """
+    kept = [*KEY, *keep]
+    fields = [joined.schema[name] for name in kept]
+    schema = T.StructType([*fields, T.StructField(_DENSE, T.ArrayType(T.FloatType(), containsNull=False))])
+    work = partial(_dense_batches, blocks=list(blocks), keep=kept)
+    return joined.mapInArrow(work, schema).withColumn(_DENSE, array_to_vector(F.col(_DENSE)))
+
+
+def _dense_batches(
+    batches: Iterator[pa.RecordBatch], *, blocks: Sequence[Block], keep: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        x = to_matrix(batch, blocks).toarray()
+        offsets = pa.array(range(0, x.size + 1, x.shape[1]), pa.int32())
+        columns = [*(batch.column(name) for name in keep), pa.ListArray.from_arrays(offsets, pa.array(x.ravel()))]
+        yield pa.RecordBatch.from_arrays(columns, names=[*keep, _DENSE])
+
+
+def score_mllib(joined: DataFrame, blocks: Sequence[Block], task: Task, folder: Path) -> DataFrame:
+    """Scores clients with an MLlib head.
+
+    Returns:
+        The columns of `scoring.score_rows`; MLlib gives no reasons, so that array is empty.
+    """
+    model = PipelineModel.load(folder.absolute().as_uri())
+    scored = model.transform(dense_rows(joined, blocks))
+    if task.kind == "regression":
+        probabilities, prediction = F.array().cast("array<float>"), F.col("prediction")
+        margin = prediction
+    else:
+        probabilities = vector_to_array(F.col("probability"), "float32")
+        prediction = _labels(task)[F.col("prediction").cast("int")]
+        margin = vector_to_array(F.col("rawPrediction"))[1] if task.kind == "binary" else F.array_max(probabilities)
+    return scored.select(
+        *KEY,
+        margin.cast("double").alias("margin"),
+        probabilities.alias("probabilities"),
+        prediction.alias("prediction"),
+        F.array().cast("array<struct<feature: string, contribution: float>>").alias("reasons"),
+    )

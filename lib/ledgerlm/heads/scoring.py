@@ -1,0 +1,123 @@
+"""Scoring in Spark: one model for each worker process, probabilities, deciles and the top reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ledgerlm.heads.boosting import Boosted
+from ledgerlm.heads.head import HeadCard, load_trees
+from ledgerlm.heads.tasks import Floats, Ints
+from ledgerlm.heads.vectors import KEY, to_matrix
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+# Columns that a scorer adds to client_id and as_of; `margin` orders clients for the deciles.
+SCORED = (
+    "margin double, probabilities array<float>, prediction double, "
+    "reasons array<struct<feature: string, contribution: float>>"
+)
+_REASON = pa.struct([pa.field("feature", pa.string()), pa.field("contribution", pa.float32())])
+
+
+def score_rows(joined: DataFrame, folder: Path, head_id: str, *, reasons: int = 3, threads: int = 1) -> DataFrame:
+    """Scores clients with a LightGBM head.
+
+    Each Python worker reads the head once and keeps it. A client's score depends on its vectors alone, not on the
+    rows beside it.
+
+    Args:
+        joined: from `join_sources`, with the head's own sources.
+        folder: the artefacts' `heads` folder, which all workers reach.
+        head_id: the head, whose files are checked against it.
+        reasons: features named for each client, 0 for none.
+        threads: LightGBM threads of a worker, the cores of a Spark task.
+
+    Returns:
+        client_id, as_of, margin, probabilities (classes in the card's order; empty for a regression), prediction
+        (label of the likeliest class, or the value), reasons (largest contributions to the raw score of that class,
+        for two classes of the second one; log-odds, or units of the value).
+    """
+    work = partial(_score_batches, folder=str(folder), head_id=head_id, reasons=reasons, threads=threads)
+    return joined.mapInArrow(work, f"client_id string, as_of timestamp, {SCORED}")
+
+
+def with_deciles(scored: DataFrame, accuracy: int = 10_000) -> DataFrame:
+    """Adds the decile of each client among all those scored, 1 for the highest margins.
+
+    The nine borders come from Spark's approximate quantiles (rank error at most 1/accuracy), so nothing is sorted or
+    collected; the model runs once if the caller has persisted `scored`. The order is that of the margin: for two
+    classes the log-odds before calibration, which an isotonic step does not tie; for more the probability of the
+    predicted class; for a regression the value.
+
+    Returns:
+        `scored` with decile int.
+    """
+    from pyspark.sql import functions as F
+
+    shares = [share / 10 for share in range(1, 10)]
+    row = scored.agg(F.percentile_approx("margin", shares, accuracy).alias("borders")).first()
+    borders = row["borders"] if row is not None and row["borders"] is not None else []
+    above = [F.when(F.col("margin") > border, 1).otherwise(0) for border in borders]
+    return scored.withColumn("decile", F.lit(10) - sum(above, F.lit(0)))
+
+
+@lru_cache(maxsize=4)
+def _cached(folder: str, head_id: str) -> tuple[HeadCard, Boosted]:
+    return load_trees(Path(folder), head_id)
+
+
+def _score_batches(
+    batches: Iterator[pa.RecordBatch], *, folder: str, head_id: str, reasons: int, threads: int
+) -> Iterator[pa.RecordBatch]:
+    card, model = _cached(folder, head_id)
+    for batch in batches:
+        yield score_batch(batch, card, model, reasons=reasons, threads=threads)
+
+
+def score_batch(
+    batch: pa.RecordBatch, card: HeadCard, model: Boosted, *, reasons: int = 3, threads: int = 1
+) -> pa.RecordBatch:
+    """Scores the clients of one Arrow batch; see `score_rows`."""
+    x = to_matrix(batch, card.blocks)
+    raw = model.raw(x, threads=threads)
+    p = card.calibration.apply(raw, card.task)
+    chosen = p.argmax(axis=1)
+    if card.task.kind == "regression":
+        prediction, margin, p = raw[:, 0], raw[:, 0], np.zeros((len(raw), 0))
+    else:
+        prediction = np.asarray(card.task.classes)[chosen]
+        margin = raw[:, 0] if card.task.kind == "binary" else p.max(axis=1)
+    if reasons:
+        output = chosen if model.outputs > 1 else np.zeros(len(raw), np.int64)
+        found = _top(model.contributions(x, output, threads=threads)[:, :-1], card.names, reasons)
+    else:
+        found = pa.array([[] for _ in range(len(raw))], pa.list_(_REASON))
+    columns = [*(batch.column(name) for name in KEY), pa.array(margin), _lists(p), pa.array(prediction), found]
+    return pa.RecordBatch.from_arrays(columns, names=[*KEY, "margin", "probabilities", "prediction", "reasons"])
+
+
+def _lists(p: Floats) -> pa.ListArray:
+    offsets = np.arange(len(p) + 1, dtype=np.int32) * p.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(p.astype(np.float32).ravel()))
+
+
+def _top(contributions: Floats, names: tuple[str, ...], count: int) -> pa.ListArray:
+    """The largest contributions by absolute value, largest first; zero ones are no reasons."""
+    count = min(count, len(names))
+    size = np.abs(contributions)
+    places: Ints = np.argpartition(-size, count - 1, axis=1)[:, :count]
+    places = np.take_along_axis(places, np.argsort(-np.take_along_axis(size, places, axis=1), axis=1), axis=1)
+    values = np.take_along_axis(contributions, places, axis=1)
+    kept: NDArray[np.bool_] = values != 0
+    offsets = np.r_[0, np.cumsum(kept.sum(axis=1))].astype(np.int32)
+    features = pa.array(np.asarray(names, dtype=object)[places[kept]], pa.string())
+    structs = pa.StructArray.from_arrays([features, pa.array(values[kept].astype(np.float32))], fields=list(_REASON))
+    return pa.ListArray.from_arrays(pa.array(offsets), structs)

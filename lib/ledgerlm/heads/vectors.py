@@ -1,0 +1,308 @@
+"""Representations: which vectors of a client a head reads, and how they become a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from scipy import sparse
+
+from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.runs.config import Conf
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+Times = NDArray[np.datetime64]
+KEY = ("client_id", "as_of")
+
+
+class Source(Conf):
+    """Vectors from one table."""
+
+    table: Literal["features", "embeddings"] = Field(description="table that holds the vectors")
+    feature_set: str | None = Field(None, description="features: which set; default agg")
+    parts: tuple[str, ...] = Field((), description="embeddings: named parts, laid side by side; default mean")
+    stage: str | None = Field(
+        None, description="embeddings: the embed stage that wrote them; default the latest embed stage"
+    )
+    backbone_id: str | None = Field(None, description="embeddings: backbone; default the one of the stage")
+    definition_id: str | None = Field(None, description="embeddings: definition; default the one of the stage")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, content: object) -> object:
+        if isinstance(content, Mapping) and content.get("table") == "features":
+            return {**content, "feature_set": content.get("feature_set") or "agg"}
+        if isinstance(content, Mapping) and content.get("table") == "embeddings":
+            return {**content, "parts": content.get("parts") or ("mean",)}
+        return content
+
+    @model_validator(mode="after")
+    def _fitting_keys(self) -> Source:
+        strange = (self.parts or self.stage or self.backbone_id) if self.table == "features" else self.feature_set
+        if strange:
+            raise ValueError(f"{strange!r} does not belong to table {self.table}")
+        return self
+
+    def pinned(self, facts: Callable[[str], Mapping[str, Any]]) -> Source:
+        """Fills in backbone and definition from what the embed stage reported.
+
+        Args:
+            facts: gives the facts of a finished stage by its name, or by its job's.
+        """
+        if self.table == "features" or (self.backbone_id and self.definition_id):
+            return self
+        found = facts(self.stage or "embed")
+        return self.model_copy(
+            update={
+                "backbone_id": self.backbone_id or found["backbone_id"],
+                "definition_id": self.definition_id or found["definition_id"],
+            }
+        )
+
+
+Representation = tuple[Source, ...]
+
+
+class Block(Conf):
+    """Adjacent columns of a matrix that come from one column of a table."""
+
+    column: str = Field(description="name of the column that holds this block's values")
+    group: str = Field(description="feature set or part, for grouped importances")
+    sparse: bool = Field(description="a map from feature name to value, else an array")
+    names: tuple[str, ...] = Field(description="feature names in order")
+    flag: bool = Field(False, description="whether one more feature says that the client has no such vector")
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the matrix columns."""
+        return (*self.names, f"{self.group}:missing") if self.flag else self.names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """Vectors of some clients.
+
+    Attributes:
+        client_ids: client of each row.
+        as_of: time of each row, microseconds.
+        x: rows x features, float32.
+        names: feature names.
+        groups: group of each feature.
+        columns: block column of each feature.
+    """
+
+    client_ids: NDArray[np.object_]
+    as_of: Times
+    x: sparse.csr_matrix
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    def of_sources(self, indices: Sequence[int]) -> Matrix:
+        """The features of some sources, by their numbers in `select_source`."""
+        wanted = {str(index) for index in indices}
+        kept = [place for place, column in enumerate(self.columns) if column[1:].partition("_")[0] in wanted]
+        return replace(
+            self,
+            x=self.x[:, kept],
+            names=tuple(self.names[place] for place in kept),
+            groups=tuple(self.groups[place] for place in kept),
+            columns=tuple(self.columns[place] for place in kept),
+        )
+
+
+def select_source(table: DataFrame, source: Source, index: int) -> DataFrame:
+    """Takes one source's vectors out of its table.
+
+    Args:
+        table: `features` or `embeddings`.
+        source: what to take; for embeddings with backbone and definition filled in.
+        index: number of the source in its representation; keeps column names apart.
+
+    Returns:
+        Columns client_id, as_of, and one column `s{index}_{part}` for each block; key (client_id, as_of).
+
+    Raises:
+        ConfigError: for embeddings whose backbone or definition is open.
+    """
+    from pyspark.sql import functions as F
+
+    if source.table == "features":
+        rows = table.where(F.col("feature_set") == source.feature_set)
+        return rows.select(*KEY, F.col("features").alias(f"s{index}_{source.feature_set}"))
+    if source.backbone_id is None or source.definition_id is None:
+        raise ConfigError(f"embeddings of stage {source.stage}: backbone_id and definition_id must be known")
+    rows = table.where(F.col("backbone_id") == source.backbone_id)
+    rows = rows.where(F.col("definition_id") == source.definition_id)
+    parts = [F.try_element_at("parts", F.lit(part)).alias(f"s{index}_{part}") for part in source.parts]
+    return rows.select(*KEY, *parts)
+
+
+def join_sources(sources: Sequence[Source], tables: Mapping[str, DataFrame], *, union: bool = False) -> DataFrame:
+    """Lays the blocks of several sources side by side.
+
+    Args:
+        sources: what to take, backbone and definition filled in.
+        tables: the `features` and `embeddings` tables, as far as the sources name them.
+        union: keep clients that only some sources know; else only those that all know.
+
+    Returns:
+        Columns client_id, as_of, then all blocks; key (client_id, as_of).
+    """
+    how = "full" if union else "inner"
+    frames = [select_source(tables[source.table], source, index) for index, source in enumerate(sources)]
+    return reduce(lambda one, other: one.join(other, on=list(KEY), how=how), frames)
+
+
+def learn_blocks(joined: DataFrame, *, union: bool = False, max_features: int = 100_000) -> list[Block]:
+    """Finds the feature names and lengths of each block of `join_sources`.
+
+    Args:
+        joined: rows that the features are learned from; training clients, for a head.
+        union: whether rows may lack a block; each block then gets a flag.
+        max_features: bound on the features of one block, since they are held on the driver.
+
+    Raises:
+        DataError: for an empty block, too many features, or vectors of different length.
+    """
+    from pyspark.sql import functions as F
+    from pyspark.sql import types as T
+
+    arrays = [field.name for field in joined.schema if isinstance(field.dataType, T.ArrayType)]
+    maps = [field.name for field in joined.schema if isinstance(field.dataType, T.MapType)]
+    sizes = [F.struct(F.min(F.size(name)), F.max(F.size(name))).alias(name) for name in arrays]
+    found: dict[str, tuple[str, ...]] = {}
+    if arrays:
+        row = joined.agg(*sizes).first()
+        for name in arrays:
+            low, high = row[name] if row is not None else (None, None)
+            if low is None or low != high:
+                raise DataError(
+                    f"part '{_group(name)}': vectors have {low} to {high} numbers, one length is needed; "
+                    "the embed stage must write this part for every client"
+                )
+            found[name] = tuple(f"{_group(name)}[{place}]" for place in range(int(high)))
+    for name in maps:
+        names = joined.select(F.explode(F.map_keys(name)).alias("name")).distinct().orderBy("name")
+        found[name] = tuple(row["name"] for row in names.limit(max_features + 1).toLocalIterator())
+        if not 0 < len(found[name]) <= max_features:
+            raise DataError(f"feature set '{_group(name)}': {len(found[name])} features, 1 to {max_features} needed")
+    return [
+        Block(column=name, group=_group(name), sparse=name in maps, names=found[name], flag=union)
+        for name in joined.columns
+        if name not in KEY
+    ]
+
+
+def _group(column: str) -> str:
+    return column.partition("_")[2]
+
+
+def to_matrix(batch: pa.RecordBatch | pa.Table, blocks: Sequence[Block]) -> sparse.csr_matrix:
+    """Turns rows of `join_sources` into a matrix; a feature that a row lacks is zero, an unknown one is ignored."""
+    parts = []
+    for block in blocks:
+        column = batch.column(block.column)
+        if isinstance(column, pa.ChunkedArray):
+            column = column.combine_chunks()
+        parts.append(_from_maps(column, block) if block.sparse else _from_arrays(column, block))
+        if block.flag:
+            parts.append(sparse.csr_matrix(column.is_null().to_numpy(zero_copy_only=False)[:, None].astype(np.float32)))
+    x = sparse.csr_matrix(sparse.hstack(parts, format="csr", dtype=np.float32))
+    x.sort_indices()
+    return x
+
+
+def _from_maps(column: pa.MapArray, block: Block) -> sparse.csr_matrix:
+    offsets = column.offsets.to_numpy()
+    keys, values = (child.slice(offsets[0], offsets[-1] - offsets[0]) for child in (column.keys, column.items))
+    places = pc.index_in(keys, value_set=pa.array(block.names, pa.string()))
+    known = places.is_valid().to_numpy(zero_copy_only=False)
+    kept = np.r_[0, np.cumsum(known)]
+    return sparse.csr_matrix(
+        (
+            values.to_numpy(zero_copy_only=False).astype(np.float32)[known],
+            places.fill_null(0).to_numpy()[known],
+            kept[offsets - offsets[0]],
+        ),
+        shape=(len(column), len(block.names)),
+    )
+
+
+def _from_arrays(column: pa.ListArray, block: Block) -> sparse.csr_matrix:
+    width = len(block.names)
+    dense = np.zeros((len(column), width), np.float32)
+    there = column.is_valid().to_numpy(zero_copy_only=False)
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    if len(flat) != there.sum() * width:
+        raise DataError(f"part '{block.group}': a vector has not the {width} numbers that the head was trained on")
+    dense[there] = flat.reshape(-1, width)
+    return sparse.csr_matrix(dense)
+
+
+def read_matrix(joined: DataFrame, blocks: Sequence[Block]) -> Matrix:
+    """Reads rows to this machine by Arrow; the caller bounds their number.
+
+    Memory is about 8 bytes for each value that is not zero, beside the Arrow copy of one read.
+
+    Returns:
+        The matrix, sorted by client and as_of.
+    """
+    table: pa.Table = joined.select(*KEY, *(block.column for block in blocks)).toArrow()
+    table = table.sort_by([(name, "ascending") for name in KEY])
+    return Matrix(
+        client_ids=table.column("client_id").to_numpy(zero_copy_only=False),
+        as_of=table.column("as_of").to_numpy().astype("datetime64[us]"),
+        x=to_matrix(table, blocks),
+        names=tuple(name for block in blocks for name in block.features),
+        groups=tuple(block.group for block in blocks for _ in block.features),
+        columns=tuple(block.column for block in blocks for _ in block.features),
+    )
+
+
+def encode_rows(
+    batches: Iterator[pa.RecordBatch], blocks: Sequence[Block], keep: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """For `mapInArrow`: replaces the blocks by `places` and `values` of what is not zero.
+
+    Args:
+        batches: rows of `join_sources`.
+        blocks: columns of the matrix.
+        keep: further columns to hand through.
+
+    Yields:
+        The kept columns, `places` list<int>, `values` list<float>.
+    """
+    for batch in batches:
+        x = to_matrix(batch, blocks)
+        offsets = pa.array(x.indptr, pa.int32())
+        columns = [batch.column(name) for name in keep]
+        columns.append(pa.ListArray.from_arrays(offsets, pa.array(x.indices, pa.int32())))
+        columns.append(pa.ListArray.from_arrays(offsets, pa.array(x.data, pa.float32())))
+        yield pa.RecordBatch.from_arrays(columns, names=[*keep, "places", "values"])
+
+
+def decode_rows(table: pa.Table | pa.RecordBatch, width: int) -> sparse.csr_matrix:
+    """The matrix that `encode_rows` took apart."""
+    places, values = (
+        column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        for column in (table.column("places"), table.column("values"))
+    )
+    lengths = pc.list_value_length(places).to_numpy(zero_copy_only=False)
+    return sparse.csr_matrix(
+        (
+            values.flatten().to_numpy(zero_copy_only=False).astype(np.float32),
+            places.flatten().to_numpy(zero_copy_only=False),
+            np.r_[0, np.cumsum(lengths)],
+        ),
+        shape=(len(places), width),
+    )

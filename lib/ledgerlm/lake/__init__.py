@@ -1,0 +1,1 @@
+"""Delta tables: schemas, reads at a version, idempotent writes."""

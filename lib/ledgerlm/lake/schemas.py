@@ -1,0 +1,215 @@
+"""Schemas, keys and constraints of every table; `docs/architecture.md` says what the columns mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pyspark.sql import types as T
+
+STRING = T.StringType()
+DOUBLE = T.DoubleType()
+AMOUNT = T.DecimalType(18, 4)
+VECTOR = T.ArrayType(T.FloatType(), containsNull=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Table:
+    """One Delta table.
+
+    Attributes:
+        name: folder under the lake root.
+        columns: fixed columns in order, without `run_id`, which every table has.
+        key: columns that identify a row.
+        checks: name to SQL condition, enforced by Delta as CHECK constraints.
+        open: whether the data set spec adds columns of its own.
+    """
+
+    name: str
+    columns: tuple[T.StructField, ...]
+    key: tuple[str, ...] = ()
+    checks: dict[str, str] = field(default_factory=dict)
+    open: bool = False
+
+    @property
+    def schema(self) -> T.StructType:
+        """The fixed columns and `run_id`."""
+        return T.StructType([*self.columns, T.StructField("run_id", STRING, nullable=False)])
+
+
+def _required(name: str, kind: T.DataType) -> T.StructField:
+    return T.StructField(name, kind, nullable=False)
+
+
+def _optional(name: str, kind: T.DataType) -> T.StructField:
+    return T.StructField(name, kind, nullable=True)
+
+
+CLIENT = _required("client_id", STRING)
+AS_OF = _required("as_of", T.TimestampType())
+REASON = T.StructType([_required("feature", STRING), _required("contribution", T.FloatType())])
+
+EVENTS = Table(
+    name="events",
+    columns=(
+        CLIENT,
+        _required("event_id", STRING),
+        _required("event_time", T.TimestampType()),
+        _required("event_seq", T.LongType()),
+        _optional("amount", AMOUNT),
+        _optional("currency", STRING),
+        _optional("source_file", STRING),
+    ),
+    key=("client_id", "event_id"),
+    checks={"client_not_empty": "length(client_id) > 0"},
+    open=True,
+)
+DICTIONARIES = Table(
+    name="dictionaries",
+    columns=(_required("field", STRING), _required("code", STRING), _required("description", STRING)),
+    key=("field", "code"),
+)
+CLIENTS = Table(
+    name="clients",
+    columns=(CLIENT, _required("split", STRING)),
+    key=("client_id",),
+    checks={"split_known": "split IN ('train', 'test')"},
+    open=True,
+)
+LABELS = Table(
+    name="labels",
+    columns=(CLIENT, _required("task", STRING), AS_OF, _required("label", DOUBLE), _optional("label_text", STRING)),
+    key=("client_id", "task", "as_of"),
+)
+QUARANTINE = Table(
+    name="quarantine",
+    columns=(
+        _required("stage", STRING),
+        _required("reason", STRING),
+        _optional("detail", STRING),
+        _optional("source_file", STRING),
+        _optional("payload", STRING),
+        _required("quarantined_at", T.TimestampType()),
+    ),
+)
+DOCUMENTS = Table(
+    name="documents",
+    columns=(
+        CLIENT,
+        AS_OF,
+        _required("format", STRING),
+        _required("text", STRING),
+        _required("event_count_used", T.IntegerType()),
+        _required("event_count_cut", T.IntegerType()),
+        _optional("first_event_time", T.TimestampType()),
+        _optional("last_event_time", T.TimestampType()),
+        _required("token_estimate", T.IntegerType()),
+        _required("input_hash", STRING),
+        _required("serializer", STRING),
+    ),
+    key=("client_id", "as_of", "format"),
+    checks={"no_future": "last_event_time IS NULL OR last_event_time < as_of", "cut_known": "event_count_cut >= 0"},
+)
+ENRICHED_DOCUMENTS = Table(
+    name="enriched_documents",
+    columns=(
+        CLIENT,
+        AS_OF,
+        _required("variant", T.IntegerType()),
+        _required("format", STRING),
+        _required("engine", STRING),
+        _required("prompt_id", STRING),
+        _required("seed", T.LongType()),
+        _required("text", STRING),
+        _required("input_hash", STRING),
+    ),
+    key=("client_id", "as_of", "variant"),
+)
+EMBEDDINGS = Table(
+    name="embeddings",
+    columns=(
+        CLIENT,
+        AS_OF,
+        _required("backbone_id", STRING),
+        _required("definition_id", STRING),
+        _required("parts", T.MapType(STRING, VECTOR, valueContainsNull=False)),
+        _required("token_count", T.IntegerType()),
+        _required("event_count_used", T.IntegerType()),
+        _required("event_count_cut", T.IntegerType()),
+        _required("input_hash", STRING),
+        _required("definition", STRING),
+    ),
+    key=("client_id", "as_of", "backbone_id", "definition_id"),
+)
+FEATURES = Table(
+    name="features",
+    columns=(
+        CLIENT,
+        AS_OF,
+        _required("feature_set", STRING),
+        _required("features", T.MapType(STRING, T.FloatType(), valueContainsNull=False)),
+    ),
+    key=("client_id", "as_of", "feature_set"),
+)
+SCORES = Table(
+    name="scores",
+    columns=(
+        CLIENT,
+        _required("task", STRING),
+        AS_OF,
+        _required("head_id", STRING),
+        _required("probabilities", VECTOR),
+        _required("prediction", DOUBLE),
+        _required("decile", T.IntegerType()),
+        _required("reasons", T.ArrayType(REASON, containsNull=False)),
+    ),
+    key=("client_id", "task", "as_of", "head_id"),
+    checks={"decile_range": "decile BETWEEN 1 AND 10"},
+)
+BAYES = Table(
+    name="bayes",
+    columns=(
+        CLIENT,
+        _required("task", STRING),
+        AS_OF,
+        _required("probabilities", T.ArrayType(DOUBLE, containsNull=False)),
+    ),
+    key=("client_id", "task", "as_of"),
+)
+LEADERBOARD = Table(
+    name="leaderboard",
+    columns=(
+        _required("task", STRING),
+        _required("method", STRING),
+        _required("metric", STRING),
+        _required("split", STRING),
+        _required("mean", DOUBLE),
+        _required("std", DOUBLE),
+        _required("folds", T.IntegerType()),
+        _required("seeds", T.IntegerType()),
+        _optional("low", DOUBLE),
+        _optional("high", DOUBLE),
+        _optional("baseline", STRING),
+        _optional("delta", DOUBLE),
+        _optional("delta_low", DOUBLE),
+        _optional("delta_high", DOUBLE),
+    ),
+    key=("task", "method", "metric", "split"),
+)
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        EVENTS,
+        DICTIONARIES,
+        CLIENTS,
+        LABELS,
+        QUARANTINE,
+        DOCUMENTS,
+        ENRICHED_DOCUMENTS,
+        EMBEDDINGS,
+        FEATURES,
+        SCORES,
+        BAYES,
+        LEADERBOARD,
+    )
+}

@@ -1,0 +1,1 @@
+"""Configurations, pipelines, records of runs and stages, progress."""

@@ -1,0 +1,153 @@
+"""A pipeline file: which jobs run in which order, on what data, where to."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from ledgerlm.engines.ray import RayConf
+from ledgerlm.engines.spark import SparkConf
+from ledgerlm.errors import ConfigError
+from ledgerlm.runs.config import Conf, find_file, load_yaml, nearest, parse
+from ledgerlm.runs.job import Job, JobConf
+
+# Modules of `jobs/` that are commands of the command line, but no stage of a pipeline.
+_COMMANDS = {"cli", "run", "doctor"}
+
+
+class EngineProfile(Conf):
+    """`conf/engines/NAME.yaml`: where Spark and Ray run and how they are tuned."""
+
+    spark: SparkConf = Field(default_factory=SparkConf, description="Spark session")  # type: ignore[arg-type]
+    ray: RayConf = Field(default_factory=RayConf, description="Ray connection")  # type: ignore[arg-type]
+
+
+class PipelineConf(Conf):
+    """A pipeline file, `ledgerlm run FILE`."""
+
+    pipeline: str = Field(description="name; also the folder below build/ when `out` is left out")
+    title: str = Field("", description="heading of the report")
+    out: str | None = Field(None, description="folder of lake, artefacts, records and report; default build/NAME")
+    seed: int = Field(42, description="seed of everything that is drawn")
+    engine: str = Field("laptop", description="engine profile: a name in conf/engines/ or a YAML file")
+    spark: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="Spark settings that win over the engine profile's"
+    )
+    data: str = Field(description="data set spec: a YAML file")
+    source: dict[str, Any] = Field(default_factory=dict, description="values that win over the spec's `source`")
+    stages: dict[str, dict[str, Any] | None] = Field(description="stage name to its job's configuration, in order")
+
+    @field_validator("pipeline")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        if not value.replace("_", "").replace("-", "").isalnum():
+            raise ValueError("a name of letters, digits, '-' and '_' is needed, since it becomes a folder")
+        return value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One entry of `stages`: a name, its job and the job's checked configuration."""
+
+    name: str
+    job: Job
+    conf: JobConf
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pipeline:
+    """A checked pipeline: nothing in it can still be misspelt."""
+
+    conf: PipelineConf
+    file: Path
+    data_file: Path
+    out: Path
+    engine: EngineProfile
+    stages: tuple[Stage, ...]
+
+    @property
+    def name(self) -> str:
+        """The pipeline's name."""
+        return self.conf.pipeline
+
+    def resolved(self) -> dict[str, Any]:
+        """Everything as it was understood, defaults included, as JSON values."""
+        stages = {
+            stage.name: {"job": stage.job.name, **stage.conf.model_dump(mode="json", by_alias=True)}
+            for stage in self.stages
+        }
+        engine = self.engine.model_dump(mode="json")
+        return {**self.conf.model_dump(mode="json"), "out": str(self.out), "engine_profile": engine, "stages": stages}
+
+
+def job_names() -> list[str]:
+    """The verbs that a pipeline can name: the modules of `jobs/`."""
+    import ledgerlm.jobs
+
+    modules = (module.name for module in pkgutil.iter_modules(ledgerlm.jobs.__path__))
+    return sorted(name for name in modules if name not in _COMMANDS and not name.startswith("_"))
+
+
+def job_about(name: str) -> str:
+    """What the module of a job says about itself, read without importing its engines."""
+    import ledgerlm.jobs
+
+    source = Path(ledgerlm.jobs.__path__[0]) / f"{name}.py"
+    return ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+
+
+def load_job(name: str) -> Job:
+    """The job of a verb; only its module is imported.
+
+    Raises:
+        ConfigError: when there is no such job.
+    """
+    if name not in job_names():
+        raise ConfigError(f"no job '{name}': {nearest(name, job_names())}")
+    job: Job = importlib.import_module(f"ledgerlm.jobs.{name}").JOB
+    return job
+
+
+def load_pipeline(name: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
+    """Reads and checks a pipeline file with all that it names, before anything starts.
+
+    Args:
+        name: pipeline file: a path, or a file of the shipped `conf/`.
+        overrides: `key.sub=value` items that win over the file.
+
+    Raises:
+        ConfigError: naming file, key and the nearest valid key.
+    """
+    file = find_file(name)
+    content = load_yaml(file, overrides)
+    conf = parse(PipelineConf, content, source=str(file))
+    profile = conf.engine if conf.engine.endswith((".yaml", ".yml")) else f"engines/{conf.engine}.yaml"
+    engine_file = find_file(profile, beside=file.parent)
+    engine = parse(EngineProfile, load_yaml(engine_file), source=str(engine_file))
+    if conf.spark:
+        spark = engine.spark.model_copy(update={"conf": {**engine.spark.conf, **conf.spark}})
+        engine = engine.model_copy(update={"spark": spark})
+    return Pipeline(
+        conf=conf,
+        file=file,
+        data_file=find_file(conf.data, beside=file.parent),
+        out=Path(conf.out or f"build/{conf.pipeline}").absolute(),
+        engine=engine,
+        stages=tuple(_stage(stage, settings or {}, file) for stage, settings in conf.stages.items()),
+    )
+
+
+def _stage(name: str, settings: dict[str, Any], file: Path) -> Stage:
+    verb = str(settings.get("job", name))
+    if verb not in job_names():
+        raise ConfigError(f"{file}: stages.{name}: no job '{verb}': {nearest(verb, job_names())}")
+    job = load_job(verb)
+    values = {key: value for key, value in settings.items() if key != "job"}
+    return Stage(name=name, job=job, conf=parse(job.conf, values, source=f"{file}: stages.{name}"))

@@ -1,0 +1,46 @@
+"""Fixtures that several trees share: one Spark session and one Ray for a whole test run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from ledgerlm.engines.ray import RayEngine
+
+# Before any engine or numeric library starts its threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """The laptop profile's session, on two cores."""
+    from ledgerlm.engines.spark import SparkConf, start
+    from ledgerlm.runs.config import load_yaml, shipped
+
+    profile = load_yaml(shipped("engines/laptop.yaml"))["spark"]
+    conf = profile["conf"] | {"spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse"))}
+    session = start(SparkConf(master="local[2]", conf=conf), log=tmp_path_factory.mktemp("logs") / "spark.log")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def ray_engine() -> Iterator[RayEngine]:
+    """A local Ray of two cores."""
+    from ledgerlm.engines.ray import RayConf, RayEngine
+
+    engine = RayEngine(RayConf(cpus=2, object_store_gb=0.3))
+    engine.start()
+    yield engine
+    engine.stop()

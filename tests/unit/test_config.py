@@ -1,0 +1,68 @@
+"""Strict configuration: an error names the file, the key and what was probably meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from ledgerlm.errors import ConfigError, SpecError
+from ledgerlm.runs.config import Conf, find_file, load_yaml, parse, shipped
+
+
+class Inner(Conf):
+    learning_rate: float = Field(0.1, gt=0)
+
+
+class Outer(Conf):
+    name: str
+    training: Inner = Inner()
+    parts: list[Inner] = Field(default_factory=list)
+
+
+def test_unknown_key_names_file_and_nearest_key() -> None:
+    with pytest.raises(ConfigError, match=r"demo\.yaml.*training\.learning_rat.*did you mean 'learning_rate'"):
+        parse(Outer, {"name": "a", "training": {"learning_rat": 1}}, source="demo.yaml")
+
+
+def test_unknown_key_inside_a_list() -> None:
+    with pytest.raises(ConfigError, match=r"parts\.0\.lr.*known: learning_rate"):
+        parse(Outer, {"name": "a", "parts": [{"lr": 1}]}, source="demo.yaml")
+
+
+def test_missing_key_and_bad_value_are_both_told() -> None:
+    with pytest.raises(SpecError) as caught:
+        parse(Outer, {"training": {"learning_rate": -1}}, source="spec.yaml", error=SpecError)
+    assert "key 'name' is missing" in str(caught.value)
+    assert "value: -1" in str(caught.value)
+
+
+def test_overrides_win_and_references_are_resolved(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("name: one\nout: build/${name}\ntraining:\n  learning_rate: 1\n")
+    content = load_yaml(file, ["name=two", "training.learning_rate=0.5"])
+    assert content == {"name": "two", "out": "build/two", "training": {"learning_rate": 0.5}}
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "a: ${nothing}\n"])
+def test_unusable_yaml_is_a_config_error(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.yaml"):
+        load_yaml(file)
+
+
+def test_override_without_equals_sign(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("name: one\n")
+    with pytest.raises(ConfigError, match="has no '='"):
+        load_yaml(file, ["name"])
+
+
+def test_files_are_found_beside_then_shipped(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("a: 1\n")
+    assert find_file("spec.yaml", beside=tmp_path) == (tmp_path / "spec.yaml").resolve()
+    assert find_file("engines/laptop.yaml") == shipped("engines/laptop.yaml").resolve()
+    with pytest.raises(ConfigError, match=r"no file nowhere\.yaml: looked at"):
+        find_file("nowhere.yaml", beside=tmp_path)
