@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from functools import reduce
+from typing import TYPE_CHECKING
 
 from pydantic import Field
-from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.agg import AggConf, aggregate, as_of_rows, attribute_features, histories, learn_codes, observe
+from ledgerlm.baselines.agg import (
+    AggConf,
+    Codes,
+    aggregate,
+    as_of_rows,
+    attribute_features,
+    histories,
+    learn_codes,
+    observe,
+)
+from ledgerlm.errors import DataError
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+ATTRIBUTES = "attributes"
 
 
 class AggregateConf(JobConf, AggConf):
@@ -19,36 +36,67 @@ class AggregateConf(JobConf, AggConf):
 
     feature_set: str = Field("agg", description="name of the features written")
     attributes: tuple[str, ...] = Field(
-        (), description="client attributes written as feature set `attributes`; none that a task predicts"
+        (), description="client attributes to write as feature set `attributes`; none that a task predicts"
     )
 
 
 def run(ctx: Context, conf: AggregateConf) -> StageResult:
-    """Learns the codes on training clients, then aggregates all clients."""
-    spec = ctx.spec
+    """Learns the codes on training clients, then aggregates the histories of all."""
     clients = ctx.read("clients")
-    as_of = as_of_rows(clients, ctx.read("labels") if ctx.exists("labels") else None, spec.as_of)
-    categorical = conf.categorical or tuple(field.name for field in spec.fields_of("categorical"))
-    numeric = conf.numeric or tuple(field.name for field in spec.fields_of("numeric"))
+    labels = ctx.read("labels") if ctx.exists("labels") else None
+    as_of = as_of_rows(clients, labels, ctx.spec.as_of)
+    numeric = _names(conf.numeric, ctx, "numeric")
     observed = observe(
-        ctx.read("events"), categorical=categorical, numeric=numeric, weekday=conf.calendar,
-        hour=conf.calendar and spec.time.has_clock,
+        ctx.read("events"),
+        categorical=_names(conf.categorical, ctx, "categorical"),
+        numeric=numeric,
+        hour=conf.calendar and ctx.spec.time.has_clock,
+        weekday=conf.calendar,
     )
-    training = as_of.join(clients.where(F.col("split") == "train").select("client_id"), on="client_id", how="leftsemi")
+    training = as_of.join(clients.where("split = 'train'").select("client_id"), on="client_id", how="leftsemi")
     codes = learn_codes(histories(observed, training), conf.max_codes)
+    _save(ctx, conf, codes)
+    whole = ("amount", "log_amount", "log_days", *numeric)
+    sets = {conf.feature_set: aggregate(histories(observed, as_of), as_of, codes, numeric=whole, by_code=conf.by_code)}
+    if conf.attributes:
+        sets[ATTRIBUTES] = attribute_features(clients, as_of, conf.attributes)
+    names = ", ".join(f"'{name}'" for name in sets)
+    written = ctx.write("features", _together(sets), where=f"feature_set IN ({names})")
+    wanted = as_of.count() * len(sets)
+    if written.rows != wanted:
+        raise DataError(f"{wanted} rows of features were to be written, but {written.rows} were; run the stage again")
+    return StageResult(
+        rows_in=wanted,
+        rows_out=written.rows,
+        tables={"features": written.version},
+        facts={"feature_sets": list(sets), "codes": {field: len(kept) for field, kept in codes.items()}},
+    )
+
+
+def _names(chosen: tuple[str, ...] | None, ctx: Context, kind: str) -> tuple[str, ...]:
+    return tuple(field.name for field in ctx.spec.fields if field.kind == kind) if chosen is None else chosen
+
+
+def _save(ctx: Context, conf: AggregateConf, codes: Codes) -> None:
     folder = ctx.artefacts / "features" / conf.feature_set
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "codes.json").write_text(json.dumps(codes, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    rows = aggregate(
-        histories(observed, as_of), codes, numeric=("amount", "log_amount", "log_days", *numeric), by_code=conf.by_code
-    )
-    sets = {conf.feature_set: rows}
-    if conf.attributes:
-        sets["attributes"] = attribute_features(clients, as_of, conf.attributes)
-    written = ctx.write("features", _named(sets), where=f"feature_set IN ({_quoted(sets)})")
-    return StageResult(
-        rows_in=as_of.count() * len(sets),
-        rows_out=written.rows,
-        tables={"features": written.version},
-        facts={"codes": {field: len(kept) for field, kept in codes.items()}, "feature_sets": list(sets)},
-    )
+
+
+def _together(sets: Mapping[str, DataFrame]) -> DataFrame:
+    named = [rows.withColumn("feature_set", F.lit(name)) for name, rows in sets.items()]
+    return reduce(lambda one, other: one.unionByName(other), named)
+
+
+JOB = Job(
+    name="aggregate",
+    engine="spark",
+    conf=AggregateConf,
+    run=run,
+    reads=("events", "clients", "labels"),
+    writes=("features",),
+)
+main = JOB.main
+
+if __name__ == "__main__":
+    sys.exit(main())

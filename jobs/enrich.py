@@ -44,7 +44,12 @@ def run(ctx: Context, conf: EnrichConf) -> StageResult:
     ctx.failpoint("after_staging")
     ctx.ray.start()
     with ctx.progress.task("Enriching documents", total=expected.documents) as task:
-        stats = Pool(conf.pool, conf, ctx.seed).run(shards, lambda shard: task.advance(shard.documents))
+
+        def finished(shard: ShardStats) -> None:
+            task.advance(shard.documents)
+            ctx.failpoint("after_shard")
+
+        stats = Pool(conf.pool, conf, ctx.seed).run(shards, finished)
     ctx.failpoint("after_pool")
     facts = _facts(stats, shards, expected)
     rewrites = ctx.spark.read.option("pathGlobFilter", "shard-*.parquet").parquet(str(ctx.staging / "out"))

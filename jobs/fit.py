@@ -21,7 +21,7 @@ from ledgerlm.heads.head import HeadCard, hash_names, save_head
 from ledgerlm.heads.mllib import MllibConf, MllibKind, fit_mllib
 from ledgerlm.heads.parallel import Fit, Fitted, run_on_ray
 from ledgerlm.heads.tasks import Floats, Task, class_index, declared_tasks, find_tasks
-from ledgerlm.heads.vectors import KEY, Block, Source, join_sources, learn_blocks, read_matrix
+from ledgerlm.heads.vectors import KEY, Block, Source, component_names, join_sources, learn_blocks, read_matrix
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
 
@@ -72,7 +72,7 @@ def run(ctx: Context, conf: FitConf) -> StageResult:
     """Trains, calibrates and writes a head for each task."""
     tasks = find_tasks(ctx.read("labels"), conf.tasks, declared_tasks(ctx.spec))
     sources = tuple(source.pinned(ctx.facts) for source in conf.sources)
-    training = _training(ctx, tasks, sources)
+    training = _training(ctx, tasks, sources, component_names(conf.sources, ctx.facts))
     trained: dict[str, _Trained] = {}
     if conf.kind != "lightgbm":
         trained = {task.name: _in_spark(ctx, conf, task, training) for task in tasks}
@@ -104,9 +104,11 @@ def run(ctx: Context, conf: FitConf) -> StageResult:
     return StageResult(rows_in=rows, rows_out=rows, facts={"representation": conf.representation, "heads": heads})
 
 
-def _training(ctx: Context, tasks: Sequence[Task], sources: Sequence[Source]) -> _Training:
+def _training(
+    ctx: Context, tasks: Sequence[Task], sources: Sequence[Source], named: Mapping[str, Sequence[str]]
+) -> _Training:
     labels = labelled_rows(ctx.read("labels"), ctx.read("clients"), tasks).where("split = 'train'")
-    tables = {source.table: ctx.read(source.table) for source in sources}
+    tables: dict[str, DataFrame] = {source.table: ctx.read(source.table) for source in sources}
     keys = labels.select(*KEY).distinct()
     vectors = join_sources(sources, tables).join(keys, on=list(KEY), how="inner")
     known = labels.join(vectors.select(*KEY), on=list(KEY), how="inner")
@@ -115,7 +117,7 @@ def _training(ctx: Context, tasks: Sequence[Task], sources: Sequence[Source]) ->
     return _Training(
         labels=labels,
         vectors=vectors,
-        blocks=learn_blocks(vectors),
+        blocks=learn_blocks(vectors, named=named),
         rows={task: row["rows"] for task, row in found.items()},
         as_of={task: row["as_of"].isoformat() for task, row in found.items()},
     )

@@ -73,7 +73,7 @@ def test_each_variant_of_a_document_is_another_format_and_the_keys_are_carried(t
     assert len(rows) == 40 and stats.kept == 40 and stats.documents == 5
     assert all(len({rows[f"c{n}/{v}"]["format"] for v in range(8)}) == 8 for n in range(5))
     row = rows["c3/1"]
-    assert (row["input_hash"], row["engine"], row["reason"]) == ("h3", "template-1-any", None)
+    assert (row["input_hash"], row["engine"], row["reason"]) == ("h3", "template-1-compact", None)
     assert row["as_of"].isoformat() == "2017-07-14T02:40:00+00:00"
     assert len({row["seed"] for row in rows.values()}) == 40
 
@@ -108,7 +108,7 @@ def test_only_the_row_that_an_engine_fails_on_is_refused(tmp_path: Path, bad: st
     rows, stats = finish(stage(tmp_path, ["a", "b", bad, "d", "e"]), Picky(Conf()))
     assert {key for key, row in rows.items() if row["reason"]} == {"c2/0", "c2/1", "c2/2"}
     assert stats.refused == {"engine_error": 3} and stats.kept == 12
-    assert "c2" in rows["c2/0"]["payload"] and "picky" in rows["c2/0"]["prompt_id"] or rows["c2/0"]["detail"]
+    assert ("c2" in rows["c2/0"]["payload"] and "picky" in rows["c2/0"]["prompt_id"]) or rows["c2/0"]["detail"]
 
 
 def test_a_document_that_cannot_be_read_is_refused_with_all_its_variants(tmp_path: Path) -> None:
@@ -118,9 +118,8 @@ def test_a_document_that_cannot_be_read_is_refused_with_all_its_variants(tmp_pat
 
 
 def test_a_text_that_gives_orders_changes_nothing_but_its_own_words(tmp_path: Path) -> None:
-    usual, _ = finish(stage(tmp_path / "usual", ["QXQ", "b"]), formats="table", options={"density": "compact"})
     ordered, _ = finish(stage(tmp_path / "ordered", [INJECTION, "b"]), formats="table")
-    usual, _ = finish(stage(tmp_path / "again", ["QXQ", "b"]), formats="table")
+    usual, _ = finish(stage(tmp_path / "usual", ["QXQ", "b"]), formats="table")
     assert all(row["reason"] is None for row in ordered.values())
     for key, row in ordered.items():
         words = re.sub(r" +", " ", row["text"].replace(INJECTION, "QXQ"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, field_validator
@@ -19,7 +20,8 @@ class EmbeddingDefinition(Conf):
     """One way to turn a document into named vectors; two vectors compare only under the same definition.
 
     A token's state is the mean of the chosen layers' states (LLM4ES, `emb = mean_tokens(1/k sum_l H_l)`); the parts
-    sum up the states of a document's tokens. The last four fields are filled in by `resolve`.
+    sum up the states of a document's tokens. `resolve` fills in what depends on the backbone, the machine and the
+    documents.
     """
 
     last_k: int = Field(8, ge=1, description="hidden layers averaged, counted from the last; capped at the layers")
@@ -40,6 +42,7 @@ class EmbeddingDefinition(Conf):
     recent_half_life: float = Field(16.0, gt=0, description="half-life of `recent`'s weights, in events")
     surprise_events: int = Field(8, ge=1, description="last events whose mean surprise is compared with the whole")
     fields: tuple[str, ...] = Field((), description="names of an event's fields in the text; empty: one, `text`")
+    text_format: str = Field("", description="format of the documents")
     layers: tuple[int, ...] = Field((), description="hidden state indices used (0 is the input embedding)")
     definition_version: Literal[1] = Field(1, description="grows when the same settings give another vector")
 
@@ -51,7 +54,13 @@ class EmbeddingDefinition(Conf):
         return parts
 
     def resolve(
-        self, *, layer_count: int, context: int, dtype: Literal["fp32", "bf16"], fields: tuple[str, ...]
+        self,
+        *,
+        layer_count: int,
+        context: int,
+        dtype: Literal["fp32", "bf16"],
+        text_format: str,
+        fields: tuple[str, ...],
     ) -> EmbeddingDefinition:
         """Fills in what depends on the backbone, the machine and the documents.
 
@@ -59,6 +68,7 @@ class EmbeddingDefinition(Conf):
             layer_count: layers of the backbone; caps `last_k`.
             context: longest window in tokens that the backbone can read; caps `context`.
             dtype: precision that `auto` stands for.
+            text_format: format of the documents.
             fields: names of an event's fields, used when the definition names none.
         """
         k = min(self.last_k, layer_count)
@@ -67,6 +77,7 @@ class EmbeddingDefinition(Conf):
                 "last_k": k,
                 "context": min(self.context or context, context),
                 "dtype": dtype if self.dtype == "auto" else self.dtype,
+                "text_format": text_format,
                 "fields": self.fields or fields or ("text",),
                 "layers": tuple(range(layer_count + 1 - k, layer_count + 1)),
             }
@@ -87,14 +98,14 @@ class EmbeddingDefinition(Conf):
         """Sixteen hexadecimal digits of the hash of `json_text`."""
         return hashlib.sha256(self.json_text.encode()).hexdigest()[:16]
 
-    def component_names(self, width: int) -> dict[str, list[str]]:
+    def component_names(self, widths: Mapping[str, int]) -> dict[str, list[str]]:
         """Name of each number of each part, such as `mean:0` or `surprise:amount:std`.
 
         Args:
-            width: width of the backbone's hidden states.
+            widths: numbers in each part.
         """
         return {
-            part: surprise_names(self.fields) if part == "surprise" else [f"{part}:{i}" for i in range(width)]
+            part: surprise_names(self.fields) if part == "surprise" else [f"{part}:{i}" for i in range(widths[part])]
             for part in self.parts
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,17 +15,19 @@ class DocumentSums:
     Sums are in fp64, so that the variance is safe and the order of windows does not show in the fp32 result.
     """
 
-    def __init__(self, documents: int, width: int, parts: Collection[str], half_life: float, device: torch.device):
+    def __init__(
+        self, documents: int, width: int, parts: Collection[str], half_life: float, device: torch.device
+    ) -> None:
         self._half_life = half_life
         self._parts = [part for part in ("mean", "recent", "last_event", "last_token") if part in parts]
         if "std" in parts and "mean" not in self._parts:
             self._parts.append("mean")
         self._wanted = frozenset(parts)
-        wide = {"dtype": torch.float64, "device": device}
-        self._sums = {part: torch.zeros(documents, width, **wide) for part in self._parts}
-        self._weights = {part: torch.zeros(documents, **wide) for part in self._parts}
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        self._sums = {part: zeros(documents, width) for part in self._parts}
+        self._weights = {part: zeros(documents) for part in self._parts}
         if "std" in parts:
-            self._squares = torch.zeros(documents, width, **wide)
+            self._squares = zeros(documents, width)
         if "max" in parts:
             self._max = torch.full((documents, width), -torch.inf, device=device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 
 from pydantic import Field
@@ -29,18 +30,41 @@ class AggConf(Conf):
     by_code: tuple[str, ...] = Field(
         ("log_amount",), description="numbers with a mean and a deviation for each code: log_amount, amount, log_days…"
     )
-    calendar: bool = Field(True, description="take hour and weekday of the event as codes")
+    calendar: bool = Field(True, description="take hour (where there is one) and weekday of an event as codes")
     max_codes: int = Field(200, ge=1, description="most frequent codes of a column that get features of their own")
 
 
-def observe(events: DataFrame, *, categorical: Sequence[str], numeric: Sequence[str], calendar: bool) -> DataFrame:
+def as_of_rows(clients: DataFrame, labels: DataFrame | None, default: dt.datetime | None) -> DataFrame:
+    """When each client's history ends: at the `as_of` of its labels, for a client without labels at the default.
+
+    Args:
+        clients: the `clients` table.
+        labels: the `labels` table, if there is one.
+        default: the data set's own; None leaves out the clients without labels.
+
+    Returns:
+        client_id, as_of; distinct.
+    """
+    ids = clients.select("client_id").distinct()
+    end = F.lit(None if default is None else default.isoformat()).cast("timestamp")
+    if labels is None:
+        return ids.withColumn("as_of", end).where(F.col("as_of").isNotNull())
+    own = labels.select(*_KEY).distinct()
+    rows = ids.join(own, on="client_id", how="left").withColumn("as_of", F.coalesce("as_of", end))
+    return rows.where(F.col("as_of").isNotNull())
+
+
+def observe(
+    events: DataFrame, *, categorical: Sequence[str], numeric: Sequence[str], hour: bool, weekday: bool
+) -> DataFrame:
     """Prepares events for aggregation.
 
     Args:
         events: the `events` table.
         categorical: columns of codes.
         numeric: columns of numbers beside the amount.
-        calendar: add `hour` and `weekday` (1 is Sunday) as codes.
+        hour: take the hour as a code, where the data have a time of day.
+        weekday: take the weekday as a code (1 is Sunday).
 
     Returns:
         client_id, event_time, `codes` array<struct<field, code>>, and as doubles: amount, log_amount = sign(x) ln(1 +
@@ -51,8 +75,8 @@ def observe(events: DataFrame, *, categorical: Sequence[str], numeric: Sequence[
     seconds = F.col("event_time").cast("double") - F.lag("event_time").over(before).cast("double")
     amount = F.col("amount").cast("double")
     fields: dict[str, Column] = {name: F.col(name) for name in categorical}
-    if calendar:
-        fields |= {"hour": F.hour("event_time").cast("string"), "weekday": F.dayofweek("event_time").cast("string")}
+    fields |= {"hour": F.hour("event_time").cast("string")} if hour else {}
+    fields |= {"weekday": F.dayofweek("event_time").cast("string")} if weekday else {}
     codes = [
         F.struct(F.lit(name).alias("field"), F.coalesce(code, F.lit(ABSENT)).alias("code"))
         for name, code in fields.items()
@@ -106,7 +130,12 @@ def learn_codes(training: DataFrame, max_codes: int) -> Codes:
 
 
 def aggregate(
-    rows: DataFrame, codes: Mapping[str, Sequence[str]], *, numeric: Sequence[str], by_code: Sequence[str]
+    rows: DataFrame,
+    as_of: DataFrame,
+    codes: Mapping[str, Sequence[str]],
+    *,
+    numeric: Sequence[str],
+    by_code: Sequence[str],
 ) -> DataFrame:
     """Aggregates histories (pytorch-lifestream's `AggFeatureSeqEncoder`, in long form instead of one wide pivot).
 
@@ -116,6 +145,7 @@ def aggregate(
 
     Args:
         rows: from `histories`.
+        as_of: client_id, as_of of every row wanted; one without events gets no features, but is there.
         codes: from `learn_codes`.
         numeric: numbers aggregated over the whole history.
         by_code: numbers aggregated for each code.
@@ -134,19 +164,21 @@ def aggregate(
     entries = F.when(F.col("field") == _ALL, _entries("", numeric, ("sum", "mean", "std"))).when(
         F.col("known"), _entries(F.concat("field", F.lit("="), "code", F.lit(":")), by_code, ("mean", "std"))
     )
-    distinct = [
+    distinct: list[Column] = [
         F.struct(
             F.lit(f"{field}:distinct").alias("name"),
             F.count_if(F.col("field") == field).cast("float").alias("value"),
         )
         for field in codes
     ]
-    return (
+    made = (
         groups.join(known, on=["field", "code"], how="left")
         .groupBy(*_KEY)
-        .agg(F.flatten(F.collect_list(entries)).alias("entries"), F.array(*distinct).alias("distinct"))
-        .select(*_KEY, _without_zeros(F.concat("entries", "distinct") if codes else F.col("entries")).alias("features"))
+        .agg(F.flatten(F.concat(F.collect_list(entries), F.array(F.array(*distinct)))).alias("entries"))
+        .select(*_KEY, _without_zeros(F.col("entries")).alias("features"))
     )
+    features = F.coalesce("features", F.create_map().cast("map<string, float>"))
+    return as_of.join(made, on=list(_KEY), how="left").select(*_KEY, features.alias("features"))
 
 
 def _statistics(name: str) -> list[Column]:

@@ -46,12 +46,13 @@ class RayEngine:
         Raises:
             EngineError: when the cluster cannot be reached or the local Ray does not come up.
         """
+        # Ray reads its environment as it is imported, and without a token its daemons die.
+        for key, value in _ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
         import ray
 
         if ray.is_initialized():
             return
-        for key, value in _ENVIRONMENT.items():
-            os.environ.setdefault(key, value)
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
         if self.settings.address:
             options["address"] = self.settings.address

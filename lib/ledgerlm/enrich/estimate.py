@@ -17,7 +17,7 @@ class CostConf(Conf):
 
     characters_per_token: float = Field(3.5, gt=0, description="characters of a token")
     growth: float = Field(1.5, gt=0, description="length of a rewrite against the text that it tells")
-    tokens_per_second: float = Field(100_000, gt=0, description="tokens that one worker writes in a second")
+    tokens_per_second: float = Field(300_000, gt=0, description="tokens that one worker writes in a second")
     worker_hour: float = Field(0, ge=0, description="price of one worker for an hour")
     input_million: float = Field(0, ge=0, description="price of a million tokens read, for endpoints")
     output_million: float = Field(0, ge=0, description="price of a million tokens written, for endpoints")

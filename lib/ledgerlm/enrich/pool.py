@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import ray
 from pydantic import Field
-from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
 
 from ledgerlm.enrich.engine import make_engine
 from ledgerlm.enrich.rewrite import RewriteConf, Rewriter
 from ledgerlm.enrich.shards import Shard, ShardStats, enrich_shard
 from ledgerlm.errors import EngineError
 from ledgerlm.runs.config import Conf
-
-_DEATHS = (RayActorError, WorkerCrashedError, OutOfMemoryError)
 
 
 class PoolConf(Conf):
@@ -87,6 +85,8 @@ class Pool:
         return [done[shard.number] for shard in shards]
 
     def _work(self, waiting: deque[Shard]) -> Iterator[ShardStats]:
+        import ray  # not before `RayEngine.start` has set its environment
+
         busy: dict[Any, tuple[Shard, Any]] = {}
         deaths: Counter[int] = Counter()
         idle = [self._hire() for _ in range(min(self._conf.workers, len(waiting)))]
@@ -109,13 +109,17 @@ class Pool:
 
     def _outcome(self, ended: Any, shard: Shard, deaths: Counter[int]) -> ShardStats | None:
         """Statistics of a shard; None when its worker died and another may try."""
+        import ray
+        from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+
         try:
             stats: ShardStats = ray.get(ended)
-        except _DEATHS as death:
+        except (RayActorError, WorkerCrashedError, OutOfMemoryError) as death:
             deaths[shard.number] += 1
             if getattr(death, "actor_init_failed", False) or deaths[shard.number] >= self._conf.deaths:
-                times = f"{deaths[shard.number]} times over shard {shard.number} ({shard.source})"
-                raise EngineError(f"an enrichment worker died {times}: {death}") from death
+                *_, cause = str(death).strip().splitlines()
+                count = f"{deaths[shard.number]} enrichment workers died over shard {shard.number} ({shard.source})"
+                raise EngineError(f"{count}, the last one so: {cause}") from death
             return None
         except RayTaskError as error:
             where = f"shard {shard.number} ({shard.source})"
@@ -123,4 +127,9 @@ class Pool:
         return stats
 
     def _hire(self) -> Any:
-        return ray.remote(**self._conf.resources())(Worker).remote(*self._arguments)
+        import ray
+
+        options = self._conf.resources()
+        if ":" in self._arguments[0].engine:  # the user's own engine is importable where it is here
+            options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
+        return ray.remote(**options)(Worker).remote(*self._arguments)

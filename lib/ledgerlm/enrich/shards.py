@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -151,7 +152,7 @@ def enrich_shard(rewriter: Rewriter, shard: Shard, *, batch_size: int, variants:
     began = time.monotonic()
     journal = Journal(shard.target.with_suffix(".journal"), session)
     tally = Tally()
-    aside = shard.target.with_name(f".{shard.target.name}")
+    aside = _aside(shard.target)
     with pq.ParquetWriter(aside, STAGED) as writer:
         for documents in _documents(shard.source, max(1, batch_size // variants)):
             rewrites = _rewrite(rewriter, documents, journal, tally.rewrites)
@@ -251,6 +252,11 @@ class Tally:
 
 def write_aside(path: Path, text: str) -> None:
     """Writes a small file so that it is there whole or not at all."""
-    aside = path.with_name(f".{path.name}")
+    aside = _aside(path)
     aside.write_text(text)
     aside.replace(path)
+
+
+def _aside(path: Path) -> Path:
+    # A name of its own: a worker of a killed run may live on for a moment beside the one that does its shard again.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -20,7 +20,7 @@ class TemplateOptions(Conf):
     """Settings of the template engine."""
 
     density: Literal["compact", "any"] = Field(
-        "any", description="`compact`: only layouts of few tokens an event; `any`: all layouts"
+        "compact", description="`compact`: only layouts of few tokens an event; `any`: all layouts"
     )
 
 

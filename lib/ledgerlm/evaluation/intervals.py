@@ -77,12 +77,23 @@ def bootstrap(
     return np.concatenate(values)
 
 
-def interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of bootstrap values; NaN bounds when none is defined."""
+def interval(values: Floats, estimate: float, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap values, moved so that their mean is the estimate.
+
+    A resample repeats clients, which flatters average precision; the shift takes that out.
+
+    Args:
+        values: from `bootstrap`, or the difference of two such.
+        estimate: the figure that the interval is about.
+        level: share of the resamples within.
+
+    Returns:
+        Low and high; NaN when no resample is defined.
+    """
     defined = values[~np.isnan(values)]
     if not len(defined):
         return float("nan"), float("nan")
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2]) + (estimate - defined.mean())
     return float(low), float(high)
 
 

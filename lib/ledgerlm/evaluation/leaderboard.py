@@ -96,17 +96,18 @@ def _figures(metric: Metric, sample: Sample, predictions: Sequence[Predictions],
 def _entry(key: tuple[str, str, str, str], figures: Mapping[str, _Figures], baseline: str) -> Entry:
     task, method, metric, split = key
     own, base = figures[method], figures.get(baseline)
-    low, high = interval(own.drawn)
+    mean = float(np.nanmean(own.values))
+    low, high = interval(own.drawn, mean)
     delta, delta_low, delta_high = None, None, None
     if base is not None and method != baseline:
         delta = float(np.nanmean(own.values - base.values))
-        delta_low, delta_high = interval(own.drawn - base.drawn)
+        delta_low, delta_high = interval(own.drawn - base.drawn, delta)
     return Entry(
         task=task,
         method=method,
         metric=metric,
         split=split,
-        mean=float(np.nanmean(own.values)),
+        mean=mean,
         std=float(np.nanstd(own.values)),
         folds=own.folds,
         seeds=own.seeds,

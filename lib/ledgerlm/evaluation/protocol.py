@@ -54,15 +54,17 @@ class Fold:
     held_out: Ints
 
 
-def labelled_rows(labels: DataFrame, clients: DataFrame, tasks: Sequence[Task], max_rows: int | None = None) -> DataFrame:
+def labelled_rows(
+    labels: DataFrame, clients: DataFrame, tasks: Sequence[Task], max_rows: int | None = None
+) -> DataFrame:
     """The labelled sample of some tasks, bounded.
 
     Args:
         labels: the `labels` table.
         clients: the `clients` table, for the split.
         tasks: tasks wanted.
-        max_rows: bound on labels (about), None for all; above it whole clients are left out by the hash of their id, the same every
-            time.
+        max_rows: bound on labels (about), None for all; above it whole clients are left out by the hash of their id,
+            the same ones every time.
 
     Returns:
         client_id, as_of, task, label, split; one row a label.

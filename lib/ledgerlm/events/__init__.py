@@ -1,0 +1,1 @@
+"""Events: what a data set is, and how its files become events, clients and labels."""

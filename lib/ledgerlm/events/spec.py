@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from ledgerlm.errors import ConfigError, SpecError
 from ledgerlm.lake.schemas import EVENTS
@@ -18,14 +18,22 @@ TaskKind = Literal["binary", "multiclass", "regression"]
 Mask = Literal["iban", "card", "email"]
 
 
-class FileSpec(Conf):
+class SpecPart(Conf):
+    """Base of the parts of a spec. YAML reads unquoted codes as numbers: they become text (quote leading zeros)."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+
+class FileSpec(SpecPart):
     """One file, or several of one form, below `source.path`."""
 
     glob: str = Field(description="file name or pattern below source.path; an absolute path or a URL stands for itself")
     format: Literal["csv", "json", "parquet", "delta"] = Field("csv", description="json: one object a line")
     separator: str = Field(",", min_length=1, description="csv: what stands between columns")
     quote: str = Field('"', max_length=1, description="csv: quote character, doubled inside a value; empty for none")
-    header: bool = Field(True, description="csv: the first line names the columns; equal lines further down are skipped")
+    header: bool = Field(
+        True, description="csv: the first line names the columns; the same line further down is skipped"
+    )
     columns: tuple[str, ...] = Field((), description="csv: column names in order; needed without a header")
     encoding: Literal["utf-8", "iso-8859-1"] = Field("utf-8", description="csv, json: encoding of the text")
     decimal: str = Field(".", min_length=1, max_length=1, description="decimal sign of numbers written as text")
@@ -43,15 +51,15 @@ class FileSpec(Conf):
         return self
 
 
-class JoinSpec(Conf):
+class JoinSpec(SpecPart):
     """An attribute file whose columns are added to every event by a key, such as products by product id."""
 
     file: FileSpec
-    on: str = Field(description="key column, of the same name in the events and in the file")
+    key: str = Field(description="key column, of the same name in the events and in the file")
     columns: tuple[str, ...] = Field(min_length=1, description="columns that the file adds")
 
 
-class SourceSpec(Conf):
+class SourceSpec(SpecPart):
     """Where the event files lie."""
 
     path: str = Field("", description="folder or URL; relative: beside the spec, in the shipped conf/, or from here")
@@ -59,7 +67,7 @@ class SourceSpec(Conf):
     needs: str = Field("", description="what to tell a user whose path is empty or wrong: where the files come from")
 
 
-class TimeSpec(Conf):
+class TimeSpec(SpecPart):
     """The time of an event, and how it is written. Times without a zone are taken in `zone`."""
 
     column: str
@@ -93,7 +101,7 @@ class TimeSpec(Conf):
         return self.format != "days" and any(letter in self.format for letter in "HhKk")
 
 
-class EventIdSpec(Conf):
+class EventIdSpec(SpecPart):
     """What identifies an event of a client: columns, or else a hash of the whole row as it was delivered."""
 
     columns: tuple[str, ...] = Field((), description="columns joined to the id; empty: SHA-256 of the raw row")
@@ -104,14 +112,14 @@ class EventIdSpec(Conf):
     )
 
 
-class SignSpec(Conf):
+class SignSpec(SpecPart):
     """The sign of amounts that are written without one, by a column such as the transaction type."""
 
     column: str
-    negative: tuple[str, ...] = Field(min_length=1, description="values (after `values` of the file) of money going out")
+    negative: tuple[str, ...] = Field(min_length=1, description="values (after the file's `values`) of money going out")
 
 
-class AmountSpec(Conf):
+class AmountSpec(SpecPart):
     """The amount of an event; money going out is negative when the data say so."""
 
     column: str
@@ -126,7 +134,7 @@ class AmountSpec(Conf):
         return self
 
 
-class DictionarySpec(Conf):
+class DictionarySpec(SpecPart):
     """A file from code to description."""
 
     file: FileSpec
@@ -134,7 +142,7 @@ class DictionarySpec(Conf):
     description: str = Field(description="column of the description")
 
 
-class FieldSpec(Conf):
+class FieldSpec(SpecPart):
     """One attribute of an event, in the order in which texts show them."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="column in the events table")
@@ -142,7 +150,9 @@ class FieldSpec(Conf):
     kind: Kind = "categorical"
     title: str = Field("", description="human name used in headers; left out, the name")
     short: str = Field("", pattern=r"^[^\s|]*$", description="prefix of the value in compact text")
-    dictionary: DictionarySpec | dict[str, str] | None = Field(None, description="code -> description, inline or a file")
+    dictionary: DictionarySpec | dict[str, str] | None = Field(
+        None, description="code -> description, inline or a file"
+    )
     values: dict[str, str] = Field(default_factory=dict, description="value -> value to use; others stay as they are")
     nulls: tuple[str, ...] = Field((), description="values that mean absent, beside the empty one")
     optional: bool = Field(False, description="files may lack the column")
@@ -156,7 +166,7 @@ class FieldSpec(Conf):
         return content
 
 
-class ClientFileSpec(Conf):
+class ClientFileSpec(SpecPart):
     """A file with attributes of clients."""
 
     file: FileSpec
@@ -165,7 +175,7 @@ class ClientFileSpec(Conf):
     nulls: tuple[str, ...] = Field((), description="values that mean absent, beside the empty one")
 
 
-class AsOfSpec(Conf):
+class AsOfSpec(SpecPart):
     """Instant of a label that stands in a column; only events before it belong to the history."""
 
     column: str
@@ -175,7 +185,7 @@ class AsOfSpec(Conf):
     zone: str = "UTC"
 
 
-class LabelSpec(Conf):
+class LabelSpec(SpecPart):
     """One task and the file that holds its labels."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the task")
@@ -218,7 +228,7 @@ class LabelSpec(Conf):
         return self.classes or ("0", "1")
 
 
-class PseudonymSpec(Conf):
+class PseudonymSpec(SpecPart):
     """Replaces client ids by a keyed HMAC-SHA256. Quarantine keeps raw rows unless told otherwise."""
 
     key_env: str = Field("LEDGERLM_PSEUDONYM_KEY", description="environment variable that holds the secret key")
@@ -226,7 +236,7 @@ class PseudonymSpec(Conf):
     keep_payload: bool = Field(True, description="whether quarantine keeps raw rows, which hold the real ids")
 
 
-class SplitSpec(Conf):
+class SplitSpec(SpecPart):
     """Which labelled clients are the test clients. Clients without a label are training clients."""
 
     rule: Literal["auto", "shuffle", "hash"] = Field(
@@ -240,7 +250,7 @@ class SplitSpec(Conf):
     limit: int = Field(1_000_000, ge=1, description="most labelled clients that the shuffle rule takes")
 
 
-class DataSetSpec(Conf):
+class DataSetSpec(SpecPart):
     """A data set: where its files lie and what their columns mean."""
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")

@@ -17,6 +17,7 @@ from pyspark.ml.regression import GBTRegressor, LinearRegression
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
+from pyspark.storagelevel import StorageLevel
 
 from ledgerlm.errors import ConfigError
 from ledgerlm.heads.tasks import Task, class_index
@@ -59,8 +60,12 @@ def fit_mllib(
         MaxAbsScaler(inputCol="assembled", outputCol="features"),
         _estimator(task, kind, conf, seed),
     ]
-    labelled = rows.withColumn("label", class_index(task))
-    return Pipeline(stages=stages).fit(labelled)
+    # The scaler and each iteration read the rows again.
+    labelled = rows.withColumn("label", class_index(task)).persist(StorageLevel.MEMORY_AND_DISK)
+    try:
+        return Pipeline(stages=stages).fit(labelled)
+    finally:
+        labelled.unpersist()
 
 
 def _estimator(task: Task, kind: MllibKind, conf: MllibConf, seed: int) -> Estimator[Any]:

@@ -55,7 +55,8 @@ def with_deciles(scored: DataFrame, accuracy: int = 10_000) -> DataFrame:
     The nine borders come from Spark's approximate quantiles (rank error at most 1/accuracy), so nothing is sorted or
     collected; the model runs once if the caller has persisted `scored`. The order is that of the margin: for two
     classes the log-odds before calibration, which an isotonic step does not tie; for more the probability of the
-    predicted class; for a regression the value.
+    predicted class; for a regression the value. Equal margins are told apart by a hash of the client, the same every
+    time, so that the deciles are of one size.
 
     Returns:
         `scored` with decile int.
@@ -63,9 +64,11 @@ def with_deciles(scored: DataFrame, accuracy: int = 10_000) -> DataFrame:
     from pyspark.sql import functions as F
 
     shares = [share / 10 for share in range(1, 10)]
-    row = scored.agg(F.percentile_approx("margin", shares, accuracy).alias("borders")).first()
+    tie = F.pmod(F.xxhash64("client_id", "as_of"), F.lit(1_000_000)) * 1e-15
+    place = F.col("margin") + (F.abs("margin") + 1) * tie
+    row = scored.agg(F.percentile_approx(place, shares, accuracy).alias("borders")).first()
     borders = row["borders"] if row is not None and row["borders"] is not None else []
-    above = [F.when(F.col("margin") > border, 1).otherwise(0) for border in borders]
+    above = [F.when(place > border, 1).otherwise(0) for border in borders]
     return scored.withColumn("decile", F.lit(10) - sum(above, F.lit(0)))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +24,17 @@ if TYPE_CHECKING:
 
 Times = NDArray[np.datetime64]
 KEY = ("client_id", "as_of")
+_WORD = r"^[A-Za-z0-9_]+$"
 
 
 class Source(Conf):
     """Vectors from one table."""
 
     table: Literal["features", "embeddings"] = Field(description="table that holds the vectors")
-    feature_set: str | None = Field(None, description="features: which set; default agg")
-    parts: tuple[str, ...] = Field((), description="embeddings: named parts, laid side by side; default mean")
+    feature_set: str | None = Field(None, pattern=_WORD, description="features: which set; default agg")
+    parts: tuple[Annotated[str, Field(pattern=_WORD)], ...] = Field(
+        (), description="embeddings: named parts, laid side by side; default mean"
+    )
     stage: str | None = Field(
         None, description="embeddings: the embed stage that wrote them; default the latest embed stage"
     )
@@ -137,7 +142,7 @@ def select_source(table: DataFrame, source: Source, index: int) -> DataFrame:
     from pyspark.sql import functions as F
 
     if source.table == "features":
-        rows = table.where(F.col("feature_set") == source.feature_set)
+        rows = table.where(F.col("feature_set") == F.lit(source.feature_set))
         return rows.select(*KEY, F.col("features").alias(f"s{index}_{source.feature_set}"))
     if source.backbone_id is None or source.definition_id is None:
         raise ConfigError(f"embeddings of stage {source.stage}: backbone_id and definition_id must be known")
@@ -163,13 +168,38 @@ def join_sources(sources: Sequence[Source], tables: Mapping[str, DataFrame], *, 
     return reduce(lambda one, other: one.join(other, on=list(KEY), how=how), frames)
 
 
-def learn_blocks(joined: DataFrame, *, union: bool = False, max_features: int = 100_000) -> list[Block]:
+def component_names(sources: Sequence[Source], facts: Callable[[str], Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What the embed stages say that each number of a part is called.
+
+    Args:
+        sources: as configured; those that name their backbone themselves have no stage to ask.
+        facts: gives the facts of a finished stage by its name, or by its job's.
+
+    Returns:
+        Part to names.
+    """
+    names: dict[str, list[str]] = {}
+    for source in sources:
+        if source.table == "embeddings" and source.backbone_id is None:
+            file = facts(source.stage or "embed").get("components")
+            names |= json.loads(Path(file).read_text(encoding="utf-8"))["components"] if file else {}
+    return names
+
+
+def learn_blocks(
+    joined: DataFrame,
+    *,
+    union: bool = False,
+    max_features: int = 100_000,
+    named: Mapping[str, Sequence[str]] | None = None,
+) -> list[Block]:
     """Finds the feature names and lengths of each block of `join_sources`.
 
     Args:
         joined: rows that the features are learned from; training clients, for a head.
         union: whether rows may lack a block; each block then gets a flag.
         max_features: bound on the features of one block, since they are held on the driver.
+        named: from `component_names`; a part that is not in it has numbered names.
 
     Raises:
         DataError: for an empty block, too many features, or vectors of different length.
@@ -190,7 +220,7 @@ def learn_blocks(joined: DataFrame, *, union: bool = False, max_features: int = 
                     f"part '{_group(name)}': vectors have {low} to {high} numbers, one length is needed; "
                     "the embed stage must write this part for every client"
                 )
-            found[name] = tuple(f"{_group(name)}[{place}]" for place in range(int(high)))
+            found[name] = _component_names(_group(name), int(high), named or {})
     for name in maps:
         names = joined.select(F.explode(F.map_keys(name)).alias("name")).distinct().orderBy("name")
         found[name] = tuple(row["name"] for row in names.limit(max_features + 1).toLocalIterator())
@@ -201,6 +231,11 @@ def learn_blocks(joined: DataFrame, *, union: bool = False, max_features: int = 
         for name in joined.columns
         if name not in KEY
     ]
+
+
+def _component_names(part: str, width: int, named: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    given = tuple(named.get(part, ()))
+    return given if len(given) == width else tuple(f"{part}:{place}" for place in range(width))
 
 
 def _group(column: str) -> str:

@@ -9,7 +9,8 @@ from pyspark.sql import types as T
 STRING = T.StringType()
 DOUBLE = T.DoubleType()
 AMOUNT = T.DecimalType(18, 4)
-VECTOR = T.ArrayType(T.FloatType(), containsNull=False)
+# Containers may hold nulls by their type, since Spark refuses to cast the other way; no row of ours has any.
+VECTOR = T.ArrayType(T.FloatType())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +132,7 @@ EMBEDDINGS = Table(
         AS_OF,
         _required("backbone_id", STRING),
         _required("definition_id", STRING),
-        _required("parts", T.MapType(STRING, VECTOR, valueContainsNull=False)),
+        _required("parts", T.MapType(STRING, VECTOR)),
         _required("token_count", T.IntegerType()),
         _required("event_count_used", T.IntegerType()),
         _required("event_count_cut", T.IntegerType()),
@@ -146,7 +147,7 @@ FEATURES = Table(
         CLIENT,
         AS_OF,
         _required("feature_set", STRING),
-        _required("features", T.MapType(STRING, T.FloatType(), valueContainsNull=False)),
+        _required("features", T.MapType(STRING, T.FloatType())),
     ),
     key=("client_id", "as_of", "feature_set"),
 )
@@ -160,7 +161,7 @@ SCORES = Table(
         _required("probabilities", VECTOR),
         _required("prediction", DOUBLE),
         _required("decile", T.IntegerType()),
-        _required("reasons", T.ArrayType(REASON, containsNull=False)),
+        _required("reasons", T.ArrayType(REASON)),
     ),
     key=("client_id", "task", "as_of", "head_id"),
     checks={"decile_range": "decile BETWEEN 1 AND 10"},
@@ -171,7 +172,7 @@ BAYES = Table(
         CLIENT,
         _required("task", STRING),
         AS_OF,
-        _required("probabilities", T.ArrayType(DOUBLE, containsNull=False)),
+        _required("probabilities", T.ArrayType(DOUBLE)),
     ),
     key=("client_id", "task", "as_of"),
 )

@@ -91,7 +91,7 @@ class Context:
     @property
     def lake(self) -> Lake:
         """The tables of this pipeline."""
-        return Lake(str(self.pipeline.out / "lake"), self.spark)
+        return Lake(self.pipeline.lake_root, self.spark)
 
     @property
     def artefacts(self) -> Path:

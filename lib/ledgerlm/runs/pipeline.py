@@ -35,6 +35,9 @@ class PipelineConf(Conf):
     pipeline: str = Field(description="name; also the folder below build/ when `out` is left out")
     title: str = Field("", description="heading of the report")
     out: str | None = Field(None, description="folder of lake, artefacts, records and report; default build/NAME")
+    lake: str | None = Field(
+        None, description="root of the tables, on any file system that Spark knows; default the folder lake of `out`"
+    )
     seed: int = Field(42, description="seed of everything that is drawn")
     engine: str = Field("laptop", description="engine profile: a name in conf/engines/ or a YAML file")
     spark: dict[str, str | int | float | bool] = Field(
@@ -76,6 +79,11 @@ class Pipeline:
     def name(self) -> str:
         """The pipeline's name."""
         return self.conf.pipeline
+
+    @property
+    def lake_root(self) -> str:
+        """Root of the tables."""
+        return self.conf.lake or str(self.out / "lake")
 
     def resolved(self) -> dict[str, Any]:
         """Everything as it was understood, defaults included, as JSON values."""

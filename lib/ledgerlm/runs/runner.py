@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.spec import DataSetSpec, load_spec
+from ledgerlm.lake.lake import Lake
 from ledgerlm.runs.context import Context, Engines
 from ledgerlm.runs.job import StageResult
 from ledgerlm.runs.pipeline import Pipeline, Stage
@@ -135,8 +136,12 @@ class Runner:
         )
 
     def _tables_stand(self, record: StageRecord) -> bool:
-        log = self.pipeline.out / "lake"
-        return all((log / table / "_delta_log").exists() for table in record.tables)
+        """Whether the tables are still there; on this machine that is seen without starting Spark."""
+        if self.pipeline.conf.lake is None:
+            folder = self.pipeline.out / "lake"
+            return all((folder / table / "_delta_log").exists() for table in record.tables)
+        lake = Lake(self.pipeline.lake_root, self.engines.spark)
+        return all(lake.exists(table) for table in record.tables)
 
     def fingerprint(self, stage: Stage) -> str:
         """Hash of all that decides what the stage writes: itself, the data, and the stages it builds on."""

@@ -38,7 +38,7 @@ def collect(pipeline: Pipeline, spec: DataSetSpec, run: Run, spark: SparkSession
         "stages": [_stage(stage) for stage in run.stages],
         "leaderboard": [row for row in board if row.get("split") != "test"],
         "leaderboard_test": [row for row in board if row.get("split") == "test"],
-        "tables": _tables(Lake(str(pipeline.out / "lake"), spark)),
+        "tables": _tables(Lake(pipeline.lake_root, spark)),
         "backbone": _backbone(run.stages),
         "versions": versions(),
         "details": details,

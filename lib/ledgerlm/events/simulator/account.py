@@ -9,7 +9,18 @@ from pyspark.sql import functions as F
 
 from ledgerlm.events.simulator.calendar import Calendar
 from ledgerlm.events.simulator.clients import SimulatorConf
-from ledgerlm.events.simulator.draws import bell, clip, floor_int, lookup, normal, sigmoid, uniform, weighted
+from ledgerlm.events.simulator.draws import (
+    add,
+    bell,
+    clip,
+    floor_int,
+    gathered,
+    lookup,
+    normal,
+    sigmoid,
+    uniform,
+    weighted,
+)
 from ledgerlm.events.simulator.world import Item, World
 
 NEVER = -30.0  # logit
@@ -33,16 +44,13 @@ def account_events(clients: DataFrame, conf: SimulatorConf, world: World, calend
 
 def _habits(clients: DataFrame, conf: SimulatorConf, world: World) -> DataFrame:
     """Adds `monthly` and `trend`: for each item the client's logit of a month, and what the trend adds at the end."""
-    future = F.col("will_churn").cast("double") if conf.future_months else F.lit(0.0)
-    return clients.select(
-        "client_id",
-        "key",
-        "income",
-        "city",
-        future.alias("leaves"),
-        F.array(*(_monthly_logit(item) for item in world.items)).alias("monthly"),
-        F.array(*(weighted(item.monthly.trend) for item in world.items)).alias("trend"),
+    leaves = F.col("will_churn").cast("double") if conf.future_months else F.lit(0.0)
+    logits = [_monthly_logit(item) for item in world.items]
+    trends = [weighted(item.monthly.trend) for item in world.items]
+    habits = (
+        clients.withColumn("leaves", leaves).transform(gathered, "monthly", logits).transform(gathered, "trend", trends)
     )
+    return habits.select("client_id", "key", "income", "city", "leaves", "monthly", "trend")
 
 
 def _monthly_logit(item: Item) -> Column:
@@ -72,19 +80,19 @@ def _written(happened: DataFrame, conf: SimulatorConf, world: World, calendar: C
     fixed = lookup([max(thing.day, 1) - 1 for thing in items], item)
     any_day = floor_int(uniform(key, "day", number) * 28)
     day_of_month = F.when(lookup([thing.day == 0 for thing in items], item), any_day).otherwise(fixed)
-    hour = clip(lookup([thing.hour for thing in items], item) + F.lit(1.5) * bell(key, "hour", number), 0.1, 23.9)
-    dated = happened.withColumns(
-        {"day": calendar.month_start(F.col("month")) + day_of_month, "second": floor_int(hour * 3600)}
-    )
+    hour = F.abs(lookup([thing.hour for thing in items], item) + F.lit(1.5) * bell(key, "hour", number))
+    day = calendar.month_start(F.col("month")) + day_of_month
+    dated = add(happened, {"day": day, "second": floor_int(hour * 3600)})
+    told = add(dated, {"paid": _amount(conf, world), "note": F.nullif(_note(world, calendar), F.lit(""))}, group=1)
     pays = lookup([thing.amount is not None for thing in items], item)
     is_cash = lookup([thing.type == "cash" for thing in items], item)
     payee = F.nullif(_client_text([thing.payees for thing in items], uniform(key, "payee", item)), F.lit(""))
-    return dated.select(
+    return told.select(
         "client_id",
         F.concat(F.lit("M"), F.col("month").cast("string"), F.lit("-"), item.cast("string")).alias("event_id"),
         calendar.at(F.col("day"), F.col("second")).alias("event_time"),
         (F.lit(AFTER_PURCHASES) + number).alias("event_seq"),
-        F.when(pays, _amount(conf, world)).cast("decimal(18,4)").alias("amount"),
+        F.when(pays, F.col("paid")).cast("decimal(18,4)").alias("amount"),
         F.when(pays, F.lit(bank.currency)).alias("currency"),
         lookup([getattr(world.types[thing.type], conf.bank) for thing in items], item).alias("type"),
         lookup([thing.category.codes[conf.bank] if thing.category else None for thing in items], item).alias("mcc"),
@@ -92,7 +100,7 @@ def _written(happened: DataFrame, conf: SimulatorConf, world: World, calendar: C
         lookup([thing.channel for thing in items], item).alias("channel"),
         F.when(is_cash, F.col("city")).alias("city"),
         F.lit(bank.country).alias("country"),
-        F.nullif(_note(world, calendar), F.lit("")).alias("note"),
+        "note",
     )
 
 

@@ -14,38 +14,44 @@ from pyspark.sql import Column
 from pyspark.sql import functions as F
 
 from ledgerlm.events.simulator.clients import planning
-from ledgerlm.events.simulator.draws import floor_int, lookup, pick
+from ledgerlm.events.simulator.draws import floor_int, lookup
 from ledgerlm.events.simulator.world import Bank, World
 
 SLOTS = 12  # places that a draw chooses from are repeated, or cut, to this many
 
 
 def draw_first(
-    world: World, *, source: Column, choice: Column, month: Column, weekend: Column, recent: Column, goal: Column
+    world: World,
+    *,
+    source: Column,
+    slot: Column,
+    taste: Column,
+    goal: Column,
+    month: Column,
+    weekend: Column,
+    recent: Column,
 ) -> Column:
     """Place in the ring of a trip's first purchase.
 
     Args:
         source: uniform draw that chooses the part of the mixture.
-        choice: uniform draw that chooses inside the part.
+        slot: uniform integer below `SLOTS` that chooses inside the shared parts.
+        taste: place in the ring, drawn from the client's tastes.
+        goal: place of the goal that a preparing purchase serves.
         month: 1 to 12.
         weekend: whether the day is a Saturday or Sunday.
         recent: whether the day is one of the last `intent_days` before as_of, or after it.
-        goal: place of the goal that a preparing purchase serves.
     """
     mix = world.purchases
-    slot = floor_int(choice * SLOTS)
     prepares, seasonal, festive = (
         _flat(rows) for rows in (_goal_slots(world), _month_slots(world), [_weekend_slots(world)])
     )
     intent = F.when(recent, F.lit(mix.intent)).otherwise(F.lit(0.0))
-    taste = F.col("taste")
-    size = len(world.categories)
     return (
         F.when(source < intent, lookup(prepares, goal * SLOTS + slot))
         .when(source < intent + mix.season, lookup(seasonal, (month - 1) * SLOTS + slot))
         .when((source < intent + mix.season + mix.weekend) & weekend, lookup(festive, slot))
-        .otherwise(pick(choice * F.get(taste, F.lit(size - 1)), taste, size))
+        .otherwise(taste)
     )
 
 

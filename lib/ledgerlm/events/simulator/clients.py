@@ -16,9 +16,11 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.events.simulator.draws import (
+    add,
     clip,
     cumulated,
     floor_int,
+    gathered,
     lookup,
     normal,
     sigmoid,
@@ -39,21 +41,21 @@ INCOME = 2000.0  # monthly income of a mean client, home currency units at price
 class SimulatorConf(Conf):
     """One simulated bank."""
 
-    bank: Bank = Field("A", description="A or B: other clients, merchants, cities, currency and codes")
-    clients: int = Field(3000, ge=1, description="clients")
-    purchases: float = Field(80.0, gt=0, description="mean card purchases of a client before as_of")
-    tail: float = Field(0.7, ge=0, description="log deviation of the purchases between clients")
+    bank: Bank = Field(default="A", description="A or B: other clients, merchants, cities, currency and codes")
+    clients: int = Field(default=3000, ge=1, description="clients")
+    purchases: float = Field(default=80.0, gt=0, description="mean card purchases of a client before as_of")
+    tail: float = Field(default=0.7, ge=0, description="log deviation of the purchases between clients")
     heavy_share: float = Field(
-        0.002, ge=0, le=1, description="share of clients who purchase heavy_factor times as much"
+        default=0.002, ge=0, le=1, description="share of clients who purchase heavy_factor times as much"
     )
-    heavy_factor: float = Field(20.0, ge=1, description="how much more they purchase")
-    most_purchases: int = Field(5_000_000, ge=1, description="most purchases of one client before as_of")
-    months: int = Field(12, ge=1, description="months of history before as_of")
-    future_months: int = Field(0, ge=0, description="months after as_of, in which the labels come true")
+    heavy_factor: float = Field(default=20.0, ge=1, description="how much more they purchase")
+    most_purchases: int = Field(default=5_000_000, ge=1, description="most purchases of one client before as_of")
+    months: int = Field(default=12, ge=1, description="months of history before as_of")
+    future_months: int = Field(default=0, ge=0, description="months after as_of, in which the labels come true")
     as_of: dt.date = Field(dt.date(2025, 1, 1), description="day before which features end (UTC midnight)")
-    seed: int = Field(42, description="seed of every draw")
-    rows_per_partition: int = Field(1_000_000, ge=1000, description="events that one Spark task makes, about")
-    world: str = Field("simulator/world.yaml", description="file with everything else the generator knows")
+    seed: int = Field(default=42, description="seed of every draw")
+    rows_per_partition: int = Field(default=1_000_000, ge=1000, description="events that one Spark task makes, about")
+    world: str = Field(default="simulator/world.yaml", description="file with everything else the generator knows")
 
     @model_validator(mode="after")
     def _every_month_has_it(self) -> SimulatorConf:
@@ -108,11 +110,11 @@ def _with_traits(keyed: DataFrame, world: World) -> DataFrame:
     key = F.col("key")
     # Triangular-like ages from 18 to 83; kids peak in mid-life.
     age = F.lit(18.0) + F.lit(65.0) * (F.lit(0.7) * uniform(key, "age") + F.lit(0.3) * uniform(key, "age/2"))
-    plain = [normal(key, name).alias(f"trait_{name}") for name in TRAITS if name not in DERIVED]
-    wishes = [normal(key, f"wish/{goal}").alias(f"wish_{goal}") for goal in world.tasks.next_goal.classes]
-    aged = keyed.select("*", age.alias("age"), *plain, *wishes)
+    plain = {f"trait_{name}": normal(key, name) for name in TRAITS if name not in DERIVED}
+    wishes = {f"wish_{goal}": normal(key, f"wish/{goal}") for goal in world.tasks.next_goal.classes}
+    aged = add(keyed, {"age": age} | plain | wishes)
     middle = F.lit(1.0) - F.pow((F.col("age") - F.lit(40.0)) / F.lit(14.0), F.lit(2.0))
-    kids = F.lit(0.45) + F.lit(0.9) * clip(middle, -1.5, 1.0) + F.lit(0.5) * normal(key, "kids")
+    kids = F.lit(0.1) + F.lit(0.9) * clip(middle, -1.5, 1.0) + F.lit(0.5) * normal(key, "kids")
     return aged.withColumns(
         {
             "trait_age": (F.col("age") - F.lit(50.5)) / F.lit(14.5),
@@ -157,11 +159,11 @@ def _with_choices(clients: DataFrame, world: World, conf: SimulatorConf) -> Data
     # The mean of exp(tail z) and of the heavy factor are divided out, so that `purchases` is the mean.
     mean = conf.purchases / math.exp(conf.tail**2 / 2) / (1 + conf.heavy_share * (conf.heavy_factor - 1))
     volume = F.lit(mean) * heavy * F.exp(F.lit(conf.tail) * normal(key, "volume"))
+    goals = [F.exp(score) for score in goal_scores(world)]
     return (
-        clients.withColumn("taste", F.array(*tastes))
-        .withColumn("goal", F.array(*(F.exp(score) for score in goal_scores(world))))
-        .withColumn("taste", cumulated(F.col("taste")))
-        .withColumn("goal", cumulated(F.col("goal")))
+        clients.transform(gathered, "taste", tastes)
+        .transform(gathered, "goal", goals)
+        .withColumns({"taste": cumulated(F.col("taste")), "goal": cumulated(F.col("goal"))})
         .withColumn("purchases", F.least(F.round(volume), F.lit(conf.most_purchases)).cast("long"))
         .drop("place", "mid_life")
     )

@@ -6,16 +6,18 @@ no input unless they share client, stream and index.
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
-from pyspark.sql import Column
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 SCALE = 2.0**-53
+GROUP = 8
 
 
 def hashed(key: Column, stream: str, *index: Column) -> Column:
@@ -39,9 +41,12 @@ def floor_int(value: Column) -> Column:
     return value.cast("int")
 
 
-def lookup(values: Sequence[Any], index: Column) -> Column:
-    """`values[index]` out of a literal array; `index` must lie inside it."""
-    return F.get(F.array(*(F.lit(value) for value in values)), index)
+def lookup(values: Sequence[str | int | float | bool | None], index: Column) -> Column:
+    """`values[index]` out of a literal array of one type; `index` must lie inside it."""
+    kinds: dict[type, str] = {str: "string", int: "int", float: "double", bool: "boolean"}
+    kind = kinds[next(type(value) for value in values if value is not None)]
+    # One literal that the optimizer folds: a literal for each element would cost a call to the JVM each.
+    return F.get(F.from_json(F.lit(json.dumps(values)), f"array<{kind}>"), index)
 
 
 def pick(draw: Column, cumulative: Column, size: int) -> Column:
@@ -53,6 +58,29 @@ def pick(draw: Column, cumulative: Column, size: int) -> Column:
         size: number of classes.
     """
     return reduce(Column.__add__, [(F.get(cumulative, F.lit(at)) <= draw).cast("int") for at in range(size - 1)])
+
+
+def add(frame: DataFrame, columns: Mapping[str, Column], *, group: int = GROUP) -> DataFrame:
+    """Adds columns, `group` of them to each Java method that Spark generates.
+
+    Spark fuses all steps of a row into one method, and the JVM never compiles a method above 8,000 bytes: it interprets it,
+    many times slower. An explode is where Spark starts a new method, so each group ends with one of a single element.
+    """
+    names = list(columns)
+    for start in range(0, len(names), group):
+        part = {name: columns[name] for name in names[start : start + group]}
+        last = names[start : start + group][-1]
+        part[last] = F.explode(F.array(part[last]))
+        frame = frame.select(
+            *(name for name in frame.columns if name not in part), *(c.alias(n) for n, c in part.items())
+        )
+    return frame
+
+
+def gathered(frame: DataFrame, name: str, values: Sequence[Column], *, group: int = GROUP) -> DataFrame:
+    """Adds an array column of many values, `group` of them to each generated method (see `add`)."""
+    parts = {f"{name}_{start}": F.array(*values[start : start + group]) for start in range(0, len(values), group)}
+    return add(frame, parts, group=1).withColumn(name, F.concat(*parts)).drop(*parts)
 
 
 def sigmoid(logit: Column) -> Column:

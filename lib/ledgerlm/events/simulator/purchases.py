@@ -9,9 +9,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from ledgerlm.events.simulator.calendar import Calendar
-from ledgerlm.events.simulator.categories import draw_first, draw_following
+from ledgerlm.events.simulator.categories import SLOTS, draw_first, draw_following
 from ledgerlm.events.simulator.clients import SimulatorConf
-from ledgerlm.events.simulator.draws import bell, clip, floor_int, lookup, pick, sigmoid, trait, uniform
+from ledgerlm.events.simulator.draws import add, bell, clip, floor_int, lookup, pick, sigmoid, trait, uniform
 from ledgerlm.events.simulator.world import World
 
 CHUNK = 4096  # trips of one client that stand in memory together
@@ -51,8 +51,9 @@ def purchases(clients: DataFrame, conf: SimulatorConf, world: World, calendar: C
         clients.transform(_trips, conf, world, part)
         .transform(_timed, calendar, part)
         .transform(_first_shop, world, calendar, part)
+        .transform(_away, world)
         .transform(_shops, world, part)
-        .transform(_placed, conf, world, calendar, part)
+        .transform(_placed, world, part)
         .transform(_paid, conf, world, calendar, part)
     )
 
@@ -78,9 +79,9 @@ def _timed(trips: DataFrame, calendar: Calendar, part: Part) -> DataFrame:
     wander = F.lit(0.3) + F.lit(3.0) * sigmoid(F.lit(-1.2) * trait("regular"))
     wandered = F.abs(trip + F.lit(0.5) + wander * (uniform(key, part.prefix + "/when", trip) - 0.5))
     share = (F.col("trips") - F.abs(F.col("trips") - wandered)) / F.col("trips")
-    even = trips.withColumn("share", _declined(share) if part.past else share)
+    even = add(trips, {"share": _declined(share) if part.past else share})
     day = F.lit(part.first) + floor_int(clip(_seasonal(F.col("share"), calendar, part), 0.0, 1 - 1e-9) * part.days)
-    dated = even.withColumn("day", day)
+    dated = add(even, {"day": day})
     broke = F.lit(0.5) * sigmoid(F.lit(1.2) * (trait("risk") - F.lit(0.5) * trait("regular")))
     soon = floor_int(F.lit(8.0) * F.pow(uniform(key, part.prefix + "/soon", trip), F.lit(2.0)))
     at_payday = _moved(dated, calendar.last_payday(F.col("day")) + soon, part, broke, "payday")
@@ -95,7 +96,7 @@ def _moved(trips: DataFrame, target: Column, part: Part, probability: Column, na
     """Moves trips to another day with a probability, unless it lies outside the part."""
     drawn = uniform(F.col("key"), f"{part.prefix}/{name}", F.col("trip")) < probability
     inside = target.between(F.lit(part.first), F.lit(part.first + part.days - 1))
-    return trips.withColumn("day", F.when(drawn & inside, target).otherwise(F.col("day")).cast("int"))
+    return add(trips, {"day": F.when(drawn & inside, target).otherwise(F.col("day")).cast("int")})
 
 
 def _declined(share: Column) -> Column:
@@ -119,25 +120,47 @@ def _seasonal(share: Column, calendar: Calendar, part: Part) -> Column:
 
 def _first_shop(trips: DataFrame, world: World, calendar: Calendar, part: Part) -> DataFrame:
     """Adds `shop_0` (place in the ring), `second` (of the day) and `month`."""
-    key, trip, goals = F.col("key"), F.col("trip"), len(world.tasks.next_goal.classes)
-    total = F.get(F.col("goal"), F.lit(goals - 1))
-    drawn = pick(uniform(key, part.prefix + "/goal", trip) * total, F.col("goal"), goals)
-    chosen = trips.withColumns(
+    key, trip = F.col("key"), F.col("trip")
+
+    def drawn(cumulative: str, size: int) -> Column:
+        total = F.get(F.col(cumulative), F.lit(size - 1))
+        return uniform(key, f"{part.prefix}/{cumulative}", trip) * total
+
+    goals, size = len(world.tasks.next_goal.classes), len(world.categories)
+    # Draws stand in columns of their own: inside a condition Spark would repeat them for each comparison.
+    luck = add(trips, {"goal_luck": drawn("goal", goals), "taste_luck": drawn("taste", size)})
+    goal = pick(F.col("goal_luck"), F.col("goal"), goals) if part.past else F.col("will_goal")
+    chosen = add(luck, {"goal_drawn": goal, "taste_drawn": pick(F.col("taste_luck"), F.col("taste"), size)})
+    dated = chosen.withColumns(
         {"month": calendar.month(F.col("day")), "weekend": calendar.since_saturday(F.col("day")) < 2}
     )
     first = draw_first(
         world,
         source=uniform(key, part.prefix + "/source", trip),
-        choice=uniform(key, part.prefix + "/choice", trip),
+        slot=floor_int(uniform(key, part.prefix + "/slot", trip) * SLOTS),
+        taste=F.col("taste_drawn"),
+        goal=F.col("goal_drawn"),
         month=F.col("month"),
         weekend=F.col("weekend"),
         recent=F.col("day") >= F.lit(calendar.past - world.purchases.intent_days),
-        goal=drawn if part.past else F.col("will_goal"),
     )
     peak = lookup([category.hour for category in world.categories], F.col("shop_0"))
     hour = peak - F.lit(0.5) * trait("age") + F.lit(2.0) * bell(key, part.prefix + "/hour", trip)
     second = floor_int(clip(hour, 0.1, 20.5) * 3600)
-    return chosen.withColumn("shop_0", first).withColumn("second", second)
+    return add(add(dated, {"shop_0": first}), {"second": second})
+
+
+def _away(trips: DataFrame, world: World) -> DataFrame:
+    """Adds `abroad` and `where` (place in the list of destinations): one holiday in each half year, for some."""
+    key, half = F.col("key"), F.col("half")
+    leave_day = half * 183 + floor_int(uniform(key, "holiday/day", half) * 165)
+    days = F.lit(5) + floor_int(uniform(key, "holiday/days", half) * 10)
+    fond = F.lit(-0.8) + F.lit(0.6) * trait("wealth") + F.lit(0.5) * F.col("wish_travel")
+    goes = uniform(key, "holiday/goes", half) < sigmoid(fond)
+    where = floor_int(uniform(key, "holiday/where", half) * len(world.destinations))
+    away = goes & F.col("day").between(leave_day, leave_day + days)
+    halves = trips.withColumn("half", floor_int(F.col("day") / F.lit(183)))
+    return add(halves, {"abroad": away, "where": where})
 
 
 def _shops(trips: DataFrame, world: World, part: Part) -> DataFrame:
@@ -151,7 +174,7 @@ def _shops(trips: DataFrame, world: World, part: Part) -> DataFrame:
             step=uniform(key, part.prefix + "/step", trip, F.lit(place)),
             direction=uniform(key, part.prefix + "/direction", trip, F.lit(place)),
         )
-        trips = trips.withColumn(f"shop_{place}", following)
+        trips = add(trips, {f"shop_{place}": following})
     luck = uniform(key, part.prefix + "/length", trip)
     more = sum(((luck < F.lit(rule.continue_**place)).cast("int") for place in longest), F.lit(0))
     visited = trips.withColumn("place", F.explode(F.sequence(F.lit(0), more)))
@@ -160,34 +183,24 @@ def _shops(trips: DataFrame, world: World, part: Part) -> DataFrame:
     return visited.withColumns({"shop": shop, "number": number})
 
 
-def _placed(visits: DataFrame, conf: SimulatorConf, world: World, calendar: Calendar, part: Part) -> DataFrame:
-    """Adds `online`, `abroad`, `where` (place in the list of destinations), `tier` and `store`."""
+def _placed(visits: DataFrame, world: World, part: Part) -> DataFrame:
+    """Adds `online`, `tier` and `store`."""
     key, number, shop = F.col("key"), F.col("number"), F.col("shop")
     online = lookup([category.online for category in world.categories], shop) + F.lit(0.8) * trait("digital")
-    # One holiday in each half year: who goes at all, when, how long and where is the client's.
-    half = floor_int(F.col("day") / F.lit(183))
-    leave_day = half * 183 + floor_int(uniform(key, "holiday/day", half) * 165)
-    goes = uniform(key, "holiday/goes", half) < sigmoid(
-        F.lit(-0.8) + F.lit(0.6) * trait("wealth") + F.lit(0.5) * F.col("wish_travel")
-    )
-    away = goes & F.col("day").between(
-        leave_day, leave_day + floor_int(F.lit(5.0) + uniform(key, "holiday/days", half) * 10)
-    )
-    where = floor_int(uniform(key, "holiday/where", half) * len(world.destinations))
     loyal = uniform(key, part.prefix + "/loyal", number) < 0.6
     luck = F.when(loyal, uniform(key, "favourite", shop)).otherwise(uniform(key, part.prefix + "/merchant", number))
     rank = F.lit(0.5) + F.lit(0.1) * trait("wealth") - F.lit(0.2) * trait("price") + F.lit(0.6) * (luck - 0.5)
-    placed = visits.withColumns(
+    placed = add(
+        visits,
         {
             "online": uniform(key, part.prefix + "/online", number) < sigmoid(online),
-            "abroad": away,
-            "where": where,
             "tier": floor_int(clip(rank, 0.0, 0.999) * TIERS),
-        }
+        },
     )
     home = F.xxhash64(F.col("city"), shop, F.col("tier"), floor_int(uniform(key, "store", shop) * 3))
     foreign = F.xxhash64(F.col("where"), number)
-    return placed.withColumn("store", F.pmod(F.when(F.col("abroad"), foreign).otherwise(home), F.lit(9000)) + 1000)
+    store = F.pmod(F.when(F.col("abroad"), foreign).otherwise(home), F.lit(9000)) + 1000
+    return add(placed, {"store": store})
 
 
 def _paid(visits: DataFrame, conf: SimulatorConf, world: World, calendar: Calendar, part: Part) -> DataFrame:
@@ -203,12 +216,10 @@ def _paid(visits: DataFrame, conf: SimulatorConf, world: World, calendar: Calend
 
     city = F.when(~F.col("online"), here([place.city for place in places], F.col("city")))
     country = here([place.country for place in places], bank.country)
-    located = visits.withColumns(
-        {"shown_city": city, "shown_country": country, "amount": _price(conf, world, part, abroad)}
-    )
-    second = F.col("second") + F.col("place") * (
-        F.lit(600) + floor_int(uniform(key, part.prefix + "/pause", number) * 2400)
-    )
+    shown = {"shown_city": city, "shown_country": country, "price": _price(conf, world, part, abroad)}
+    located = add(add(visits, shown, group=2), {"merchant": _terminal_text(conf, world)})
+    pause = F.lit(600) + floor_int(uniform(key, part.prefix + "/pause", F.col("trip")) * 2400)
+    second = F.col("second") + F.col("place") * pause
     return located.select(
         "client_id",
         F.concat(F.lit(part.prefix), F.col("trip").cast("string"), F.lit("-"), F.col("place").cast("string")).alias(
@@ -216,11 +227,11 @@ def _paid(visits: DataFrame, conf: SimulatorConf, world: World, calendar: Calend
         ),
         calendar.at(F.col("day"), second).alias("event_time"),
         number.alias("event_seq"),
-        (-F.col("amount")).cast("decimal(18,4)").alias("amount"),
+        (-F.col("price")).cast("decimal(18,4)").alias("amount"),
         here([place.currency for place in places], bank.currency).alias("currency"),
         F.lit(getattr(world.types["purchase"], conf.bank)).alias("type"),
         lookup([category.codes[conf.bank] for category in world.categories], F.col("shop")).alias("mcc"),
-        _terminal_text(conf, world).alias("merchant"),
+        "merchant",
         F.when(F.col("online"), "online").otherwise("pos").alias("channel"),
         F.col("shown_city").alias("city"),
         F.col("shown_country").alias("country"),

@@ -1,0 +1,215 @@
+"""Compares representations under one protocol: a leaderboard with intervals, and what the report draws."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+from pydantic import Field, model_validator
+from pyspark.sql.types import StructType
+
+from ledgerlm.evaluation.leaderboard import BAYES, MAJORITY, Entry, Judged, leaderboard, paired_tests
+from ledgerlm.evaluation.pictures import calibration_bins, confusion, importances, pooled, projection, roc_points
+from ledgerlm.evaluation.protocol import (
+    Fold,
+    Sample,
+    bayes_probabilities,
+    constant_predictions,
+    fold_fits,
+    labelled_rows,
+    majority_predictions,
+    make_folds,
+    make_sample,
+    read_bayes,
+    read_rows,
+    split_predictions,
+)
+from ledgerlm.heads.boosting import LightGBMConf
+from ledgerlm.heads.parallel import Fit, Fitted, run_on_ray
+from ledgerlm.heads.tasks import declared_tasks, find_tasks
+from ledgerlm.heads.vectors import KEY, Matrix, Source, component_names, join_sources, learn_blocks, read_matrix
+from ledgerlm.lake.schemas import LEADERBOARD
+from ledgerlm.runs.context import Context
+from ledgerlm.runs.job import Job, JobConf, StageResult
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+class EvaluateConf(JobConf):
+    """Settings of the evaluate job."""
+
+    representations: dict[str, tuple[Source, ...]] = Field(
+        min_length=1, description="method name -> vectors that it reads, side by side"
+    )
+    baseline: str = Field("agg", description="method that the others are set against")
+    tasks: tuple[str, ...] | None = Field(None, description="tasks to evaluate; default all in labels")
+    folds: int = Field(5, ge=2, description="stratified folds of the clients that are not in the test split")
+    seeds: tuple[int, ...] | None = Field(None, description="seeds of folds and trees; default the pipeline's seed")
+    stratify: tuple[str, ...] = Field(
+        (), description="tasks whose labels together stratify the folds; default each own"
+    )
+    lightgbm: LightGBMConf = Field(LightGBMConf(), description="settings of LightGBM")
+    rows: Literal["common", "all"] = Field(
+        "common", description="common: clients that every representation knows; all: with zeros and a flag for the rest"
+    )
+    max_rows: int = Field(100_000, ge=100, description="labels read to the driver; whole clients are left out above it")
+    bootstrap: int = Field(1000, ge=100, description="resamples of clients for the intervals")
+    map_of: str | None = Field(
+        None, description="method whose vectors are mapped; default the first with embeddings only"
+    )
+
+    @model_validator(mode="after")
+    def _known_methods(self) -> EvaluateConf:
+        if self.map_of is not None and self.map_of not in self.representations:
+            raise ValueError(f"map_of: no representation '{self.map_of}'")
+        for name in (MAJORITY, BAYES):
+            if name in self.representations:
+                raise ValueError(f"the name '{name}' is taken by a row of the leaderboard")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """One task with its folds and the fits of each method."""
+
+    sample: Sample
+    folds: Sequence[Fold]
+    fits: Mapping[str, Sequence[Fit]]
+
+
+def run(ctx: Context, conf: EvaluateConf) -> StageResult:
+    """Reads the labelled sample, fits every fold, and judges."""
+    labels = ctx.read("labels")
+    tasks = find_tasks(labels, conf.tasks, declared_tasks(ctx.spec))
+    rows = labelled_rows(labels, ctx.read("clients"), tasks, conf.max_rows)
+    keys = rows.select(*KEY).distinct()
+    matrices = _matrices(ctx, conf, keys)
+    matrix = next(iter(matrices.values()))
+    frame = read_rows(rows)
+    bayes = read_bayes(ctx.read("bayes"), keys) if ctx.exists("bayes") else None
+    plans = []
+    for task in tasks:
+        sample = make_sample(task, frame, matrix, conf.stratify)
+        folds = make_folds(sample, conf.folds, conf.seeds or (ctx.seed,))
+        plans.append(
+            _Plan(
+                sample=sample,
+                folds=folds,
+                fits={name: fold_fits(sample, folds, name, conf.lightgbm) for name in conf.representations},
+            )
+        )
+    fitted = _fit(ctx, plans, matrices)
+    entries: list[Entry] = []
+    facts: dict[str, Any] = {}
+    for plan, results in zip(plans, fitted, strict=True):
+        judged = _judged(plan, results, matrix, bayes)
+        entries += leaderboard(plan.sample, judged, baseline=conf.baseline, count=conf.bootstrap, seed=ctx.seed)
+        facts[plan.sample.task.name] = _task_facts(plan, results, judged, matrices, conf.baseline)
+    written = ctx.write("leaderboard", _table(ctx, entries))
+    samples = [plan.sample for plan in plans]
+    mapped = conf.map_of or _first_embedding(conf)
+    return StageResult(
+        rows_in=len(frame),
+        rows_out=written.rows,
+        tables={"leaderboard": written.version},
+        facts={
+            "baseline": conf.baseline,
+            "leaderboard": [entry.row() for entry in entries],
+            "tasks": facts,
+            "map": {"method": mapped, **projection(matrices[mapped], samples, ctx.seed)} if mapped else {},
+        },
+    )
+
+
+def _matrices(ctx: Context, conf: EvaluateConf, keys: DataFrame) -> dict[str, Matrix]:
+    """The vectors of each method, over the same rows."""
+    pinned = {name: [one.pinned(ctx.facts) for one in chosen] for name, chosen in conf.representations.items()}
+    sources = list(dict.fromkeys(source for chosen in pinned.values() for source in chosen))
+    union = conf.rows == "all"
+    joined = join_sources(sources, {source.table: ctx.read(source.table) for source in sources}, union=union)
+    labelled = joined.join(keys, on=list(KEY), how="inner")
+    named = component_names([source for chosen in conf.representations.values() for source in chosen], ctx.facts)
+    matrix = read_matrix(labelled, learn_blocks(labelled, union=union, named=named))
+    return {name: matrix.of_sources([sources.index(source) for source in chosen]) for name, chosen in pinned.items()}
+
+
+def _fit(ctx: Context, plans: Sequence[_Plan], matrices: Mapping[str, Matrix]) -> list[dict[str, list[Fitted]]]:
+    """Fits the folds of all tasks and methods side by side; for each plan the results of each method, in fold order."""
+    fits = [fit for plan in plans for of_method in plan.fits.values() for fit in of_method]
+    results: dict[int, Fitted] = {}
+    ctx.ray.start()
+    with ctx.progress.task("Evaluating folds", total=len(fits)) as bar:
+        for place, fitted in run_on_ray(fits, {name: matrix.x for name, matrix in matrices.items()}):
+            results[place] = fitted
+            bar.advance()
+    in_order = iter([results[place] for place in range(len(fits))])
+    return [{name: [next(in_order) for _ in fits] for name, fits in plan.fits.items()} for plan in plans]
+
+
+def _judged(
+    plan: _Plan, results: Mapping[str, Sequence[Fitted]], matrix: Matrix, bayes: pd.DataFrame | None
+) -> dict[str, Mapping[str, Any]]:
+    judged = {name: split_predictions(plan.sample, plan.folds, fitted) for name, fitted in results.items()}
+    if bayes is not None and (p := bayes_probabilities(plan.sample, matrix, bayes)) is not None:
+        judged[BAYES] = constant_predictions(plan.sample, plan.folds, p)
+    if plan.sample.task.kind != "regression":
+        judged[MAJORITY] = majority_predictions(plan.sample, plan.folds)
+    return judged
+
+
+def _task_facts(
+    plan: _Plan,
+    results: Mapping[str, Sequence[Fitted]],
+    judged: Judged,
+    matrices: Mapping[str, Matrix],
+    baseline: str,
+) -> dict[str, Any]:
+    """What the report draws of one task."""
+    sample, names = plan.sample, plan.sample.task.class_names
+    facts: dict[str, Any] = {
+        "kind": sample.task.kind,
+        "classes": list(names),
+        "development_rows": len(sample.development),
+        "test_rows": len(sample.test),
+        "paired_tests": paired_tests(sample, judged, baseline=baseline),
+        "importance": {
+            name: importances([one.gains for one in fitted], matrices[name]) for name, fitted in results.items()
+        },
+    }
+    if sample.task.kind == "regression":
+        return facts
+    held = {name: pooled(sample, of_split["cross_validation"]) for name, of_split in judged.items() if name != MAJORITY}
+    return facts | {
+        "roc": {name: roc_points(y, p, names) for name, (y, p) in held.items()},
+        "calibration": {name: calibration_bins(y, p) for name, (y, p) in held.items()},
+        "confusion": {name: confusion(y, p, names) for name, (y, p) in held.items()},
+    }
+
+
+def _first_embedding(conf: EvaluateConf) -> str | None:
+    named = conf.representations.items()
+    return next((name for name, chosen in named if all(one.table == "embeddings" for one in chosen)), None)
+
+
+def _table(ctx: Context, entries: Sequence[Entry]) -> DataFrame:
+    schema = StructType(list(LEADERBOARD.columns))
+    rows = [tuple(entry.row()[name] for name in schema.fieldNames()) for entry in entries]
+    return ctx.spark.createDataFrame(rows, schema)
+
+
+JOB = Job(
+    name="evaluate",
+    engine="ray + lightgbm",
+    conf=EvaluateConf,
+    run=run,
+    reads=("labels", "clients", "features", "embeddings", "bayes"),
+    writes=("leaderboard",),
+)
+main = JOB.main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""The embedding engine: texts in, named vectors out, one forward pass over packs without padding or output head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.utils import logging
+
+from ledgerlm.backbone.cpu import faster_precision, keep_freed_memory
+from ledgerlm.backbone.definition import EmbeddingDefinition
+from ledgerlm.backbone.loss import CausalLoss
+from ledgerlm.backbone.model import CARD, load_backbone, read_card, run_pack
+from ledgerlm.backbone.pooling import DocumentSums
+from ledgerlm.backbone.surprise import SurpriseSums, token_surprise
+from ledgerlm.backbone.tokens import PackTokens, TokenBuffer
+from ledgerlm.errors import ArtefactError
+from ledgerlm.text.tokenizer import load_tokenizer, window_start
+
+NOTHING_TO_POOL = "nothing_to_pool"
+NOT_FINITE = "not_finite"
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors of a buffer of documents, in the order of the texts.
+
+    Attributes:
+        parts: part name to fp32 `[D, width]`; rows with a reason hold zeros.
+        token_count: tokens read, int32 [D].
+        events_dropped: oldest events that `max_tokens` left out, int32 [D].
+        reasons: why a document has no vector, else None.
+    """
+
+    parts: dict[str, NDArray[np.float32]]
+    token_count: NDArray[np.int32]
+    events_dropped: NDArray[np.int32]
+    reasons: list[str | None]
+
+
+class LayerMean:
+    """Adds the states of the chosen layers into one fp32 buffer while the model runs: memory is flat in k."""
+
+    def __init__(self, model: PreTrainedModel, definition: EmbeddingDefinition) -> None:
+        layers, norm = getattr(model, "layers", None), getattr(model, "norm", None)
+        if not isinstance(layers, nn.ModuleList) or norm is None:
+            raise ArtefactError(f"{type(model).__name__} has no 'layers' and 'norm'; use Llama, Qwen3 or Mistral")
+        self._scaled = definition.norm == "scaled"
+        self._count = len(definition.layers)
+        self._sum: Tensor | None = None
+        for index in definition.layers:
+            final = index == len(layers) and definition.norm == "hf"
+            (norm if final else layers[index - 1]).register_forward_hook(self._add)
+
+    def _add(self, _module: nn.Module, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
+        states = (output[0] if isinstance(output, tuple) else output)[0]
+        if self._scaled:
+            states = states.float()
+            states = states * torch.rsqrt(states.square().mean(-1, keepdim=True) + 1e-12)
+        if self._sum is None:
+            self._sum = states.to(torch.float32, copy=True)
+        else:
+            self._sum += states
+
+    def take(self) -> Tensor:
+        """The mean over the chosen layers of the last forward pass, fp32 `[T, d]`; forgets it."""
+        assert self._sum is not None  # the model has just run
+        mean, self._sum = self._sum / self._count, None
+        return mean
+
+
+class Embedder:
+    """A backbone opened for embedding under one definition.
+
+    The vector of a document does not depend on the other documents of a call nor on their order: to 1e-5 of the
+    largest component in fp32, 2e-2 in bf16, where products round differently by the shape of a pack.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        definition: EmbeddingDefinition,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        pack_tokens: int = 4096,
+    ) -> None:
+        """Opens a backbone.
+
+        Args:
+            folder: Hugging Face folder with weights in safetensors and a fast tokenizer.
+            definition: a resolved definition (`resolve_definition`).
+            threads: torch's threads of this process; left out, torch decides.
+            device: `cpu` or `cuda`.
+            pack_tokens: most tokens of one forward pass; about 4,096 suit a CPU's caches, a GPU wants more.
+
+        Raises:
+            ArtefactError: no such backbone, or the definition is not resolved.
+        """
+        if not definition.resolved:
+            raise ArtefactError("the embedding definition is not resolved; call resolve_definition first")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        keep_freed_memory()
+        self.definition = definition
+        self._device = torch.device(device)
+        self._pack_tokens = pack_tokens
+        self._tokenizer = load_tokenizer(folder)
+        self._start_id = window_start(self._tokenizer)
+        logging.disable_progress_bar()  # a bar per worker would flood the log
+        causal = load_backbone(folder, torch.bfloat16 if definition.dtype == "bf16" else torch.float32).eval()
+        causal = causal.to(self._device)
+        self._model: PreTrainedModel = causal.base_model
+        self._head = _output_weights(causal) if "surprise" in definition.parts else None
+        self._layer_mean = LayerMean(self._model, definition)
+        self.width: int = self._model.config.hidden_size
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str]) -> Embedded:
+        """Embeds documents; memory grows with their tokens, so give a bounded number at once."""
+        definition = self.definition
+        buffer = TokenBuffer(texts, self._tokenizer, self._start_id, definition)
+        sums = DocumentSums(len(texts), self.width, definition.parts, definition.recent_half_life, self._device)
+        surprise = SurpriseSums(len(texts), len(definition.fields), self._device)
+        for members in buffer.plan(self._pack_tokens):
+            self._add(buffer.pack(members), sums, surprise)
+        results = sums.result()
+        if self._head is not None:
+            results["surprise"] = surprise.profile()
+        parts: dict[str, NDArray[np.float32]] = {part: results[part].cpu().numpy() for part in definition.parts}
+        reasons = _reasons(parts, buffer.pooled_count)
+        for part in parts.values():
+            part[[reason is not None for reason in reasons]] = 0.0
+        return Embedded(parts, buffer.token_count, buffer.events_dropped, reasons)
+
+    def _add(self, tokens: PackTokens, sums: DocumentSums, surprise: SurpriseSums) -> None:
+        ids = self._tensor(tokens.pack.input_ids).long()
+        final = run_pack(self._model, tokens.pack, self._device)
+        states = self._layer_mean.take()
+        document, age = self._tensor(tokens.document), self._tensor(tokens.age)
+        sums.add(states[self._tensor(tokens.pooled)], document, age, self._tensor(tokens.last))
+        if self._head is None:
+            return
+        at = self._tensor(tokens.scored)
+        recent = self._tensor(tokens.scored_age) < self.definition.surprise_events
+        surprise.add(
+            token_surprise(final[at - 1], ids[at], self._head),
+            self._tensor(tokens.scored_document),
+            self._tensor(tokens.scored_field),
+            recent,
+        )
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
+
+    def embed_batches(
+        self, batches: Iterable[pa.RecordBatch], *, buffer_rows: int = 2048, buffer_chars: int = 16_000_000
+    ) -> Iterator[pa.RecordBatch]:
+        """Embeds a stream of Arrow batches in bounded memory.
+
+        Args:
+            batches: with a string column `text`; other columns are handed through.
+            buffer_rows: most documents that are held and sorted by length at once.
+            buffer_chars: characters of text at which a buffer counts as full.
+
+        Yields:
+            The same rows in the same order without `text`, with `parts` map<string, list<float>>, `token_count`,
+            `events_dropped` and `reason` (null where there is a vector).
+        """
+        for rows in buffered(batches, buffer_rows, buffer_chars):
+            done = self.embed(rows.column("text").to_pylist())
+            kept = rows.drop_columns(["text"])
+            columns = {
+                **{name: kept.column(name) for name in kept.schema.names},
+                "parts": parts_array(done.parts),
+                "token_count": pa.array(done.token_count),
+                "events_dropped": pa.array(done.events_dropped),
+                "reason": pa.array(done.reasons, pa.string()),
+            }
+            yield pa.RecordBatch.from_pydict(columns)
+
+
+def resolve_definition(
+    folder: Path | str,
+    definition: EmbeddingDefinition,
+    *,
+    text_format: str,
+    fields: tuple[str, ...],
+    device: str = "cpu",
+) -> EmbeddingDefinition:
+    """Fills in what a definition leaves to the backbone, this machine and the documents.
+
+    Args:
+        folder: backbone folder. Its card says the context; without one it is what the model's positions allow.
+        definition: as configured.
+        text_format: format of the documents.
+        fields: names of an event's fields in the documents.
+        device: `cpu` or `cuda`, for `dtype: auto`.
+
+    Raises:
+        ArtefactError: no backbone can be read there, or its files were changed.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{folder}: no backbone can be read here ({error}); give a Hugging Face folder") from error
+    limits = [config.max_position_embeddings, getattr(config, "sliding_window", None)]
+    if Path(folder, CARD).is_file():
+        limits.append(read_card(Path(folder)).context)
+    return definition.resolve(
+        layer_count=config.num_hidden_layers,
+        context=min(limit for limit in limits if limit),
+        dtype=faster_precision(device) if definition.dtype == "auto" else definition.dtype,
+        text_format=text_format,
+        fields=fields,
+    )
+
+
+def _output_weights(causal: PreTrainedModel) -> Tensor:
+    """Weights of the output head, `[vocabulary, d]`; refuses a head that is more than a matrix, as training does."""
+    CausalLoss(causal)  # raises where the head is not plain
+    weights: Tensor = causal.get_output_embeddings().weight
+    return weights.detach()
+
+
+def buffered(batches: Iterable[pa.RecordBatch], most_rows: int, full_chars: int) -> Iterator[pa.RecordBatch]:
+    """Cuts and joins batches into buffers of at most `most_rows` rows that stop growing at `full_chars` characters."""
+    held: list[pa.RecordBatch] = []
+    rows = chars = 0
+    for batch in batches:
+        lengths = np.cumsum(pc.binary_length(batch.column("text")).to_numpy(zero_copy_only=False))
+        start = 0
+        while start < len(batch):
+            before = int(lengths[start - 1]) if start else 0
+            full = int(np.searchsorted(lengths, before + full_chars - chars, side="right")) + 1
+            stop = min(start + most_rows - rows, max(full, start + 1), len(batch))
+            held.append(batch.slice(start, stop - start))
+            rows += stop - start
+            chars += int(lengths[stop - 1]) - before
+            start = stop
+            if rows == most_rows or chars >= full_chars:
+                yield pa.concat_batches(held)
+                held, rows, chars = [], 0, 0
+    if held:
+        yield pa.concat_batches(held)
+
+
+def parts_array(parts: dict[str, NDArray[np.float32]]) -> pa.MapArray:
+    """Named vectors as an Arrow map, built from flat arrays without a Python object per value."""
+    rows = len(next(iter(parts.values())))
+    widths = np.array([part.shape[1] for part in parts.values()], np.int64)
+    ends = np.cumsum(np.tile(widths, rows))
+    offsets = pa.array(np.concatenate((np.zeros(1, np.int64), ends)).astype(np.int32))
+    flat = pa.array(np.concatenate(list(parts.values()), axis=1).ravel())
+    names = pa.DictionaryArray.from_arrays(np.tile(np.arange(len(parts), dtype=np.int32), rows), pa.array(list(parts)))
+    entries = pa.array(np.arange(rows + 1, dtype=np.int32) * len(parts))
+    return pa.MapArray.from_arrays(entries, names.cast(pa.string()), pa.ListArray.from_arrays(offsets, flat))
+
+
+def _reasons(parts: dict[str, NDArray[np.float32]], pooled: NDArray[np.int64]) -> list[str | None]:
+    finite = np.all([np.isfinite(part).all(axis=1) for part in parts.values()], axis=0)
+    return [
+        NOTHING_TO_POOL if count == 0 else None if good else NOT_FINITE
+        for count, good in zip(pooled, finite, strict=True)
+    ]

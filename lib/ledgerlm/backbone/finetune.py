@@ -1,0 +1,253 @@
+"""A finetune from the driver's side: windows out of documents by Spark, ranks by Ray Train, progress and result."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from ledgerlm.errors import EngineError, LedgerError
+from ledgerlm.runs.config import Conf
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from ledgerlm.backbone.worker import WorkerConf
+
+WINDOWS = T.StructType(
+    [
+        T.StructField("kind", T.StringType(), False),
+        T.StructField("split", T.StringType(), False),
+        T.StructField("input_ids", T.ArrayType(T.IntegerType(), False), False),
+    ]
+)
+_ARROW = pa.schema([("kind", pa.string()), ("split", pa.string()), ("input_ids", pa.list_(pa.int32()))])
+_TOKENISED_AT_ONCE = 64  # documents
+_POLL_SECONDS = 0.5
+
+
+class RayTrainConf(Conf):
+    """Processes of a finetune."""
+
+    ranks: int = Field(2, ge=1, description="processes that train together")
+    threads: int = Field(1, ge=1, description="cores of each rank; ranks times threads must fit the cluster")
+    gpu: bool = Field(False, description="one GPU for each rank")
+    retries: int = Field(2, ge=0, description="restarts from the newest checkpoint after a worker was lost")
+
+
+def split_by_client(texts: DataFrame, *, held_out: float, seed: int) -> DataFrame:
+    """Adds `split`: `heldout` for a share of the clients, chosen by a hash of their id, else `train`.
+
+    A client's documents and rewrites of them stand on one side, so nothing held out was seen in other words.
+
+    Args:
+        texts: with `client_id`.
+        held_out: share of clients, 0 to 1.
+        seed: another seed chooses other clients.
+    """
+    bucket = F.pmod(F.xxhash64("client_id", F.lit(seed)), F.lit(10_000))
+    return texts.withColumn("split", F.when(bucket < round(held_out * 10_000), "heldout").otherwise("train"))
+
+
+def sample_texts(texts: DataFrame, *, documents: int, characters: int, seed: int) -> Iterator[str]:
+    """A repeatable sample of texts for the tokenizer; the driver holds `documents` texts at the most.
+
+    Args:
+        texts: with `client_id`, `kind` and `text`.
+        documents: most texts.
+        characters: where the sample ends even if there are more texts.
+        seed: of the sample.
+    """
+    chosen = texts.orderBy(F.xxhash64("client_id", "kind", F.lit(seed)), "client_id", "kind").limit(documents)
+    taken = 0
+    for row in chosen.select("text").toLocalIterator():
+        taken += len(row["text"])
+        yield row["text"]
+        if taken >= characters:
+            return
+
+
+def cut_windows(texts: DataFrame, tokenizer: Path, *, context: int) -> DataFrame:
+    """Tokenises texts and cuts them into windows, on the executors.
+
+    Args:
+        texts: with `kind`, `split` and `text`.
+        tokenizer: folder of the tokenizer; it travels with the task.
+        context: tokens of a window with the token that starts it.
+
+    Returns:
+        `WINDOWS`: one row a window, those of a text oldest first.
+    """
+    from ledgerlm.text.tokenizer import load_tokenizer, window_start
+
+    loaded = load_tokenizer(tokenizer)
+    content, start_id = loaded.backend_tokenizer.to_str(), window_start(loaded)
+
+    def cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        from ledgerlm.backbone.finetune import window_batches
+
+        return window_batches(batches, content, start_id, context)
+
+    return texts.select("kind", "split", "text").mapInArrow(cut, WINDOWS)
+
+
+def window_batches(
+    batches: Iterator[pa.RecordBatch], tokenizer: str, start_id: int, context: int
+) -> Iterator[pa.RecordBatch]:
+    """The work of `cut_windows` on one executor: `kind`, `split`, `text` in, windows out."""
+    from tokenizers import Tokenizer
+
+    backend = Tokenizer.from_str(tokenizer)
+    backend.encode_special_tokens = True  # text never makes special tokens; the setting is not part of the JSON
+    backend.no_truncation()
+    backend.no_padding()
+    for batch in batches:
+        for start in range(0, batch.num_rows, _TOKENISED_AT_ONCE):
+            yield _window_batch(batch.slice(start, _TOKENISED_AT_ONCE), backend, start_id, context)
+
+
+def _window_batch(batch: pa.RecordBatch, backend: Any, start_id: int, context: int) -> pa.RecordBatch:
+    from ledgerlm.backbone.windows import windows
+    from ledgerlm.text.tokenizer import token_events
+
+    texts = [text.rstrip("\n") for text in batch.column("text").to_pylist()]
+    rows, flat, lengths = [], [], []
+    start = np.array([start_id], np.int32)
+    for row, code in enumerate(backend.encode_batch(texts, add_special_tokens=False)):
+        ids = np.array(code.ids, np.int32)
+        for cut in windows(token_events(texts[row], code.offsets), context - 1):
+            rows.append(row)
+            flat += [start, ids[cut]]
+            lengths.append(cut.stop - cut.start + 1)
+    offsets = np.concatenate((np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)))
+    values = np.concatenate(flat) if flat else np.zeros(0, np.int32)
+    named = batch.select(["kind", "split"]).take(pa.array(rows, pa.int64()))
+    ids_column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    return pa.RecordBatch.from_arrays([*named.columns, ids_column], schema=_ARROW)
+
+
+def finetune(
+    worker: WorkerConf, settings: RayTrainConf, *, on_progress: Callable[[Mapping[str, float]], None]
+) -> dict[str, Any]:
+    """Trains by Ray Train and DeepSpeed; Ray must have been started. A run that was killed goes on where it was.
+
+    Args:
+        worker: what each rank is told; its folder must be reached by driver and ranks.
+        settings: processes.
+        on_progress: given each new line of the metrics (`step`, `tokens`, `share`, `loss` ...), from another thread.
+
+    Returns:
+        What the ranks found: precision, steps, tokens, seconds, held-out losses.
+
+    Raises:
+        EngineError: training ended without a model.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    trainer = TorchTrainer(
+        _ray_rank,
+        train_loop_config={"worker": worker.model_dump(mode="json")},
+        torch_config=TorchConfig(backend="nccl" if settings.gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=settings.ranks,
+            use_gpu=settings.gpu,
+            resources_per_worker={"CPU": settings.threads, **({"GPU": 1} if settings.gpu else {})},
+        ),
+        run_config=RunConfig(
+            name="ray_train",
+            storage_path=str(worker.folder.absolute()),
+            failure_config=FailureConfig(max_failures=settings.retries),
+            worker_runtime_env={"env_vars": _environment(settings)},
+        ),
+    )
+    try:
+        with _followed(worker.folder / "metrics.jsonl", on_progress):
+            trainer.fit()
+    except TrainingFailedError as error:
+        raise _cause(error) from error
+    facts = worker.result / "training.json"
+    if not facts.exists():
+        raise EngineError(f"Ray Train ended without {facts}; look at Ray's worker logs")
+    found: dict[str, Any] = json.loads(facts.read_text())
+    return found
+
+
+def _ray_rank(config: dict[str, Any]) -> None:
+    """Training function of one Ray Train worker."""
+    import ray.train
+    from ray.train import Checkpoint, CheckpointUploadMode
+
+    from ledgerlm.backbone.worker import WorkerConf, train_rank
+
+    def report(metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+        ray.train.report(
+            dict(metrics),
+            checkpoint=None if checkpoint is None else Checkpoint(str(checkpoint)),
+            # It lies where all ranks can reach it, written aside and renamed; a copy could be half done.
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    train_rank(WorkerConf.model_validate(config["worker"]), report)
+
+
+def _environment(settings: RayTrainConf) -> dict[str, str]:
+    """Of the ranks' processes: threads set once, no spinning, no talk."""
+    quiet = {
+        "OMP_NUM_THREADS": str(settings.threads),
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DEEPSPEED_LOG_LEVEL": "error",
+    }
+    return quiet if settings.gpu else {**quiet, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@contextmanager
+def _followed(log: Path, on_progress: Callable[[Mapping[str, float]], None]) -> Iterator[None]:
+    """Hands each line that rank 0 adds to the metrics to `on_progress` while the block runs."""
+    from ledgerlm.backbone.metrics import read_metrics
+
+    done = threading.Event()
+
+    def follow() -> None:
+        seen = 0
+        while True:
+            last = done.wait(_POLL_SECONDS)
+            lines = read_metrics(log)
+            for line in lines[seen:]:
+                on_progress(line)
+            seen = len(lines)
+            if last:
+                return
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _cause(error: Exception) -> LedgerError:
+    """The ranks' own error when it is one that a user can act on."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    for failure in failures.values():
+        seen: BaseException | None = failure
+        while seen is not None:
+            if isinstance(seen, LedgerError):
+                return type(seen)(str(seen))
+            seen = getattr(seen, "cause", None) or seen.__cause__
+    first = next(iter(failures.values()), error)
+    return EngineError(f"training failed in a Ray Train worker: {first}")

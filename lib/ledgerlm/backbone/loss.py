@@ -1,0 +1,98 @@
+"""Next-token loss that never holds the logits of a whole pack, and makes its gradients on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ledgerlm.backbone.attention import model_inputs
+from ledgerlm.backbone.packs import Pack
+from ledgerlm.errors import ConfigError
+
+# Logits held at once: 4 MiB of fp32 stay in a CPU core's caches; a GPU wants larger products.
+_CPU_LOGITS, _GPU_LOGITS = 1 << 20, 1 << 27
+_SMALLEST = 1e-37  # below it the logarithm of an fp32 probability would be infinite
+# Heads that do more than multiply by the output weights.
+_OWN_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+class CausalLoss(nn.Module):
+    """A causal language model that gives the sum of its next-token losses over a pack.
+
+    The attribute `model` is the Hugging Face model; its output head is used without ever being called, so a pack of T
+    tokens needs a slice of the T x vocabulary logits at a time, and no second pass for the gradient.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Wraps a model.
+
+        Raises:
+            ConfigError: the model's head is more than a matrix.
+        """
+        super().__init__()
+        head = model.get_output_embeddings()
+        unusual = [name for name in _OWN_HEAD if getattr(model.config, name, None) not in (None, 1.0)]
+        if not isinstance(head, nn.Linear) or head.bias is not None or unusual:
+            raise ConfigError(
+                f"the output head of {type(model).__name__} is not a plain matrix {unusual or ''}; "
+                "use Llama, Qwen3, Mistral or another model with a linear head"
+            )
+        self.model = model
+
+    def forward(self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the losses in nats, fp32.
+
+        Args:
+            pack_inputs: from `model_inputs`.
+            places: positions in the row that have a next token in the same window, int64 [N].
+            targets: those next tokens, int64 [N].
+        """
+        states = self.model.base_model(**pack_inputs).last_hidden_state[0]
+        weight = self.model.get_output_embeddings().weight
+        total: Tensor = _SummedLoss.apply(states, weight, places, targets)  # type: ignore[no-untyped-call]
+        return total
+
+
+def loss_inputs(pack: Pack, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Tensor, Tensor]:
+    """Arguments of `CausalLoss.forward` for a pack; the first token of a window is never a target."""
+    inner = np.ones(len(pack.input_ids), dtype=bool)
+    inner[pack.cu_seqlens[1:] - 1] = False
+    places = np.flatnonzero(inner)
+    targets = pack.input_ids[places + 1].astype(np.int64)
+    return model_inputs(pack, device), torch.from_numpy(places).to(device), torch.from_numpy(targets).to(device)
+
+
+class _SummedLoss(torch.autograd.Function):
+    """Cross-entropy of a linear head, in slices; forward makes the gradients, so logits are computed once."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, places: Tensor, targets: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=states.device)
+        rows = max(1, (_CPU_LOGITS if states.device.type == "cpu" else _GPU_LOGITS) // weight.shape[0])
+        wanted = any(ctx.needs_input_grad[:2])
+        if wanted:
+            state_grad, weight_grad = torch.zeros_like(states), torch.zeros_like(weight, dtype=torch.float32)
+        for at, target in zip(places.split(rows), targets.split(rows), strict=True):
+            known = states[at]
+            probability = functional.linear(known, weight).float().softmax(-1)
+            right = probability.gather(1, target[:, None])
+            total -= right.clamp_min(_SMALLEST).log_().sum()
+            if wanted:
+                slope = probability.scatter_(1, target[:, None], right - 1).to(weight.dtype)
+                state_grad[at] = slope @ weight
+                weight_grad += slope.T @ known
+        if wanted:
+            ctx.save_for_backward(state_grad, weight_grad)
+            ctx.weight_type = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        state_grad, weight_grad = ctx.saved_tensors
+        factor = grads[0]
+        return state_grad * factor.to(state_grad.dtype), (weight_grad * factor).to(ctx.weight_type), None, None

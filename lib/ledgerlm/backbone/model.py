@@ -1,0 +1,157 @@
+"""A backbone as a folder: a causal language model in Hugging Face format, its tokenizer, and a card of what it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from ledgerlm.backbone.attention import model_inputs, register
+from ledgerlm.backbone.packs import Pack
+from ledgerlm.errors import ArtefactError
+from ledgerlm.runs.config import Conf, parse
+
+CARD = "backbone.json"
+_HASHED = ("config.json", "tokenizer.json")
+
+
+class LlamaShape(Conf):
+    """Shape of a small Llama that is trained from scratch."""
+
+    width: int = Field(96, ge=8, description="numbers in a hidden state")
+    layers: int = Field(3, ge=1, description="transformer blocks")
+    heads: int = Field(4, ge=1, description="attention heads; each gets width / heads numbers")
+    kv_heads: int | None = Field(None, ge=1, description="key and value heads; left out, as many as heads")
+    ffn: int = Field(256, ge=8, description="inner width of the gated feed-forward part")
+    tie_embeddings: bool = Field(True, description="input and output embeddings are the same numbers")
+    init_std: float = Field(0.02, gt=0, description="standard deviation of the first weights")
+
+    @model_validator(mode="after")
+    def _fits(self) -> LlamaShape:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} / heads {self.heads} must be an even whole number")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        return self
+
+
+class BackboneCard(Conf):
+    """What `backbone.json` says about a backbone.
+
+    The id is a hash of the weights, the tokenizer and the model's configuration: the same id, the same vectors.
+    """
+
+    backbone_id: str = Field(description="first 16 hexadecimal digits of the SHA-256 over the folder's files")
+    model_type: str = Field(description="architecture, as transformers names it")
+    parameters: int = Field(description="weights, shared ones counted once")
+    vocabulary: int = Field(description="tokens that the tokenizer knows")
+    context: int = Field(description="tokens of a window with its BOS, as trained")
+    dtype: str = Field(description="type of the stored weights")
+    base: str = Field(description="`scratch`, or the name of the model that was fine-tuned")
+    tokens_trained: int = Field(0, description="tokens read in training, repeats counted")
+    held_out_loss: float | None = Field(None, description="nats a token on held-out documents")
+    training: dict[str, Any] = Field(default_factory=dict, description="settings and outcome of the training")
+
+
+def new_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerFast, *, context: int, seed: int) -> PreTrainedModel:
+    """A Llama with random fp32 weights.
+
+    Args:
+        shape: its size.
+        tokenizer: gives the vocabulary and the special tokens.
+        context: longest window in tokens.
+        seed: of the first weights.
+    """
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.width,
+        intermediate_size=shape.ffn,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads or shape.heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=shape.tie_embeddings,
+        initializer_range=shape.init_std,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config._attn_implementation = register()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def load_backbone(folder: Path | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Opens a causal language model from a local folder, safetensors only, with attention over packs.
+
+    Raises:
+        ArtefactError: no such folder, no weights in safetensors, or an architecture that needs code of its own.
+    """
+    if not Path(folder, "config.json").is_file():
+        raise ArtefactError(f"{folder} is no Hugging Face folder: it has no config.json")
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=dtype,
+            attn_implementation=register(),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{folder}: cannot be opened as a causal language model in safetensors: {error}") from error
+    return model
+
+
+def run_pack(model: PreTrainedModel, pack: Pack, device: torch.device | str = "cpu") -> Tensor:
+    """Runs the layers without the output head; returns the states after the final norm, [T, d]."""
+    states: Tensor = model(**model_inputs(pack, device)).last_hidden_state
+    return states[0]
+
+
+def parameter_count(model: PreTrainedModel) -> int:
+    """Weights of a model, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def backbone_id(folder: Path) -> str:
+    """First 16 hexadecimal digits of the SHA-256 over weights, tokenizer and configuration.
+
+    Raises:
+        ArtefactError: when the folder has no weights in safetensors.
+    """
+    weights = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not weights:
+        raise ArtefactError(f"{folder}: no *.safetensors; a backbone is stored in safetensors only")
+    total = hashlib.sha256()
+    for name in (*_HASHED, *weights):
+        with (folder / name).open("rb") as file:
+            total.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()[:16]
+
+
+def write_card(folder: Path, card: BackboneCard) -> None:
+    """Writes `backbone.json`."""
+    (folder / CARD).write_text(json.dumps(card.model_dump(mode="json"), indent=2, sort_keys=True) + "\n")
+
+
+def read_card(folder: Path) -> BackboneCard:
+    """Reads `backbone.json` and checks the hash of the files.
+
+    Raises:
+        ArtefactError: there is none, it cannot be read, or the files are not those it was written for.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise ArtefactError(f"no {path}; run the finetune job, or card() for a model from elsewhere")
+    card = parse(BackboneCard, json.loads(path.read_text()), source=str(path))
+    if (found := backbone_id(folder)) != card.backbone_id:
+        raise ArtefactError(f"{folder}: the files hash to {found}, the card says {card.backbone_id}; they were changed")
+    return card

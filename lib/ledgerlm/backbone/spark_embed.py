@@ -1,0 +1,111 @@
+"""Embedding on Spark: documents through `mapInArrow`, one opened backbone per Python worker process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from pydantic import Field
+from pyspark.sql import functions as F
+
+from ledgerlm.backbone.definition import EmbeddingDefinition
+from ledgerlm.errors import ArtefactError
+from ledgerlm.runs.config import Conf
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+    from ledgerlm.backbone.embedder import Embedder
+
+CARRIED = ("client_id", "as_of", "event_count_used", "event_count_cut", "input_hash")
+_COMPUTED = "parts map<string, array<float>>, token_count int, events_dropped int, reason string"
+
+
+class EmbedSettings(Conf):
+    """How a worker runs the engine; nothing here changes a vector beyond rounding."""
+
+    threads: int | None = Field(None, ge=1, description="torch's threads in a worker; left out, spark.task.cpus")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu or cuda")
+    pack_tokens: int = Field(4096, ge=16, description="most tokens of one forward pass; a GPU wants 65536 or more")
+    buffer_rows: int = Field(2048, ge=1, description="documents that a worker holds and sorts by length at once")
+    buffer_chars: int = Field(16_000_000, ge=1, description="characters at which that buffer counts as full")
+
+
+def embed(
+    documents: DataFrame,
+    *,
+    folder: str,
+    backbone_id: str,
+    definition: EmbeddingDefinition,
+    settings: EmbedSettings | None = None,
+) -> DataFrame:
+    """Embeds documents with one backbone under one definition.
+
+    Args:
+        documents: client_id, as_of, text, event_count_used, event_count_cut, input_hash; other columns are left behind.
+        folder: backbone folder, at the same path on every machine.
+        backbone_id: id that the folder's weights must have; each worker process checks it once.
+        definition: resolved definition (`resolve_definition`).
+        settings: how a worker runs.
+
+    Returns:
+        One row a document in no stated order: client_id, as_of, backbone_id, definition_id, parts, token_count,
+        event_count_used, event_count_cut, input_hash, definition, and reason: null, or why the row has no vector (its
+        `parts` is null then). Events that `max_tokens` left out count as cut.
+    """
+    chosen = settings or EmbedSettings()
+    task_cpus = int(documents.sparkSession.conf.get("spark.task.cpus", "1") or "1")
+    opened = chosen.model_copy(update={"threads": chosen.threads or task_cpus})
+    slim = documents.select(*CARRIED, "text")
+    carried = ", ".join(f"{name} {slim.schema[name].dataType.simpleString()}" for name in CARRIED)
+    work = partial(
+        _embed_partition, folder=folder, backbone_id=backbone_id, definition=definition.json_text, settings=opened
+    )
+    rows = slim.mapInArrow(work, schema=f"{carried}, {_COMPUTED}")
+    return rows.select(
+        "client_id",
+        "as_of",
+        F.lit(backbone_id).alias("backbone_id"),
+        F.lit(definition.definition_id).alias("definition_id"),
+        F.when(F.col("reason").isNull(), F.col("parts")).alias("parts"),
+        "token_count",
+        (F.col("event_count_used") - F.col("events_dropped")).alias("event_count_used"),
+        (F.col("event_count_cut") + F.col("events_dropped")).alias("event_count_cut"),
+        "input_hash",
+        F.lit(definition.json_text).alias("definition"),
+        "reason",
+    )
+
+
+def _embed_partition(
+    batches: Iterator[pa.RecordBatch], *, folder: str, backbone_id: str, definition: str, settings: EmbedSettings
+) -> Iterator[pa.RecordBatch]:
+    """Runs in a Python worker; the backbone stays open for the worker's next tasks."""
+    embedder = _embedder(folder, backbone_id, definition, settings)
+    yield from embedder.embed_batches(batches, buffer_rows=settings.buffer_rows, buffer_chars=settings.buffer_chars)
+
+
+@lru_cache(maxsize=1)
+def _embedder(folder: str, backbone_id: str, definition: str, settings: EmbedSettings) -> Embedder:
+    # Before torch starts its threads: those that spin while they wait slow down every other worker of the machine.
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    from ledgerlm.backbone import model
+    from ledgerlm.backbone.embedder import Embedder
+
+    if (found := model.backbone_id(Path(folder))) != backbone_id:
+        raise ArtefactError(
+            f"{folder}: the files hash to {found}, not {backbone_id}; copy the backbone to every machine"
+        )
+    return Embedder(
+        folder,
+        EmbeddingDefinition.model_validate_json(definition),
+        threads=settings.threads,
+        device=settings.device,
+        pack_tokens=settings.pack_tokens,
+    )

@@ -1,0 +1,290 @@
+"""The training loop: next-token prediction over packs, the same on every rank, resumable at any step."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ledgerlm.backbone.loss import loss_inputs
+from ledgerlm.backbone.packs import Pack
+from ledgerlm.backbone.ranks import Ranks
+from ledgerlm.backbone.store import Place, Reader
+from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.runs.config import Conf
+
+# Ranks exchange the clock and the loss at every so many steps.
+_BEAT = 20
+_TAG = "state"
+
+
+class TrainingConf(Conf):
+    """How a backbone is trained."""
+
+    batch_tokens: int = Field(2048, ge=64, description="tokens of one optimizer step, over all ranks")
+    pack_tokens: int = Field(4096, ge=64, description="most tokens of one forward pass of a rank")
+    learning_rate: float = Field(3e-3, gt=0, description="highest learning rate; 1e-5 to 5e-5 for a pretrained model")
+    final_rate: float = Field(0.1, ge=0, le=1, description="share of the learning rate that the cosine ends at")
+    warm_up: float = Field(0.05, ge=0, lt=1, description="share of the training in which the rate rises")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; norms get none")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW moments")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    epochs: float = Field(3.0, gt=0, description="passes over the training windows")
+    max_tokens: int | None = Field(None, gt=0, description="most tokens read in training, over all ranks")
+    max_minutes: float | None = Field(None, gt=0, description="most minutes in the loop; the rate falls in time for it")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: what a short trial finds faster")
+    evaluations: int = Field(8, ge=1, description="times the held-out loss is taken, the last at the end")
+    held_out_tokens: int = Field(50_000, ge=0, description="most held-out tokens read at a time, over all ranks")
+    checkpoint_minutes: float = Field(2.0, gt=0, description="minutes between checkpoints")
+
+    def packing(self, ranks: int) -> tuple[int, int]:
+        """Tokens of a pack, and packs of a rank for one step."""
+        share = max(self.batch_tokens // ranks, 1)
+        packs = -(-share // self.pack_tokens)
+        return -(-share // packs), packs
+
+    def rate(self, progress: float) -> float:
+        """Learning rate when this share of the training is done: linear warm-up, then cosine."""
+        if progress < self.warm_up:
+            return self.learning_rate * progress / self.warm_up
+        left = (1 + math.cos(math.pi * min(1.0, (progress - self.warm_up) / (1 - self.warm_up)))) / 2
+        return self.learning_rate * (self.final_rate + (1 - self.final_rate) * left)
+
+
+class Engine(Protocol):
+    """What the loop needs of a DeepSpeed engine around `CausalLoss`."""
+
+    module: nn.Module
+    optimizer: Any
+
+    def __call__(self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor) -> Tensor: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def backward(self, loss: Tensor) -> Any: ...
+
+    def step(self) -> Any: ...
+
+    def save_checkpoint(self, save_dir: str, tag: str, client_state: dict[str, Any]) -> Any: ...
+
+    def load_checkpoint(self, load_dir: str, tag: str) -> tuple[Any, Any]: ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the training stands; stored with each checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    place: Place = field(default_factory=Place)
+    evaluated: int = 0
+
+
+Report = Callable[[Mapping[str, float], Path | None], None]
+
+
+class Training:
+    """One rank's part of a training."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        reader: Reader,
+        held_out: Mapping[str, Sequence[Pack]],
+        conf: TrainingConf,
+        folder: Path,
+        *,
+        device: str = "cpu",
+        report: Report = lambda metrics, checkpoint: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepares a training and goes back to its newest checkpoint, if there is one.
+
+        Args:
+            engine: DeepSpeed engine, already initialised.
+            reader: this rank's packs.
+            held_out: for each kind of text this rank's packs that are not trained on; the first kind is the curve's.
+            conf: settings.
+            folder: where checkpoints and `metrics.jsonl` are kept; the same for all ranks.
+            device: where the model is.
+            report: told about each held-out loss and each checkpoint, on every rank alike.
+            clock: seconds; only differences count.
+        """
+        self._engine, self._reader, self._ranks = engine, reader, reader.ranks
+        self._held_out, self._conf, self._device = held_out, conf, device
+        self._checkpoints, self._log = folder / "checkpoints", folder / "metrics.jsonl"
+        self._report, self._clock = report, clock
+        self._budget = math.ceil(reader.epoch_tokens() * conf.epochs)
+        self._budget = min(self._budget, conf.max_tokens or self._budget)
+        if self._budget < 1:
+            raise DataError("there are no training windows; look at the documents and at finetune's formats")
+        self._done = self._resume()
+        self._saved_at = self._done.seconds
+
+    @property
+    def budget_tokens(self) -> int:
+        """Tokens that the training will read, over all ranks."""
+        return self._budget
+
+    @property
+    def share(self) -> float:
+        """How much of the training is done, by tokens or by time, whichever is further."""
+        done = self._done.tokens / self._budget
+        if self._conf.max_minutes is not None:
+            done = max(done, self._done.seconds / (60 * self._conf.max_minutes))
+        return min(done, 1.0)
+
+    def run(self) -> Progress:
+        """Trains to the end of the budget; returns where it ended."""
+        self._engine.train()
+        start = self._clock() - self._done.seconds
+        losses = torch.zeros(2, dtype=torch.float64, device=self._device)
+        before = (self._done.tokens, self._done.seconds)
+        for step in self._reader.steps(self._done.place):
+            if self.share >= 1.0:
+                break
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = self._conf.rate(self.share)
+            losses += self._step(step.packs)
+            self._done.step += 1
+            self._done.tokens += step.tokens
+            self._done.place = step.after
+            if self._done.step % _BEAT == 0 or self._done.tokens >= self._budget:
+                self._done.seconds = self._ranks.most(self._clock() - start)
+                self._beat(losses, before)
+                losses.zero_()
+                before = (self._done.tokens, self._done.seconds)
+                pause = self._clock()
+                self._evaluate_if_due()
+                self._save_if_due()
+                # The held-out loss and checkpoints are not training time.
+                start += self._clock() - pause
+        return self._done
+
+    def _step(self, packs: Sequence[Pack]) -> Tensor:
+        """One optimizer step; returns the summed loss and how many tokens it is over."""
+        summed = torch.zeros(2, dtype=torch.float64, device=self._device)
+        for pack in packs:
+            inputs, places, targets = loss_inputs(pack, self._device)
+            loss = self._engine(inputs, places, targets)
+            # Divided by what a full pack holds, so that each token weighs the same in whatever pack it stands.
+            self._engine.backward(loss / self._reader.pack_tokens)
+            self._engine.step()
+            summed[0] += loss.detach()  # not read here: a GPU would have to stop for it
+            summed[1] += len(targets)
+        return summed
+
+    def held_out_loss(self, kind: str) -> float | None:
+        """Mean loss over the held-out packs of a kind, nats a token; None when there are none."""
+        sums = np.zeros(2)
+        with self._evaluating(), torch.no_grad():
+            for pack in self._held_out[kind]:
+                inputs, places, targets = loss_inputs(pack, self._device)
+                sums += (self._engine.module(inputs, places, targets).item(), len(targets))
+        total, count = self._ranks.total(sums)
+        return float(total / count) if count else None
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        self._engine.train(False)
+        yield
+        self._engine.train()
+
+    def _evaluate_if_due(self) -> None:
+        due = int(self.share * self._conf.evaluations)
+        if due <= self._done.evaluated:
+            return
+        self._done.evaluated = due
+        loss = self.held_out_loss(next(iter(self._held_out)))
+        if loss is not None:
+            self._write({"held_out_loss": loss})
+            self._report({"step": self._done.step, "held_out_loss": loss}, None)
+
+    def _beat(self, losses: Tensor, before: tuple[int, float]) -> None:
+        total, count = self._ranks.total(losses.cpu().numpy())
+        if not math.isfinite(total):
+            raise ConfigError(
+                f"the loss is {total} at step {self._done.step}; lower finetune's learning_rate "
+                f"({self._conf.learning_rate}) or raise warm_up ({self._conf.warm_up})"
+            )
+        tokens, seconds = self._done.tokens - before[0], self._done.seconds - before[1]
+        self._write({"loss": total / count, "tokens_per_second": tokens / max(seconds, 1e-9)})
+
+    def _write(self, values: Mapping[str, float]) -> None:
+        if self._ranks.first:
+            line = {"step": self._done.step, "tokens": self._done.tokens, "seconds": self._done.seconds, **values}
+            line |= {"budget": self._budget, "share": self.share}
+            with self._log.open("a") as log:
+                log.write(json.dumps(line) + "\n")
+
+    def _save_if_due(self) -> None:
+        if self._done.seconds - self._saved_at >= 60 * self._conf.checkpoint_minutes and self.share < 1.0:
+            self._saved_at = self._done.seconds
+            self.save()
+
+    def save(self) -> None:
+        """Writes a checkpoint: every rank its part, aside, then one rename; older ones go."""
+        aside = self._checkpoints / "aside"
+        target = self._checkpoints / f"step-{self._done.step:09d}"
+        if self._ranks.first:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        self._ranks.wait()
+        self._engine.save_checkpoint(str(aside), _TAG, asdict(self._done))
+        self._ranks.wait()
+        if self._ranks.first:
+            older = list(self._checkpoints.glob("step-*"))
+            shutil.rmtree(target, ignore_errors=True)
+            aside.rename(target)
+            for folder in older:
+                shutil.rmtree(folder, ignore_errors=True)
+        self._ranks.wait()
+        self._report({"step": self._done.step}, target)
+
+    def _resume(self) -> Progress:
+        found = sorted(self._checkpoints.glob("step-*"))
+        self._ranks.wait()
+        state: dict[str, Any] = {}
+        if found:
+            path, state = self._engine.load_checkpoint(str(found[-1]), _TAG)
+            if path is None:
+                raise DataError(f"the checkpoint {found[-1]} cannot be read; delete it to start again")
+        known = {key: state[key] for key in ("step", "tokens", "seconds", "evaluated") if key in state}
+        done = Progress(**known, place=Place(**state.get("place", {})))
+        if self._ranks.first:
+            self._cut_log(done.step)
+        return done
+
+    def _cut_log(self, step: int) -> None:
+        """What was logged after the checkpoint will be logged again."""
+        kept = [line for line in read_metrics(self._log) if line["step"] <= step] if step else []
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        self._log.write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_metrics(log: Path) -> list[dict[str, float]]:
+    """Whole lines of a `metrics.jsonl`; a line that is being written is left out."""
+    if not log.exists():
+        return []
+    return [json.loads(line) for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weights for the optimizer: matrices decay, norms and biases do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.dim() > 1]
+    others = [parameter for parameter in trained if parameter.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,212 @@
+"""What one rank of a finetune does, from its share of the windows to the trained weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from ledgerlm.backbone.cpu import faster_precision, keep_freed_memory
+from ledgerlm.backbone.loss import CausalLoss
+from ledgerlm.backbone.model import LlamaShape, load_backbone, new_llama
+from ledgerlm.backbone.packs import Pack
+from ledgerlm.backbone.ranks import Ranks
+from ledgerlm.backbone.store import Reader, WindowStore
+from ledgerlm.backbone.training import Report, Training, TrainingConf, parameter_groups
+from ledgerlm.errors import ConfigError
+from ledgerlm.runs.config import Conf
+from ledgerlm.text.tokenizer import load_tokenizer
+
+Precision = Literal["bf16", "fp32"]
+# Written by us, so that the loop and DeepSpeed cannot disagree.
+_OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+
+
+class WorkerConf(Conf):
+    """What each rank is told."""
+
+    windows: Path = Field(description="folder of the staged windows: `split=train/`, `split=heldout/`")
+    tokenizer: Path = Field(description="folder of the tokenizer")
+    folder: Path = Field(description="folder for checkpoints, metrics and the result; shared by all ranks")
+    base: Path | None = Field(None, description="model to fine-tune; none: a Llama from scratch")
+    shape: LlamaShape = Field(LlamaShape(), description="shape of the Llama from scratch")
+    context: int = Field(768, ge=16, description="tokens of a window with its BOS")
+    passes: dict[str, float] = Field(description="for each kind of text how often it is read in an epoch")
+    training: TrainingConf = Field(TrainingConf(), description="the training loop")
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed settings")
+    recompute: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    seed: int = Field(0, description="of weights and order")
+    threads: int = Field(1, ge=1, description="torch threads of a rank on CPUs")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the model is")
+
+    @property
+    def result(self) -> Path:
+        """Folder of the trained model; there when training has finished."""
+        return self.folder / "result"
+
+
+def train_rank(conf: WorkerConf, report: Report) -> None:
+    """Trains one rank; the process group exists already. Rank 0 leaves the model in `conf.result`."""
+    _quiet()
+    torch.set_num_threads(conf.threads)
+    keep_freed_memory()
+    ranks = Ranks.current()
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if conf.device == "cuda" else "cpu"
+    precision = _precision(conf, ranks)
+    reader, held_out = _data(conf, ranks)
+    model = _model(conf, precision)
+    engine = start_deepspeed(model, conf, reader.packs_per_step, precision)
+    training = Training(engine, reader, held_out, conf.training, conf.folder, device=device, report=report)
+    done = training.run()
+    losses = {kind: training.held_out_loss(kind) for kind in held_out}
+    facts = {
+        "precision": precision,
+        "ranks": ranks.size,
+        "steps": done.step,
+        "tokens_trained": done.tokens,
+        "tokens_per_epoch": reader.epoch_tokens(),
+        "training_seconds": done.seconds,
+        "held_out": losses,
+    }
+    _export(engine, model, conf, ranks, facts)
+
+
+def start_deepspeed(model: PreTrainedModel, conf: WorkerConf, packs_per_step: int, precision: Precision) -> Any:
+    """DeepSpeed engine around `CausalLoss` with a fused AdamW.
+
+    Raises:
+        ConfigError: the DeepSpeed settings set what ledgerlm sets.
+    """
+    import deepspeed
+
+    if clash := sorted(set(_OURS) & set(conf.deepspeed)):
+        raise ConfigError(f"the DeepSpeed file sets {clash}; take them out, finetune's own settings decide them")
+    _no_compiled_communication(deepspeed)
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": packs_per_step,
+        "gradient_clipping": conf.training.clip,
+        "bf16": {"enabled": precision == "bf16"},
+        "steps_per_print": 1 << 60,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        **conf.deepspeed,
+    }
+    loss = CausalLoss(model)
+    stage = conf.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    if stage == 3:
+        # The loss reads the output weights without calling their module, which is where ZeRO-3 would fetch them.
+        deepspeed.zero.register_external_parameter(loss, model.get_output_embeddings().weight)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(loss, conf.training.weight_decay),
+        lr=conf.training.learning_rate,
+        betas=conf.training.betas,
+        fused=True,
+    )
+    buffers = {name: buffer.clone() for name, buffer in loss.named_buffers()}
+    engine = deepspeed.initialize(model=loss, optimizer=optimizer, config=settings)[0]
+    _restore(engine.module, buffers)
+    return engine
+
+
+def _restore(module: nn.Module, buffers: Mapping[str, torch.Tensor]) -> None:
+    """DeepSpeed casts buffers with the weights, but rotary frequencies in bf16 would be other positions."""
+    for name, buffer in buffers.items():
+        owner, _, attribute = name.rpartition(".")
+        place = module.get_submodule(owner)
+        setattr(place, attribute, buffer.to(getattr(place, attribute).device))
+
+
+def _no_compiled_communication(deepspeed: Any) -> None:
+    """Keeps DeepSpeed from compiling its shared-memory all-reduce on CPUs.
+
+    It would need a C++ compiler and half a minute on each new machine, and its waiting ranks spin; gloo does as well.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _precision(conf: WorkerConf, ranks: Ranks) -> Precision:
+    if conf.training.precision != "auto":
+        return conf.training.precision
+    # The slowest rank decides: all must use the same.
+    return "bf16" if ranks.least(faster_precision(conf.device) == "bf16") else "fp32"
+
+
+def _model(conf: WorkerConf, precision: Precision) -> PreTrainedModel:
+    dtype = torch.bfloat16 if precision == "bf16" and conf.base else torch.float32
+    model = (
+        load_backbone(conf.base, dtype)
+        if conf.base
+        else new_llama(conf.shape, load_tokenizer(conf.tokenizer), context=conf.context, seed=conf.seed)
+    )
+    if conf.recompute:
+        model.gradient_checkpointing_enable()
+    return model
+
+
+def _data(conf: WorkerConf, ranks: Ranks) -> tuple[Reader, dict[str, list[Pack]]]:
+    pack_tokens, packs = conf.training.packing(ranks.size)
+    pack_tokens = max(pack_tokens, conf.context)
+    stores = {
+        split: WindowStore.build(
+            sorted((conf.windows / f"split={split}").glob("*.parquet"))[ranks.rank :: ranks.size],
+            list(conf.passes),
+            conf.folder / "tokens" / f"{split}-{ranks.rank}.bin",
+        )
+        for split in ("train", "heldout")
+    }
+    reader = Reader(stores["train"], conf.passes, pack_tokens, packs, conf.seed, ranks)
+    most = conf.training.held_out_tokens // ranks.size
+    held_out = {kind: stores["heldout"].packs_of(kind, token_budget=4096, most_tokens=most) for kind in conf.passes}
+    return reader, held_out
+
+
+def _export(engine: Any, model: PreTrainedModel, conf: WorkerConf, ranks: Ranks, facts: Mapping[str, Any]) -> None:
+    """Writes the weights in fp32 (or the base model's type) as a Hugging Face folder, aside and then renamed."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {}
+    dtype = torch.bfloat16 if conf.base and facts["precision"] == "bf16" else torch.float32
+    for name, parameter in model.named_parameters():
+        full = safe_get_full_fp32_param(parameter)
+        weights[name] = (parameter if full is None else full).detach().to("cpu", dtype)
+    if not ranks.first:
+        return
+    with torch.device("meta"):
+        plain = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+    plain.load_state_dict(weights, strict=False, assign=True)
+    plain.tie_weights()
+    aside = conf.folder / "result.aside"
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(conf.result, ignore_errors=True)
+    plain.save_pretrained(aside)
+    load_tokenizer(conf.tokenizer).save_pretrained(aside)
+    (aside / "training.json").write_text(json.dumps(facts))
+    aside.rename(conf.result)
+
+
+def _quiet() -> None:
+    """Leaves to a rank's log what someone can act on."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("DeepSpeed", "deepspeed", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def held_out_numbers(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Loss and perplexity per kind of text, as numbers for the report."""
+    losses = {kind: loss for kind, loss in facts["held_out"].items() if loss is not None}
+    return {
+        **{f"held_out_loss_{kind}": loss for kind, loss in losses.items()},
+        **{f"perplexity_{kind}": float(np.exp(loss)) for kind, loss in losses.items()},
+    }

@@ -1,0 +1,204 @@
+"""Clients with their attributes, and labels with their `as_of`."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window, WindowSpec
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from ledgerlm.errors import DataError
+from ledgerlm.events.ingest import aside, first_reason, sound, source_of
+from ledgerlm.events.quality import Reason, number, present, pseudonymised, time_of
+from ledgerlm.events.sources import FAULT, FILE, PAYLOAD, read_file
+from ledgerlm.events.spec import AsOfSpec, ClientFileSpec, DataSetSpec, LabelSpec
+
+_KEY = ("client_id", "task", "as_of")
+_JUDGED = (
+    "client_id string, task string, as_of timestamp, label double, label_text string, reason string, detail string, "
+    "source_file string, payload string"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelled:
+    """Labels and what was set aside, neither computed yet.
+
+    Attributes:
+        labels: client_id, task, as_of, label (class number or value), label_text; key (client_id, task, as_of).
+        quarantine: reason, detail, source_file, payload.
+        judged: filled when `labels` is computed (once).
+    """
+
+    labels: DataFrame
+    quarantine: DataFrame
+    judged: Observation
+
+    def rows(self) -> tuple[int, int, int, int]:
+        """Label rows in, out, quarantined and duplicate, once `labels` has been written.
+
+        Raises:
+            DataError: when they do not add up.
+        """
+        seen = self.judged.get
+        rows, out, quarantined, duplicates = (int(seen[name]) for name in ("rows", "out", "quarantined", "duplicates"))
+        if rows != out + quarantined + duplicates:
+            raise DataError(f"labels: {rows} in, but {out} out + {quarantined} quarantined + {duplicates} duplicates")
+        return rows, out, quarantined, duplicates
+
+
+def first_events(events: DataFrame) -> DataFrame:
+    """client_id and first_event_time: one row for each client that has events."""
+    return events.groupBy("client_id").agg(F.min("event_time").alias("first_event_time"))
+
+
+def client_attributes(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame) -> DataFrame:
+    """The clients that have events, with the attributes of the spec.
+
+    Args:
+        spark: session in UTC.
+        spec: the data set.
+        firsts: from `first_events`.
+
+    Returns:
+        client_id and one string column for each attribute; null where no file knows it.
+    """
+    clients = firsts.select("client_id")
+    for place, one in enumerate(spec.clients):
+        clients = clients.join(_attributes(spark, spec, one, place), "client_id", how="left")
+    columns: dict[str, list[Column]] = {}
+    for place, one in enumerate(spec.clients):
+        for name in one.attributes:
+            columns.setdefault(name, []).append(F.col(f"_{place}.{name}"))
+    return clients.select("client_id", *(F.coalesce(*found).alias(name) for name, found in columns.items()))
+
+
+def _attributes(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, place: int) -> DataFrame:
+    """client_id and a struct of the attributes of one file; of a client that stands there twice one whole row."""
+    key = f"clients.{place}"
+    needed = {one.id: f"{key}.id"} | {column: f"{key}.attributes.{name}" for name, column in one.attributes.items()}
+    rows = sound(read_file(spark, one.file, source_of(spec), needed=needed))
+    values = F.struct(*(present(F.col(column), one.nulls).alias(name) for name, column in one.attributes.items()))
+    named = rows.select(present(F.col(one.id)).alias("client_id"), values.alias("values")).where(
+        "client_id IS NOT NULL"
+    )
+    found = named.groupBy("client_id").agg(F.max("values").alias(f"_{place}"))
+    return pseudonymised(found, ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None)
+
+
+def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame) -> Labelled:
+    """Reads the labels of all tasks.
+
+    Args:
+        spark: session in UTC.
+        spec: the data set.
+        firsts: from `first_events`; a label without an event before its `as_of` is set aside.
+
+    Returns:
+        Labels and quarantine as lazy DataFrames.
+    """
+    none = spark.createDataFrame([], _JUDGED)
+    tasks = [none, *(_task(spark, spec, label, place) for place, label in enumerate(spec.labels))]
+    rows = pseudonymised(
+        reduce(DataFrame.unionByName, tasks), ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None
+    )
+    known = rows.join(firsts, "client_id", how="left")
+    unseen = F.col("first_event_time").isNull() | (F.col("first_event_time") >= F.col("as_of"))
+    lonely = F.when(unseen, Reason.LABEL_WITHOUT_HISTORY.value)
+    known = known.withColumn("reason", F.coalesce("reason", lonely)).drop("first_event_time")
+    ranked = known.withColumn("_nth", F.row_number().over(_same_key())).withColumn(
+        "_label", F.first("label").over(_same_key())
+    )
+    again = F.col("reason").isNull() & (F.col("_nth") > 1)
+    conflict = F.when(again & ~F.col("label").eqNullSafe(F.col("_label")), Reason.CONFLICTING_LABEL.value)
+    final = ranked.withColumn("reason", F.coalesce("reason", conflict))
+    kept = F.col("reason").isNull() & (F.col("_nth") == 1)
+    judged = Observation()
+    counted = final.observe(
+        judged,
+        F.count(F.lit(1)).alias("rows"),
+        F.count_if(kept).alias("out"),
+        F.count_if(F.col("reason").isNotNull()).alias("quarantined"),
+        F.count_if(F.col("reason").isNull() & (F.col("_nth") > 1)).alias("duplicates"),
+    )
+    return Labelled(
+        labels=counted.where(kept).select(*_KEY, "label", "label_text"), quarantine=aside(final, spec), judged=judged
+    )
+
+
+def _same_key() -> WindowSpec:
+    """Rows of one client, task and instant; those without a reason first, so that bad ones never make a conflict."""
+    return Window.partitionBy(*_KEY).orderBy(F.col("reason").asc_nulls_first(), "label", "source_file")
+
+
+def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, place: int) -> DataFrame:
+    """Judged label rows of one task: the columns of labels, and reason, detail, source_file, payload."""
+    key = f"labels.{place}"
+    needed = {label.id: f"{key}.id", label.column: f"{key}.column"} | dict.fromkeys(label.only, f"{key}.only")
+    as_of = label.as_of if label.as_of is not None else spec.as_of
+    times: set[str] = set()
+    if isinstance(as_of, AsOfSpec):
+        needed[as_of.column] = f"{key}.as_of.column"
+        times = {as_of.column}
+    numbers = set() if label.values else {label.column}
+    raw = read_file(spark, label.file, source_of(spec), needed=needed, times=times, numbers=numbers)
+    for name, values in label.only.items():
+        raw = raw.where(F.col(FAULT).isNotNull() | present(F.col(name)).isin(*values))
+    raw = raw.where(F.col(FAULT).isNotNull() | present(F.col(label.column)).isNotNull())
+    kinds = {column.name: column.dataType for column in raw.schema}
+    typed = raw.withColumns(
+        {
+            "client_id": present(F.col(label.id)),
+            "_text": present(F.col(label.column)),
+            "_as_of": _instant(as_of, kinds),
+        }
+    ).withColumn("_class", _class(label))
+    reason, detail = first_reason(
+        (F.col("client_id").isNull(), Reason.NO_CLIENT, F.lit(f"task {label.name}")),
+        (F.col("_as_of").isNull(), Reason.BAD_TIME, F.lit(f"task {label.name}: as_of")),
+        (F.col("_class").isNull(), Reason.BAD_LABEL, F.concat(F.lit(f"task {label.name}: "), F.col("_text"))),
+    )
+    return typed.select(
+        "client_id",
+        F.lit(label.name).alias("task"),
+        F.col("_as_of").alias("as_of"),
+        F.col("_class").alias("label"),
+        _label_text(label).alias("label_text"),
+        F.coalesce(F.col(FAULT), reason).alias("reason"),
+        F.when(F.col(FAULT).isNull(), detail).alias("detail"),
+        FILE,
+        F.col(PAYLOAD).alias("payload"),
+    )
+
+
+def _instant(as_of: dt.datetime | AsOfSpec | None, kinds: dict[str, T.DataType]) -> Column:
+    if isinstance(as_of, AsOfSpec):
+        return time_of(F.col(as_of.column), kinds[as_of.column], as_of)
+    if as_of is None:
+        raise DataError("a label without as_of passed the check of the spec")
+    instant = as_of if as_of.tzinfo else as_of.replace(tzinfo=dt.UTC)
+    return F.lit(instant.isoformat()).cast("timestamp")
+
+
+def _class(label: LabelSpec) -> Column:
+    """Class number or value as a double; null where the text is none."""
+    if label.values:
+        pairs = [F.lit(part) for name, value in label.values.items() for part in (name, float(value))]
+        return F.try_element_at(F.create_map(*pairs), F.col("_text"))
+    value = number(F.col("_text"))
+    if label.thresholds:
+        reached = [F.when(value >= limit, 1.0).otherwise(0.0) for limit in label.thresholds]
+        return F.when(value.isNotNull(), reduce(Column.__add__, reached))
+    if label.kind == "regression":
+        return value
+    return F.when(value.isin(*(float(place) for place in range(len(label.class_names)))), value)
+
+
+def _label_text(label: LabelSpec) -> Column:
+    if not label.class_names:
+        return F.col("_text")
+    names = F.array(*(F.lit(name) for name in label.class_names))
+    return F.try_element_at(names, (F.col("_class") + 1).cast("int"))

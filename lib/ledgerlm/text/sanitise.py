@@ -1,0 +1,57 @@
+"""Text from outside is data: values lose what a tokenizer, a chat template or a terminal would take as a command."""
+
+from __future__ import annotations
+
+from pyspark.sql import Column
+from pyspark.sql import functions as F
+
+# Stands between values that are sanitised together, which costs one set of regular expressions an event instead of one
+# a value. No value can hold it: it is a control character.
+SEPARATOR = "\x1f"
+
+_INVISIBLE = rf"[\p{{Cc}}\p{{Cf}}\p{{Co}}\p{{Cs}}&&[^{SEPARATOR}\t-\r\x85]]"  # also bidi controls, zero widths, NUL
+_BLANKS = r"[\t-\r\x85\p{Z}|]+"
+# <s>, <|eot_id|>, full width; not what stands between the signs of `age <25, income >75K`.
+_INNER = rf"(?![\d =])[^<>\uFF1C\uFF1E\uFE64\uFE65{SEPARATOR}]*|[^<>\uFF1C\uFF1E\uFE64\uFE65{SEPARATOR} ]*"
+_ANGLES = rf"[<\uFF1C\uFE64]({_INNER})[>\uFF1E\uFE65]"
+# Left alone it could open a token with the text of the next field; before a number it is a comparison.
+_OPENING = r"[<\uFF1C\uFE64](?![\d =])"
+_SQUARES = r"[\[\uFF3B](/?\w{1,32})[\]\uFF3D]"  # [INST], [/INST], [CLS], [TOOL_CALLS]
+_AROUND = f" *{SEPARATOR} *"
+
+# What `sanitise` may change lies outside these; other signs are letters, marks and digits of any script.
+_HARMLESS = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) not in "|<[")
+
+
+def sanitise(text: Column, max_length: int) -> Column:
+    """Makes values harmless; what comes out stays the same when sanitised again.
+
+    * control, bidirectional, zero-width, private-use characters and NUL are deleted;
+    * line breaks, tabs, other white space and `|` become one blank; blanks around a value go;
+    * chat and special tokens lose their brackets: `<|im_start|>` becomes `( im_start )`, `[INST]` becomes `(INST)`;
+    * a value is cut after `max_length` characters.
+
+    Args:
+        text: one value, or several joined by `SEPARATOR`, each of which is treated alone.
+        max_length: characters to keep of each value.
+
+    Returns:
+        String column; null for null.
+    """
+    text = F.regexp_replace(text, _INVISIBLE, "")
+    text = F.regexp_replace(text, _ANGLES, "($1)")
+    text = F.regexp_replace(text, _SQUARES, "($1)")
+    text = F.regexp_replace(text, _BLANKS, " ")
+    text = F.trim(F.regexp_replace(text, _AROUND, SEPARATOR))
+    text = F.regexp_replace(text, f"([^{SEPARATOR}]{{{max_length}}})[^{SEPARATOR}]+", "$1")
+    text = F.trim(F.regexp_replace(text, f" {SEPARATOR}", SEPARATOR))
+    return F.regexp_replace(text, _OPENING, "(")  # last: cutting and trimming can bring a sign to the end
+
+
+def suspicious(text: Column, escaped: str = "") -> Column:
+    """Whether `sanitise`, or escaping the characters `escaped`, might change text; true more often than need be.
+
+    One pass over the text, so that nearly all events need no further one. Lengths are not looked at.
+    """
+    harmless = "".join(f"\\x{ord(sign):02x}" for sign in _HARMLESS if sign not in escaped)
+    return F.rlike(text, F.lit(rf"[^{harmless}\p{{L}}\p{{M}}\p{{N}}]")) | F.contains(text, F.lit("  "))

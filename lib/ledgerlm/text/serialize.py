@@ -1,0 +1,392 @@
+"""Serialisation of histories: a document for each client and `as_of`, by native Spark expressions.
+
+How the work is laid out, because speed is decided here. There is one shuffle and one sort. Each event is rendered
+before the shuffle, in generated code, so that shuffle and sort carry one short string instead of all columns. Behind
+the shuffle one window ranks the events of a client from the newest back, sums their token estimates and looks at the
+event before; what is over budget turns to null before anything is collected, so a client with a million events costs
+the memory of a document, not of a million rows. No lambda runs per event. The aggregation streams over the window's
+order when the session sets `spark.sql.execution.replaceHashWithSortAgg`; without it Spark hashes, slower, to the same.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
+from operator import add, or_
+
+from pydantic import Field
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F
+
+from ledgerlm.errors import ConfigError
+from ledgerlm.events.spec import DataSetSpec
+from ledgerlm.runs.config import Conf, nearest
+from ledgerlm.text.formats import FORMATS, FieldKind, Format, FormatName, Shown
+from ledgerlm.text.numbers import e12, plain_amount, plain_number
+from ledgerlm.text.sanitise import SEPARATOR, sanitise, suspicious
+
+CHARACTERS_A_TOKEN = 4  # of running text, for the estimates
+_DAYS_LENGTH = 6  # `+123d` and its surroundings, for the estimates
+_KEYS = ("client_id", "event_time", "event_seq", "event_id")
+_KINDS: dict[str, FieldKind] = {"categorical": "word", "text": "text", "numeric": "number"}
+_WEEKDAYS = "Thu,Fri,Sat,Sun,Mon,Tue,Wed"  # from 1 January 1970
+
+
+class DocumentConf(Conf):
+    """What a document shows and how long it may be."""
+
+    format: FormatName = Field("compact", description="compact, lines, table, markdown, html, xml, json or yaml")
+    fields: tuple[str, ...] = Field(
+        (),
+        description="what each event shows, in order: fields of the data set and days (since the event before), "
+        "weekday, hour, time, amount, currency; left out: all that the data set has",
+    )
+    max_events: int = Field(2000, ge=1, description="newest events of a client that a document may hold")
+    max_tokens: int = Field(
+        16384,
+        ge=1,
+        description="estimated tokens of a document: in compact text one for each field and one for four characters "
+        "of free text, elsewhere one for four characters. The oldest events go first; the newest always stays",
+    )
+    max_value_length: int = Field(
+        48, ge=1, description="characters of a category or free text that are kept; up to 48 can be one token"
+    )
+
+
+def shown_fields(spec: DataSetSpec, conf: DocumentConf) -> tuple[Shown, ...]:
+    """What each event shows, in order: as configured, or else everything that the data set has.
+
+    Raises:
+        ConfigError: for an unknown field, or `days` in another place than the first.
+    """
+    known = _known_fields(spec)
+    names = conf.fields or _default_fields(spec, exact=FORMATS[conf.format].exact)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"serialize: fields: no field '{name}' in data set {spec.name}: {nearest(name, known)}")
+    shown = tuple(known[name] for name in names)
+    if any(one.kind == "days" for one in shown[1:]):
+        raise ConfigError(f"serialize: fields: put 'days' first; it stands behind '{names[0]}'")
+    return shown
+
+
+def _known_fields(spec: DataSetSpec) -> dict[str, Shown]:
+    """Name to what is shown; a field of the data set wins over a derived one of the same name."""
+    known = [
+        Shown(name="days", title="days since the event before", kind="days"),
+        Shown(name="weekday", title="weekday", kind="time"),
+        Shown(name="hour", title="hour", kind="time"),
+        Shown(name="time", title="time" if spec.time.has_clock else "date", kind="time"),
+    ]
+    if spec.amount:
+        currency = f" ({spec.amount.currency})" if spec.amount.currency else ""
+        known.append(Shown(name="amount", title=f"amount{currency}", kind="number"))
+        known.append(Shown(name="currency", title="currency", kind="word"))
+    shorts = {field.short for field in spec.fields}
+    for field in spec.fields:
+        short = field.short
+        if field.kind == "numeric" and not short:
+            short = _short(field.name, shorts)
+            shorts.add(short)
+        known.append(Shown(name=field.name, title=field.title or field.name, kind=_KINDS[field.kind], short=short))
+    return {shown.name: shown for shown in known}
+
+
+def _short(name: str, taken: Collection[str]) -> str:
+    """Shortest beginning of a name that no other field has: equal numbers of two fields must be different tokens."""
+    beginnings = (name[:length].lower() for length in range(1, len(name) + 1))
+    return next((short for short in beginnings if short not in taken), name)
+
+
+def _default_fields(spec: DataSetSpec, *, exact: bool) -> tuple[str, ...]:
+    amount = ("amount",) if spec.amount else ()
+    currency = ("currency",) if spec.amount and spec.amount.currency_column else ()
+    if exact:
+        return tuple(dict.fromkeys(("time", *amount, *currency, *(field.name for field in spec.fields))))
+    clock = ("hour",) if spec.time.has_clock else ()
+    words = (field.name for field in spec.fields_of("categorical", "text"))
+    numbers = (field.name for field in spec.fields_of("numeric"))
+    return tuple(dict.fromkeys(("days", "weekday", *clock, *words, *amount, *currency, *numbers)))
+
+
+def serialize(
+    events: DataFrame,
+    labels: DataFrame | None,
+    as_of: dt.datetime,
+    spec: DataSetSpec,
+    conf: DocumentConf,
+    *,
+    dictionaries: DataFrame | None = None,
+    described: Collection[str] | None = None,
+) -> DataFrame:
+    """Turns histories into documents of one format.
+
+    Args:
+        events: the events table.
+        labels: labels table; a client in it gets one document for each distinct `as_of` of its labels.
+        as_of: for all other clients; without a zone it is in the session's.
+        spec: the data set.
+        conf: format, fields, budgets.
+        dictionaries: the dictionaries table; codes are shown as their descriptions.
+        described: fields that have a dictionary; left out, those whose spec names one. A code that the dictionary
+            of its field lacks is shown as `code 1234`.
+
+    Returns:
+        One row a client and `as_of` with at least one event before it, columns of the documents table without
+        `run_id`, unordered. Within a document events are ordered by event_time, event_seq, event_id.
+
+    Raises:
+        ConfigError: for fields that the data set lacks.
+    """
+    shown = shown_fields(spec, conf)
+    named = {field.name for field in spec.fields if field.dictionary} if described is None else set(described)
+    coded = [one.name for one in shown if one.name in named] if dictionaries is not None else []
+    rows = events if dictionaries is None else _describe(events, dictionaries, coded, conf.max_value_length)
+    lines = _render(rows, shown, coded, conf)
+    histories = with_as_of(lines, labels, as_of).where(F.col("event_time") < F.col("as_of"))
+    return _assemble(_rank(histories, shown, conf), shown, FORMATS[conf.format])
+
+
+def with_as_of(events: DataFrame, labels: DataFrame | None, as_of: dt.datetime) -> DataFrame:
+    """Adds `as_of` to events: each distinct one of the client's labels (repeating the event), else the given one.
+
+    Args:
+        events: rows with client_id.
+        labels: rows with client_id and as_of, or None.
+        as_of: for clients without labels.
+    """
+    default = F.lit(as_of.isoformat(sep=" ")).cast("timestamp")
+    if labels is None:
+        return events.withColumn("as_of", default)
+    own = labels.select("client_id", F.col("as_of").alias("_own")).distinct()
+    # A hash join needs no sort of the events by client beside the window's, and its shuffle serves the window.
+    joined = events.join(own.hint("shuffle_hash"), on="client_id", how="left")
+    return joined.withColumn("as_of", F.coalesce("_own", default)).drop("_own")
+
+
+def _describe(events: DataFrame, dictionaries: DataFrame, fields: Sequence[str], max_length: int) -> DataFrame:
+    """Adds `_of_FIELD`, the description of the code in FIELD; sanitised here, once for a code.
+
+    Broadcast hash joins: a lookup costs the same for ten codes and for a million, where a map literal is searched
+    from its first key to its last for each event.
+    """
+    for name in fields:
+        codes = dictionaries.where(F.col("field") == name).select(
+            F.col("code").alias(name),
+            F.nullif(sanitise(F.col("description"), max_length), F.lit("")).alias(f"_of_{name}"),
+        )
+        events = events.join(F.broadcast(codes), on=name, how="left")
+    return events
+
+
+def _render(events: DataFrame, shown: Sequence[Shown], coded: Collection[str], conf: DocumentConf) -> DataFrame:
+    """Renders each event: `_KEYS`, `_tail` (its text behind the days) and `_characters` (those of free text)."""
+    form = FORMATS[conf.format]
+    fixed = [one for one in shown if one.kind != "days"]
+    words = [one for one in fixed if one.kind in ("word", "text")]
+    values = [(_word(one, coded) if one in words else _plain(one, form)).alias(f"_{one.name}") for one in fixed]
+    # Columns used more than once get a projection of their own: Spark then computes them once.
+    rows = events.select(*_KEYS, *values)
+    rows = rows.withColumn("_clean", _cleaned([F.col(f"_{one.name}") for one in words], form, conf.max_value_length))
+    place = {one.name: index for index, one in enumerate(words)}
+    cells = {one.name: _value(one, place.get(one.name)) for one in fixed}
+    free = [F.coalesce(F.length(f"_{one.name}"), F.lit(0)) for one in words if one.kind == "text"]
+    characters = reduce(add, free, F.lit(0))
+    return rows.select(*_KEYS, _tail(shown, form, cells).alias("_tail"), characters.alias("_characters"))
+
+
+def _word(shown: Shown, coded: Collection[str]) -> Column:
+    """A category or free text as it came, without blanks around; null when nothing is left."""
+    value = F.nullif(F.trim(shown.name), F.lit(""))
+    if shown.name not in coded:
+        return value
+    return F.coalesce(f"_of_{shown.name}", F.concat(F.lit("code "), value))
+
+
+def _plain(shown: Shown, form: Format) -> Column:
+    """A time or number as text that needs no sanitising."""
+    day = F.unix_date(F.to_date("event_time"))
+    if shown.kind == "number":
+        number = F.col(shown.name)
+        if not form.exact:
+            return e12(number.cast("double"))
+        return plain_amount(number) if shown.name == "amount" else plain_number(number)
+    if shown.name == "weekday":
+        return F.get(F.split(F.lit(_WEEKDAYS), ","), F.pmod(day, F.lit(7)))
+    if shown.name == "hour":
+        return F.concat(F.hour("event_time").cast("string"), F.lit("h"))
+    return F.date_format("event_time", "yyyy-MM-dd HH:mm" if shown.title == "time" else "yyyy-MM-dd")
+
+
+def _cleaned(words: Sequence[Column], form: Format, max_length: int) -> Column:
+    """The words of an event sanitised and escaped, in order; null, without further work, when they need neither."""
+    if not words:
+        return F.lit(None).cast("array<string>")
+    escaped = "".join(sign.strip() for sign, _ in form.escapes)
+    doubtful = reduce(or_, (F.octet_length(word) > max_length for word in words))
+    doubtful = suspicious(F.concat_ws(",", *words), escaped) | F.coalesce(doubtful, F.lit(False))
+    present = [F.coalesce(F.replace(word, F.lit(SEPARATOR), F.lit(" ")), F.lit("")) for word in words]
+    text = sanitise(F.concat_ws(SEPARATOR, *present), max_length)
+    for sign, replacement in form.escapes:
+        text = F.replace(text, F.lit(sign), F.lit(replacement))
+    return F.when(doubtful, F.split(text, SEPARATOR))
+
+
+def _value(shown: Shown, place: int | None) -> Column:
+    """The text of a value: cleaned where the event needed it, else as it came. `place` is that in `_clean`."""
+    value = F.col(f"_{shown.name}")
+    if place is None:
+        return value
+    cleaned = F.nullif(F.get("_clean", F.lit(place)), F.lit(""))
+    return F.when(F.col("_clean").isNull(), value).otherwise(cleaned)
+
+
+def _tail(shown: Sequence[Shown], form: Format, values: Mapping[str, Column]) -> Column:
+    """Text of an event from its first value on; with `days`, from behind their number on."""
+    pieces: list[Column] = []
+    pending = form.opening
+    for place, one in enumerate(shown):
+        cell = form.cell(one)
+        if one.kind == "days":
+            pending = f"d{cell.after}"
+            continue
+        pieces.append(F.lit(pending + form.between * (place > 0)))
+        framed = F.concat(F.lit(cell.before), values[one.name], F.lit(cell.after))
+        pieces.append(F.coalesce(framed if cell.before or cell.after else values[one.name], F.lit(cell.absent)))
+        pending = ""
+    return F.concat(*pieces, F.lit(pending + form.closing))
+
+
+def _line(shown: Sequence[Shown], form: Format, before: Column) -> Column:
+    """Text of an event whose `_tail` is rendered; `before` is the time of the event before, null for the first."""
+    if shown[0].kind != "days":
+        return F.col("_tail")
+    days = F.datediff("event_time", before)
+    return F.concat(F.lit(f"{form.opening}{form.cell(shown[0]).before}+"), F.coalesce(days, F.lit(0)), F.col("_tail"))
+
+
+def _tokens(shown: Sequence[Shown], form: Format) -> Column:
+    """Estimated tokens of an event."""
+    if not form.exact:
+        return (F.lit(len(shown)) + F.col("_characters") / CHARACTERS_A_TOKEN).cast("int")
+    days = len(form.opening + form.cell(shown[0]).before) + _DAYS_LENGTH if shown[0].kind == "days" else 0
+    return F.ceil((F.length("_tail") + len(form.joiner) + days) / CHARACTERS_A_TOKEN).cast("int")
+
+
+def _frame_tokens(shown: Sequence[Shown], form: Format) -> int:
+    """Estimated tokens of head and foot."""
+    return math.ceil(len(form.head(shown) + form.foot) / CHARACTERS_A_TOKEN) if form.exact else len(shown)
+
+
+def _rank(histories: DataFrame, shown: Sequence[Shown], conf: DocumentConf) -> DataFrame:
+    """Puts the newest events first and drops what is over budget.
+
+    Returns:
+        client_id, as_of, and for events within the budgets event_time, `_line` (rank and text) and `_tokens`; the
+        others stay as rows of nulls, to be counted.
+    """
+    form = FORMATS[conf.format]
+    newest = Window.partitionBy("client_id", "as_of").orderBy(*(F.col(key).desc() for key in _KEYS[1:]))
+    up_to_here = newest.rowsBetween(Window.unboundedPreceding, Window.currentRow)
+    ranked = histories.withColumn("_tokens", _tokens(shown, form)).select(
+        "client_id",
+        "as_of",
+        "event_time",
+        "_tokens",
+        F.row_number().over(newest).alias("_rank"),
+        F.sum("_tokens").over(up_to_here).alias("_sum"),
+        _line(shown, form, F.lead("event_time").over(newest)).alias("_text"),
+    )
+    affordable = (F.col("_rank") <= conf.max_events) & (F.col("_sum") <= conf.max_tokens - _frame_tokens(shown, form))
+    kept = affordable | (F.col("_rank") == 1)
+    return ranked.select(
+        "client_id",
+        "as_of",
+        *(F.when(kept, F.col(name)).alias(name) for name in ("event_time", "_tokens")),
+        F.when(kept, F.struct("_rank", "_text")).alias("_line"),
+    )
+
+
+def _assemble(ranked: DataFrame, shown: Sequence[Shown], form: Format) -> DataFrame:
+    """Joins the kept events of each client to a document; columns of the documents table."""
+    histories = ranked.groupBy("client_id", "as_of").agg(
+        F.collect_list("_line").alias("_lines"),
+        F.count("_line").cast("int").alias("event_count_used"),
+        (F.count(F.lit(1)) - F.count("_line")).cast("int").alias("event_count_cut"),
+        F.min("event_time").alias("first_event_time"),
+        F.max("event_time").alias("last_event_time"),
+        (F.sum("_tokens") + _frame_tokens(shown, form)).cast("int").alias("token_estimate"),
+    )
+    # The order of a collected list is promised by nobody, so it is sorted by rank: runs already in order cost little.
+    oldest_first = F.sort_array("_lines", asc=False).getField("_text")
+    text = F.concat(F.lit(form.head(shown)), F.array_join(oldest_first, form.joiner), F.lit(form.foot))
+    hashed = F.sha2(F.concat(F.lit(f"{form.serializer}\n"), F.col("text")), 256)
+    return histories.withColumn("text", text).select(
+        "client_id",
+        "as_of",
+        F.lit(form.name).alias("format"),
+        "text",
+        "event_count_used",
+        "event_count_cut",
+        "first_event_time",
+        "last_event_time",
+        "token_estimate",
+        hashed.alias("input_hash"),
+        F.lit(form.serializer).alias("serializer"),
+    )
+
+
+def check_documents(
+    documents: DataFrame,
+    events: DataFrame,
+    labels: DataFrame | None,
+    as_of: dt.datetime,
+    *,
+    spec: DataSetSpec,
+    conf: DocumentConf,
+) -> DataFrame:
+    """Counts again, from the events, what every document must hold: finds leaks, lost events and missing documents.
+
+    Args:
+        documents: documents of the format of `conf`.
+        events: the events table.
+        labels: as they were given to `serialize`.
+        as_of: as it was given to `serialize`.
+        spec: the data set.
+        conf: as it was given to `serialize`.
+
+    Returns:
+        One row a client and `as_of`: client_id, as_of, events_before, events_after (at or after `as_of`),
+        event_count_used, event_count_cut, and `fault`: null, `missing` (no document), `unknown` (a document, but no
+        event before its `as_of`), `leak` (an event at or after `as_of`), `lost` (fewer events than there are) or
+        `text` (not as many events in the text as counted).
+    """
+    before = F.col("event_time") < F.col("as_of")
+    counted = with_as_of(events.select("client_id", "event_time"), labels, as_of)
+    counted = counted.groupBy("client_id", "as_of").agg(
+        F.count_if(before).alias("events_before"), F.count_if(~before).alias("events_after")
+    )
+    rows = counted.join(documents, on=["client_id", "as_of"], how="full")
+    known = F.coalesce("events_before", F.lit(0))
+    held = F.col("event_count_used") + F.col("event_count_cut")
+    form, shown = FORMATS[conf.format], shown_fields(spec, conf)
+    around = (form.head(shown) + form.foot).count("\n") - 1
+    breaks = F.col("event_count_used") * (1 + form.between.count("\n") * (len(shown) - 1)) + around
+    found = F.length("text") - F.length(F.replace("text", F.lit("\n"), F.lit("")))
+    fault = (
+        F.when(F.col("text").isNull(), F.when(known > 0, F.lit("missing")))
+        .when((F.col("last_event_time") >= F.col("as_of")) | ((held > known) & (known > 0)), F.lit("leak"))
+        .when(known == 0, F.lit("unknown"))
+        .when(held < known, F.lit("lost"))
+        .when(found != breaks, F.lit("text"))
+    )
+    return rows.select(
+        "client_id",
+        "as_of",
+        known.alias("events_before"),
+        F.coalesce("events_after", F.lit(0)).alias("events_after"),
+        *(F.coalesce(name, F.lit(0)).alias(name) for name in ("event_count_used", "event_count_cut")),
+        fault.alias("fault"),
+    )

@@ -1,0 +1,98 @@
+"""The enrich job as a stage: tables in, pool, tables out."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ledgerlm.engines.ray import RayEngine
+from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.progress import Progress
+from ledgerlm.runs.runner import Run, Runner
+
+TEXT = (
+    "days|weekday|hour|department|amount|discount\n+0d|Sat|19h|FRZN ICE|3.9|r0.47\n+3d|Tue|17h|MEAT & FISH|{amount}|r0"
+)
+
+
+@pytest.fixture
+def folder(spark: SparkSession, tmp_path: Path) -> Path:
+    """A lake with documents of four training clients, one of them unreadable, and of two test clients."""
+    lake = Lake(str(tmp_path / "lake"), spark)
+    as_of = datetime(2018, 1, 1, tzinfo=UTC)
+    texts = {f"c{n}": TEXT.format(amount=10 * n) for n in range(5)} | {"broken": "days|amount\n+0d|1|2"}
+    rows = [
+        (client, as_of, kind, text, f"hash-{client}") for client, text in texts.items() for kind in ("compact", "json")
+    ]
+    frame = spark.createDataFrame(
+        rows, "client_id string, as_of timestamp, format string, text string, input_hash string"
+    )
+    known = {"event_count_used": 2, "event_count_cut": 0, "token_estimate": 20, "serializer": "compact/1"}
+    documents = frame.select("*", *(F.lit(value).alias(name) for name, value in known.items()))
+    write(lake, "documents", documents)
+    splits = [(client, "test" if client in ("c3", "c4") else "train") for client in texts]
+    write(lake, "clients", spark.createDataFrame(splits, "client_id string, split string"))
+    return tmp_path
+
+
+def write(lake: Lake, table: str, rows: DataFrame) -> None:
+    lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+
+
+def enrich(folder: Path, *, fresh: bool = False, **conf: object) -> Run:
+    settings = {"variants": 2, "pool": {"workers": 1, "shard_rows": 2}, **conf}
+    content = {
+        "pipeline": "small",
+        "out": str(folder),
+        "data": "datasets/complete_journey.yaml",
+        "stages": {"enrich": settings},
+    }
+    file = folder / "pipeline.yaml"
+    file.write_text(json.dumps(content))
+    return Runner(load_pipeline(file), Progress()).run(only="enrich", fresh=fresh)
+
+
+def rows(spark: SparkSession, folder: Path, table: str) -> list[tuple[object, ...]]:
+    frame = spark.read.format("delta").load(str(folder / "lake" / table)).drop("run_id", "quarantined_at")
+    return sorted(tuple(row) for row in frame.collect())
+
+
+def test_training_documents_are_enriched_and_none_is_lost(
+    spark: SparkSession, ray_engine: RayEngine, folder: Path
+) -> None:
+    [stage] = enrich(folder).stages
+    record, facts = stage.record, stage.record.facts
+    assert (record.rows_in, record.rows_out, record.quarantined) == (8, 6, 2)
+    first = rows(spark, folder, "enriched_documents")
+    assert {(row[0], row[2]) for row in first} == {(f"c{n}", variant) for n in range(3) for variant in range(2)}
+    assert {row[8] for row in first} == {"hash-c0", "hash-c1", "hash-c2"}
+    assert {row[1] for row in first} == {
+        row.as_of for row in Lake(str(folder / "lake"), spark).read("documents").collect()
+    }
+    refused = rows(spark, folder, "quarantine")
+    assert [row[:2] for row in refused] == [("enrich", "source_unreadable")] * 2
+    assert all(json.loads(str(row[4]))["client_id"] == "broken" for row in refused)
+    assert facts["kept_share"] == 0.75 and facts["refused"] == {"source_unreadable": 2}
+    assert facts["example"]["source"].startswith("days|weekday") and len(facts["example"]["rewrites"]) == 2
+    assert not (folder / "staging" / "enrich").exists()
+
+    assert enrich(folder).stages[0].skipped
+    assert not enrich(folder, fresh=True).stages[0].skipped
+    assert rows(spark, folder, "enriched_documents") == first
+    assert len(rows(spark, folder, "quarantine")) == 2
+
+
+def test_a_stage_that_must_not_run_says_why(ray_engine: RayEngine, folder: Path) -> None:
+    with pytest.raises(DataError, match="no document of format 'lines'"):
+        enrich(folder, source="lines")
+    with pytest.raises(DataError, match=r"only 75\.0% of the rewrites passed"):
+        enrich(folder, min_kept=0.9)
+    with pytest.raises(ConfigError, match="more than cost"):
+        enrich(folder, cost={"output_million": 1e6, "at_most": 1})

@@ -1,0 +1,159 @@
+"""Agg by hand: exact values, nothing after as_of, codes of training clients only."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from math import log, log1p
+from statistics import mean, stdev
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ledgerlm.baselines.agg import aggregate, as_of_rows, attribute_features, histories, learn_codes, observe
+from ledgerlm.errors import DataError
+
+START = datetime(2020, 3, 2, 10, tzinfo=UTC)  # a Monday
+END = START + timedelta(days=10)
+SCHEMA = (
+    "client_id string, event_id string, event_time timestamp, event_seq long, amount decimal(18,4), "
+    "dept string, quantity double"
+)
+
+
+def events(spark: SparkSession, *rows: tuple[str, float, float | None, str | None, float | None]) -> DataFrame:
+    """Rows of client, day after START, amount, dept, quantity."""
+    made = [
+        (client, f"e{place}", START + timedelta(days=day), 0, amount, dept, quantity)
+        for place, (client, day, amount, dept, quantity) in enumerate(rows)
+    ]
+    frame = spark.createDataFrame(
+        [
+            (*row[:4], None if row[4] is None else str(row[4]), row[5], None if row[6] is None else float(row[6]))
+            for row in made
+        ],
+        SCHEMA.replace("decimal(18,4)", "string"),
+    )
+    return frame.withColumn("amount", F.col("amount").cast("decimal(18,4)"))
+
+
+def features(
+    spark: SparkSession, frame: DataFrame, as_of: DataFrame, max_codes: int = 10
+) -> dict[str, dict[str, float]]:
+    observed = observe(frame, categorical=["dept"], numeric=["quantity"], hour=True, weekday=True)
+    rows = histories(observed, as_of)
+    codes = learn_codes(rows, max_codes)
+    numeric = ["amount", "log_amount", "log_days", "quantity"]
+    found = aggregate(rows, as_of, codes, numeric=numeric, by_code=["log_amount"])
+    return {row["client_id"]: row["features"] for row in found.collect()}
+
+
+def until(spark: SparkSession, *clients: str, end: datetime = END) -> DataFrame:
+    return spark.createDataFrame([(client, end) for client in clients], "client_id string, as_of timestamp")
+
+
+def test_values_are_those_computed_by_hand(spark: SparkSession) -> None:
+    frame = events(
+        spark, ("a", 0, -10, "X", 2), ("a", 1.5, 20, "Y", None), ("a", 4.5, 5, "X", 1), ("a", 4.5, 0, None, 1)
+    )
+    found = features(spark, frame, until(spark, "a", "empty"))
+    logs = [-log(11), log(21), log(6), 0.0]
+    gaps = [0.0, log1p(1.5), log1p(3), 0.0]
+    expected = {
+        "count": 4,
+        "amount:sum": 15,
+        "amount:mean": 3.75,
+        "amount:std": stdev([-10, 20, 5, 0]),
+        "log_amount:sum": sum(logs),
+        "log_amount:mean": mean(logs),
+        "log_amount:std": stdev(logs),
+        "log_days:sum": sum(gaps),
+        "log_days:mean": mean(gaps),
+        "log_days:std": stdev(gaps),
+        "quantity:sum": 4,
+        "quantity:mean": 4 / 3,
+        "quantity:std": stdev([2, 1, 1]),
+        "dept:distinct": 3,
+        "dept=X:count": 2,
+        "dept=X:log_amount:mean": mean([logs[0], logs[2]]),
+        "dept=X:log_amount:std": stdev([logs[0], logs[2]]),
+        "dept=Y:count": 1,
+        "dept=Y:log_amount:mean": logs[1],
+        "dept=-:count": 1,
+        "hour:distinct": 2,
+        "hour=10:count": 1,
+        "hour=10:log_amount:mean": logs[0],
+        "hour=22:count": 3,
+        "hour=22:log_amount:mean": mean(logs[1:]),
+        "hour=22:log_amount:std": stdev(logs[1:]),
+        "weekday:distinct": 3,
+        "weekday=2:count": 1,
+        "weekday=2:log_amount:mean": logs[0],
+        "weekday=3:count": 1,
+        "weekday=3:log_amount:mean": logs[1],
+        "weekday=6:count": 2,
+        "weekday=6:log_amount:mean": mean(logs[2:]),
+        "weekday=6:log_amount:std": stdev(logs[2:]),
+    }
+    assert found["a"] == pytest.approx(expected, rel=1e-6)
+    assert found["empty"] == {}
+
+
+def test_a_planted_leak_changes_nothing(spark: SparkSession) -> None:
+    honest = [("a", 1.0, 3.0, "X", 1.0), ("b", 2.0, 4.0, "Y", 1.0)]
+    leaks = [("a", 10.0, 1e6, "LEAK", 9.0), ("b", 11.0, 1e6, "LEAK", 9.0)]  # at as_of, and after it
+    ends = until(spark, "a", "b")
+    assert features(spark, events(spark, *honest, *leaks), ends) == features(spark, events(spark, *honest), ends)
+
+
+def test_each_as_of_of_a_client_sees_its_own_past(spark: SparkSession) -> None:
+    frame = events(spark, ("a", 1, 3, "X", 1), ("a", 5, 3, "X", 1))
+    ends = until(spark, "a").unionByName(until(spark, "a", end=START + timedelta(days=2)))
+    rows = histories(observe(frame, categorical=["dept"], numeric=[], hour=False, weekday=False), ends)
+    found = aggregate(rows, ends, learn_codes(rows, 5), numeric=["log_days"], by_code=[]).collect()
+    by_end = {row["as_of"]: row["features"] for row in found}
+    assert [by_end[end]["count"] for end in sorted(by_end)] == [1, 2]
+    assert [by_end[end].get("log_days:sum", 0.0) for end in sorted(by_end)] == pytest.approx([0.0, log1p(4)])
+
+
+def test_codes_are_the_most_frequent_of_training_clients(spark: SparkSession) -> None:
+    frame = events(
+        spark,
+        *[("train", day, 1, dept, 1) for day, dept in enumerate(["B", "B", "A", "C", "C"])],
+        *[("test", day, 1, "T", 1) for day in range(9)],
+    )
+    observed = observe(frame, categorical=["dept"], numeric=[], hour=False, weekday=False)
+    codes = learn_codes(histories(observed, until(spark, "train")), 2)
+    assert codes == {"dept": ["B", "C"]}
+    ends = until(spark, "test", "train")
+    found = aggregate(histories(observed, ends), ends, codes, numeric=[], by_code=["amount"]).collect()
+    of = {row["client_id"]: row["features"] for row in found}
+    assert of["test"] == {"count": 9, "dept:distinct": 1}
+    assert set(of["train"]) == {
+        "count",
+        "dept:distinct",
+        *(f"dept={code}:{kind}" for code in "BC" for kind in ("count", "amount:mean")),
+    }
+    assert of["train"]["dept:distinct"] == 3
+
+
+def test_histories_end_at_the_labels_or_at_the_default(spark: SparkSession) -> None:
+    clients = spark.createDataFrame([("a",), ("b",)], "client_id string")
+    labels = until(spark, "a", "a", "gone", end=START).withColumn("task", F.lit("t"))
+    rows = {(row.client_id, row.as_of.replace(tzinfo=UTC)) for row in as_of_rows(clients, labels, END).collect()}
+    assert rows == {("a", START), ("b", END)}
+    assert [row.client_id for row in as_of_rows(clients, labels, None).collect()] == ["a"]
+
+
+def test_attributes_are_numbers_or_one_hot(spark: SparkSession) -> None:
+    clients = spark.createDataFrame(
+        [("a", "12.5", "MONTHLY", None), ("b", "0", "WEEKLY", "x")],
+        "client_id string, amount string, kind string, o string",
+    )
+    found = {
+        row["client_id"]: row["features"]
+        for row in attribute_features(clients, until(spark, "a", "b"), ["amount", "kind", "o"]).collect()
+    }
+    assert found == {"a": {"amount": 12.5, "kind=MONTHLY": 1, "o=-": 1}, "b": {"kind=WEEKLY": 1, "o=x": 1}}
+    with pytest.raises(DataError, match="no column terms"):
+        attribute_features(clients, until(spark, "a"), ["terms"])

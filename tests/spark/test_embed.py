@@ -1,0 +1,146 @@
+"""Embedding through Spark: the same vectors as the engine's, nothing lost, and the job's tables and facts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyspark.errors import PythonException
+from pyspark.sql import DataFrame, SparkSession
+
+from ledgerlm.backbone.definition import EmbeddingDefinition
+from ledgerlm.backbone.embedder import Embedder, resolve_definition
+from ledgerlm.backbone.model import LlamaShape, backbone_id, new_llama
+from ledgerlm.backbone.spark_embed import EmbedSettings, embed
+from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.progress import Progress
+from ledgerlm.runs.runner import Runner
+from ledgerlm.text.tokenizer import train_tokenizer
+
+HEADER = "days|category|amount"
+AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
+SCHEMA = (
+    "client_id string, as_of timestamp, format string, text string, event_count_used int, event_count_cut int, "
+    "token_estimate int, input_hash string, serializer string"
+)
+PIPELINE = """
+pipeline: small
+out: {out}
+data: {out}/spec.yaml
+stages:
+  embed: {{backbone: {backbone}, partitions: 3, definition: {{last_k: 2, dtype: fp32, parts: [mean, surprise]}}}}
+"""
+SPEC = """
+name: small
+source: {path: ., files: [{glob: events.csv}]}
+client: client
+time: {column: time}
+as_of: 2025-01-01
+"""
+
+
+def text(client: int) -> str:
+    lines = [f"+{place % 7}d|{'AB'[(place + client) % 2]}|{(place * client) % 50}" for place in range(1 + 3 * client)]
+    return "\n".join([HEADER, *lines])
+
+
+TEXTS = {f"c{client:02d}": text(client) for client in range(20)} | {"empty": "", "bare": HEADER}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    tokenizer = train_tokenizer(TEXTS.values(), vocabulary_size=300)
+    model = new_llama(LlamaShape(width=32, layers=2, ffn=64, init_std=0.3), tokenizer, context=64, seed=1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def documents(spark: SparkSession) -> DataFrame:
+    rows = [
+        (client, AS_OF, "compact", body, body.count("\n"), 2, 9, f"hash of {client}", "compact 1")
+        for client, body in TEXTS.items()
+    ]
+    return spark.createDataFrame(rows, SCHEMA)
+
+
+def resolved(backbone: Path, **settings: object) -> EmbeddingDefinition:
+    definition = EmbeddingDefinition.model_validate({"dtype": "fp32", "parts": ("mean", "surprise"), **settings})
+    return resolve_definition(backbone, definition, text_format="compact", fields=tuple(HEADER.split("|")))
+
+
+def test_spark_gives_the_engines_vectors_and_keeps_every_row(documents: DataFrame, backbone: Path) -> None:
+    definition = resolved(backbone, max_tokens=40)
+    rows = embed(
+        documents.repartition(3, "client_id"),
+        folder=str(backbone),
+        backbone_id=backbone_id(backbone),
+        definition=definition,
+        settings=EmbedSettings(buffer_rows=4),
+    ).collect()
+    found = {row["client_id"]: row for row in rows}
+    assert len(rows) == len(TEXTS)
+    assert found.keys() == TEXTS.keys()
+    direct = Embedder(backbone, definition).embed(list(TEXTS.values()))
+    for place, (client, body) in enumerate(TEXTS.items()):
+        row = found[client]
+        assert row["input_hash"] == f"hash of {client}"
+        assert row["event_count_used"] + row["event_count_cut"] == body.count("\n") + 2
+        assert row["event_count_cut"] == 2 + direct.events_dropped[place]
+        assert row["token_count"] == direct.token_count[place]
+        assert (row["backbone_id"], row["definition_id"]) == (backbone_id(backbone), definition.definition_id)
+        if client in ("empty", "bare"):
+            assert (row["parts"], row["reason"]) == (None, "nothing_to_pool")
+            continue
+        assert row["reason"] is None
+        for part in ("mean", "surprise"):
+            np.testing.assert_allclose(row["parts"][part], direct.parts[part][place], rtol=1e-4, atol=1e-5)
+    assert direct.events_dropped.max() > 0
+
+
+def test_a_backbone_that_was_changed_is_refused(documents: DataFrame, backbone: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(backbone, other)
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    rows = embed(documents, folder=str(other), backbone_id=backbone_id(backbone), definition=resolved(backbone))
+    with pytest.raises(PythonException, match="the files hash to"):
+        rows.collect()
+
+
+def run_job(folder: Path, backbone: Path) -> Runner:
+    (folder / "spec.yaml").write_text(SPEC)
+    (folder / "run.yaml").write_text(PIPELINE.format(out=folder, backbone=backbone))
+    return Runner(load_pipeline(folder / "run.yaml"), Progress())
+
+
+def test_job_writes_vectors_quarantine_facts_and_component_names(
+    spark: SparkSession, documents: DataFrame, backbone: Path, tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path / "lake"), spark)
+    lake.write("documents", documents, run_id="before", transaction=Transaction(app_id="test", version=1))
+    record = run_job(tmp_path, backbone).run().stages[0].record
+    assert (record.rows_in, record.rows_out, record.quarantined) == (len(TEXTS), len(TEXTS) - 2, 2)
+    facts = record.facts
+    assert facts["backbone_id"] == backbone_id(backbone)
+    assert facts["definition"]["layers"] == [1, 2]
+    assert facts["definition"]["fields"] == ["days", "category", "amount"]
+    assert facts["widths"] == {"mean": 32, "surprise": 12}
+    assert facts["tokens"] > 0
+    assert facts["tokens_per_second"] > 0
+    names = json.loads(Path(facts["components"]).read_text())["components"]
+    assert {part: len(each) for part, each in names.items()} == facts["widths"]
+    assert names["surprise"][4] == "surprise:category:mean"
+    vectors = lake.read("embeddings").collect()
+    assert len({row["client_id"] for row in vectors}) == len(vectors) == len(TEXTS) - 2
+    assert {json.loads(row["definition"])["context"] for row in vectors} == {64}
+    assert {row["definition_id"] for row in vectors} == {facts["definition_id"]}
+    aside = lake.read("quarantine").collect()
+    assert {json.loads(row["payload"])["client_id"] for row in aside} == {"empty", "bare"}
+    assert run_job(tmp_path, backbone).run().stages[0].skipped

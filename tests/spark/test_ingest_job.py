@@ -1,0 +1,130 @@
+"""The ingest job on the shipped data sets, through the runner and into Delta tables."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from ledgerlm.errors import DataError
+from ledgerlm.events.ingest import ingest_events
+from ledgerlm.events.labels import client_attributes, first_events, labels_of
+from ledgerlm.events.spec import load_spec
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.progress import Progress
+from ledgerlm.runs.record import Records
+from ledgerlm.runs.runner import Runner
+
+BERKA = Path(os.environ.get("LEDGERLM_BERKA") or Path(__file__).parents[3] / "shared" / "data" / "berka")
+
+PIPELINE = """
+pipeline: small
+out: {out}
+data: {data}
+stages:
+  ingest: {{max_quarantined_share: {share}}}
+"""
+SPEC = """
+name: small
+source: {path: data, files: [{glob: events.csv}]}
+client: client
+time: {column: time, far_future: 2030-01-01}
+amount: {column: amount}
+event_id: {columns: [id]}
+as_of: 2025-01-01
+fields: [{name: mcc, dictionary: {5411: Grocery}}]
+labels:
+  - {name: churn, kind: binary, file: {glob: labels.csv}, id: client, column: flag}
+split: {share: 0.5}
+"""
+EVENTS = "id,client,time,amount,mcc\n1,a,2024-01-01,5,5411\n1,a,2024-01-01,5,5411\n2,b,2024-01-02,6,7\n3,b,never,6,7\n"
+
+
+def small_pipeline(folder: Path, share: float) -> Runner:
+    if not (folder / "data").exists():  # written again, the files would be new ones to the runner
+        (folder / "data").mkdir()
+        (folder / "data" / "events.csv").write_text(EVENTS)
+        (folder / "data" / "labels.csv").write_text("client,flag\na,0\nb,1\nc,1\n")
+    (folder / "small.yaml").write_text(SPEC)
+    (folder / "run.yaml").write_text(PIPELINE.format(out=folder / "out", data="small.yaml", share=share))
+    return Runner(load_pipeline(folder / "run.yaml"), Progress())
+
+
+def test_tables_and_facts_and_a_rerun_after_a_kill_changes_nothing(spark: SparkSession, tmp_path: Path) -> None:
+    record = small_pipeline(tmp_path, 0.5).run().stages[0].record
+    assert (record.rows_in, record.rows_out, record.quarantined, record.duplicates) == (4, 2, 1, 1)
+    assert record.facts["quarantined_by_reason"] == {"bad_time": 1}
+    assert record.facts["label_rows"] == {"in": 3, "out": 2, "quarantined": 1, "duplicates": 0}
+    assert record.facts["labels"] == {"churn": {"0": 1, "1": 1}}
+    assert record.facts["unknown_codes"] == {"mcc": {"7": 1}}
+
+    def table(name: str) -> list[tuple[object, ...]]:
+        rows = spark.read.format("delta").load(f"{tmp_path}/out/lake/{name}").drop("quarantined_at").collect()
+        return sorted(tuple(row) for row in rows)
+
+    before = {name: table(name) for name in ("events", "clients", "labels", "dictionaries", "quarantine")}
+    assert [row[:2] for row in before["clients"]] == [("a", "test"), ("b", "train")]
+    assert [row[1] for row in before["quarantine"]] == ["bad_time", "label_without_history"]
+    # As if killed after its last commit: every write is there, none may be repeated, and the counts are made again.
+    Records(tmp_path / "out").save(replace(record, done=False))
+    again = small_pipeline(tmp_path, 0.5).run().stages[0].record
+    assert again.facts == record.facts
+    assert (again.rows_in, again.rows_out, again.tables) == (record.rows_in, record.rows_out, record.tables)
+    assert before == {name: table(name) for name in before}
+
+
+def test_mostly_bad_files_stop_with_the_figures(spark: SparkSession, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"1 of 4 rows are bad \(bad_time: 1\)"):
+        small_pipeline(tmp_path, 0.1).run()
+
+
+def test_complete_journey(spark: SparkSession) -> None:
+    spec = load_spec("datasets/complete_journey.yaml")
+    result = ingest_events(spark, spec)
+    events = result.events.cache()
+    assert events.count() == 75_000
+    counts = result.counts()
+    counts.check(spec.name)
+    assert (counts.rows_in, counts.quarantined, counts.duplicates) == (75_000, 0, 0)
+    assert counts.unmatched == {"product_id": 222}
+    firsts = first_events(events)
+    assert firsts.count() == 2_377
+    labels = {
+        (row["task"], int(row["label"])): row["count"]
+        for row in labels_of(spark, spec, firsts).labels.groupBy("task", "label").count().collect()
+    }
+    assert labels == {
+        ("income", 0): 384,
+        ("income", 1): 417,
+        ("age", 0): 188,
+        ("age", 1): 194,
+        ("age", 2): 288,
+        ("age", 3): 131,
+    }
+    events.unpersist()
+
+
+@pytest.mark.skipif(not (BERKA / "trans.asc").exists(), reason=f"no Berka files in {BERKA}; set LEDGERLM_BERKA")
+def test_berka(spark: SparkSession) -> None:
+    spec = load_spec("datasets/berka.yaml", [f"source.path={BERKA}"])
+    result = ingest_events(spark, spec)
+    events = result.events.cache()
+    assert events.count() == 49_102 + 30_200
+    counts = result.counts()
+    counts.check(spec.name)
+    assert counts.reasons == {"unclosed_quote": 1}
+    kinds = {row["type"]: row["sign"] for row in events.selectExpr("type", "sign(amount) sign").distinct().collect()}
+    assert kinds == {"credit": 1, "withdrawal": -1, "withdrawal in cash": -1}
+    firsts = first_events(events)
+    labelled = labels_of(spark, spec, firsts)
+    joined = labelled.labels.join(client_attributes(spark, spec, firsts), "client_id")
+    found = {
+        (row["sample"], row["label_text"]): row["count"]
+        for row in joined.groupBy("sample", "label_text").count().collect()
+    }
+    assert found == {("course", "good"): 324, ("course", "bad"): 30, ("trans", "good"): 135, ("trans", "bad"): 25}
+    assert labelled.rows() == (682, 514, 168, 0)
+    events.unpersist()

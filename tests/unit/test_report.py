@@ -1,0 +1,148 @@
+"""The page: complete, self-contained, and safe against text from outside."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from ledgerlm.evaluation.report.blocks import shown, table
+from ledgerlm.evaluation.report.page import render
+
+
+def row(task: str, method: str, metric: str, mean: float, **more: Any) -> dict[str, Any]:
+    common = {"split": "cross_validation", "std": 0.01, "folds": 5, "seeds": 2, "low": mean - 0.1, "high": mean + 0.1}
+    delta = {"baseline": None, "delta": None, "delta_low": None, "delta_high": None}
+    return {"task": task, "method": method, "metric": metric, "mean": mean, **common, **delta, **more}
+
+
+@pytest.fixture
+def facts() -> dict[str, Any]:
+    stage = {"rows_in": 10, "rows_out": 9, "quarantined": 1, "duplicates": 0, "seconds": 1.5, "skipped": False}
+    compared = {"baseline": "agg", "delta": 0.05, "delta_low": 0.01, "delta_high": 0.09}
+    board = [
+        row("income", "agg", "roc_auc", 0.65),
+        row("income", "llm4es+agg", "roc_auc", 0.70, **compared),
+        row("income", "bayes", "roc_auc", 0.9),
+    ]
+    curve = {"class": "high", "fpr": [0.0, 0.5, 1.0], "tpr": [0.0, 0.8, 1.0]}
+    bins = [{"predicted": 0.2, "observed": 0.3, "rows": 5}, {"predicted": 0.8, "observed": 0.7, "rows": 5}]
+    importance = {"features": [{"feature": "amount <sum>", "group": "agg", "share": 0.4}], "groups": {"agg": 1.0}}
+    task = {
+        "kind": "binary",
+        "classes": ["low", "high"],
+        "development_rows": 90,
+        "test_rows": 10,
+        "importance": {"agg": importance},
+        "roc": {"agg": [curve]},
+        "calibration": {"agg": bins},
+        "confusion": {"agg": {"classes": ["low", "high"], "matrix": [[3, 1], [2, 4]]}},
+    }
+    mapped = {"method": "llm4es", "x": [0.0, 1.0], "y": [1.0, 0.0], "explained": [0.4, 0.1]}
+    return {
+        "run_id": "r1",
+        "pipeline": "demo",
+        "title": "Purchases & <people>",
+        "finished_at": "2026-01-01T00:00:00+00:00",
+        "commit": None,
+        "stages": [
+            {"name": "ingest", "job": "ingest", "engine": "spark", **stage},
+            {"name": "serialize", "job": "serialize", "engine": "spark", **stage},
+            {"name": "finetune", "job": "finetune", "engine": "ray train", **stage},
+            {"name": "evaluate", "job": "evaluate", "engine": "ray", **stage},
+        ],
+        "leaderboard": board,
+        "leaderboard_test": [row("income", "agg", "roc_auc", 0.6, split="test")],
+        "tables": {"events": {"path": "lake/events", "version": 1, "rows": 75000}},
+        "backbone": {"parameters": 600_000, "tokens_trained": 2_200_000},
+        "versions": {"pyspark": "4.2.0"},
+        "configuration": {"seed": 42},
+        "details": {
+            "ingest": {"quarantined": {"bad_time": 1}},
+            "serialize": {"format": "compact", "example": "days|amount\n+0d|<script>alert(1)</script>"},
+            "finetune": {"curve": {"tokens": [1, 2], "loss": [5.0, 4.0]}, "parameters": 600_000},
+            "evaluate": {
+                "baseline": "agg",
+                "tasks": {"income": task},
+                "map": {**mapped, "labels": {"income": ["low", None]}},
+                "report": [
+                    {
+                        "title": "Length sweep",
+                        "blocks": [
+                            {
+                                "kind": "figures",
+                                "figures": [
+                                    {"kind": "lines", "series": {"f1": [[1, 2], [0.1, 0.2]]}, "x": "n", "y": "f1"}
+                                ],
+                            },
+                            {"kind": "table", "columns": ["n", "f1"], "rows": [[1, 0.1]]},
+                        ],
+                    }
+                ],
+            },
+        },
+    }
+
+
+class Page(HTMLParser):
+    """Collects anchors, links, tags and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for key, value in attrs:
+            if key == "id" and value:
+                self.ids.add(value)
+            if tag == "a" and key == "href" and value:
+                self.links.append(value)
+            if key == "src" or (tag == "link" and key == "href"):
+                self.loads.append(str(value))
+
+
+def test_page_is_complete_and_loads_nothing(facts: dict[str, Any]) -> None:
+    text = render(facts)
+    page = Page()
+    page.feed(text)
+    assert page.loads == []
+    assert "script" not in page.tags
+    assert page.tags.count("svg") >= 7
+    assert {link.removeprefix("#") for link in page.links} <= page.ids
+    for heading in ("Task income", "A map of clients", "Length sweep", "Stages", "A history as text", "Tables"):
+        assert f"<h2>{heading}</h2>" in text
+
+
+def test_text_from_outside_is_shown_as_text(facts: dict[str, Any]) -> None:
+    text = render(facts)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert "Purchases &amp; &lt;people&gt;" in text
+
+
+def test_best_method_is_marked_and_the_bound_is_not(facts: dict[str, Any]) -> None:
+    text = render(facts)
+    best = text[text.index('<tr class="best">') :]
+    assert best.index("llm4es+agg") < best.index("</tr>")
+    assert "roc_auc of income, llm4es+agg" in text
+
+
+def test_pipeline_without_evaluation_still_has_a_page(facts: dict[str, Any]) -> None:
+    facts = {**facts, "stages": facts["stages"][:1], "leaderboard": [], "leaderboard_test": [], "backbone": {}}
+    assert "<h2>Stages</h2>" in render(facts)
+
+
+def test_cells_and_alignment() -> None:
+    assert [shown(value) for value in (None, True, 12345, 0.12345, 12345.6, "x")] == [
+        "–",
+        "yes",
+        "12,345",
+        "0.123",
+        "12,346",
+        "x",
+    ]
+    assert list(table(["a", "b"], [["x", 1], ["y", None]]).classes) == ["", "n"]
