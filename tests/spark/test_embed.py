@@ -41,6 +41,7 @@ source: {path: ., files: [{glob: events.csv}]}
 client: client
 time: {column: time}
 as_of: 2025-01-01
+fields: [{name: category}]
 """
 
 

@@ -113,7 +113,7 @@ def test_sliding_window_shorter_than_windows_is_refused() -> None:
     model = _model(config, register())
     short, long = (pack([np.arange(length, dtype=np.int32)], [0]) for length in (16, 17))
     model.base_model(**model_inputs(short))
-    with pytest.raises(ConfigError, match="17 tokens.*sliding attention of 16"):
+    with pytest.raises(ConfigError, match=r"17 tokens.*sliding attention of 16"):
         model.base_model(**model_inputs(long))
 
 

@@ -45,6 +45,13 @@ def test_overrides_win_and_references_are_resolved(tmp_path: Path) -> None:
     assert content == {"name": "two", "out": "build/two", "training": {"learning_rate": 0.5}}
 
 
+def test_override_inside_a_list_and_of_a_new_key(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("fields: [{name: a}, {name: b}]\n")
+    content = load_yaml(file, ["fields.1.kind=numeric", "more.deep=[1,2]"])
+    assert content == {"fields": [{"name": "a"}, {"name": "b", "kind": "numeric"}], "more": {"deep": [1, 2]}}
+
+
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "a: ${nothing}\n"])
 def test_unusable_yaml_is_a_config_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "bad.yaml"

@@ -18,7 +18,7 @@ from ledgerlm.errors import ConfigError
 
 PACKED_ATTENTION = "ledgerlm_packed"
 
-# Neighbouring windows share one padded group while the longest is within this factor (and these tokens) of the shortest.
+# Neighbouring windows share a padded group while the longest is within this factor (or these tokens) of the shortest.
 _GROUP_GROWTH, _GROUP_SLACK = 1.25, 8
 # Up to this length bf16 scores on a CPU are computed by batched matrix products, which were seen to be 2.5 to 5 times
 # faster than the fused CPU kernel forward and backward; longer windows would hold too large a score matrix.
@@ -104,11 +104,12 @@ def register() -> str:
 
 
 def packed_attention(
-    module: nn.Module,
+    _module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    _attention_mask: Tensor | None = None,
+    *,
     scaling: float | None = None,
     dropout: float = 0.0,
     packed_layout: Layout | None = None,
@@ -118,11 +119,9 @@ def packed_attention(
     """Causal attention inside each window of a flat row; the signature is that of transformers' attention functions.
 
     Args:
-        module: the model's attention module (not used).
         query: [1, H, T, D]; without a layout [B, H, L, D], each row one window.
         key: [1, G, T, D], G a divisor of H (grouped queries).
         value: as `key`.
-        attention_mask: must be None, `_no_mask` sees to it.
         scaling: factor on the scores, D ** -0.5 when None.
         dropout: on the attention weights; must be 0.
         packed_layout: the windows of the row.
@@ -145,7 +144,9 @@ def packed_attention(
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
         return _variable_length(query, key, value, scale, packed_layout), None
     sizes = [group.tokens for group in packed_layout.groups]
-    parts = zip(packed_layout.groups, *(tensor.split(sizes, dim=2) for tensor in (query, key, value)), strict=True)
+    parts = zip(
+        packed_layout.groups, *(torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)), strict=True
+    )
     outputs = [_grouped(group, q, k, v, scale) for group, q, k, v in parts]
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
 
@@ -168,7 +169,8 @@ def _grouped(group: Group, query: Tensor, key: Tensor, value: Tensor, scale: flo
     output = _causal(q, k, v, scale).transpose(1, 2).reshape(group.windows * group.length, query.shape[1], -1)
     if group.places is None:
         return output[None]
-    return _TakeTokens.apply(output, group.places, group.padded, group.padding)[None]  # type: ignore[no-untyped-call]
+    tokens: Tensor = _TakeTokens.apply(output, group.places, group.padded, group.padding)  # type: ignore[no-untyped-call]
+    return tokens[None]
 
 
 def _windows(tensor: Tensor, group: Group) -> Tensor:
@@ -176,7 +178,7 @@ def _windows(tensor: Tensor, group: Group) -> Tensor:
     rows = tensor[0].transpose(0, 1)
     if group.padded is not None:
         rows = _PadTokens.apply(rows, group.padded, group.places)  # type: ignore[no-untyped-call]
-    return rows.unflatten(0, (group.windows, group.length)).transpose(1, 2)
+    return torch.unflatten(rows, 0, (group.windows, group.length)).transpose(1, 2)
 
 
 def _causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from ledgerlm.backbone.metrics import read_metrics
+from ledgerlm.backbone.settings import RayTrainConf, WorkerConf
 from ledgerlm.errors import EngineError, LedgerError
-from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
-
-    from ledgerlm.backbone.worker import WorkerConf
 
 WINDOWS = T.StructType(
     [
@@ -33,15 +31,6 @@ WINDOWS = T.StructType(
 _ARROW = pa.schema([("kind", pa.string()), ("split", pa.string()), ("input_ids", pa.list_(pa.int32()))])
 _TOKENISED_AT_ONCE = 64  # documents
 _POLL_SECONDS = 0.5
-
-
-class RayTrainConf(Conf):
-    """Processes of a finetune."""
-
-    ranks: int = Field(2, ge=1, description="processes that train together")
-    threads: int = Field(1, ge=1, description="cores of each rank; ranks times threads must fit the cluster")
-    gpu: bool = Field(False, description="one GPU for each rank")
-    retries: int = Field(2, ge=0, description="restarts from the newest checkpoint after a worker was lost")
 
 
 def split_by_client(texts: DataFrame, *, held_out: float, seed: int) -> DataFrame:
@@ -151,7 +140,7 @@ def finetune(
     Raises:
         EngineError: training ended without a model.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -165,8 +154,11 @@ def finetune(
             resources_per_worker={"CPU": settings.threads, **({"GPU": 1} if settings.gpu else {})},
         ),
         run_config=RunConfig(
-            name="ray_train",
-            storage_path=str(worker.folder.absolute()),
+            # Ray calls this folder the experiment; checkpoints that it is told of must lie in it.
+            name=worker.folder.name,
+            storage_path=str(worker.folder.absolute().parent),
+            # A checkpoint is deleted when Ray has noted the next one, and not before.
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=settings.retries),
             worker_runtime_env={"env_vars": _environment(settings)},
         ),
@@ -176,10 +168,9 @@ def finetune(
             trainer.fit()
     except TrainingFailedError as error:
         raise _cause(error) from error
-    facts = worker.result / "training.json"
-    if not facts.exists():
-        raise EngineError(f"Ray Train ended without {facts}; look at Ray's worker logs")
-    found: dict[str, Any] = json.loads(facts.read_text())
+    if not worker.result.exists():
+        raise EngineError(f"Ray Train ended without {worker.result}; look at Ray's worker logs")
+    found: dict[str, Any] = json.loads((worker.folder / "training.json").read_text())
     return found
 
 
@@ -188,7 +179,7 @@ def _ray_rank(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train import Checkpoint, CheckpointUploadMode
 
-    from ledgerlm.backbone.worker import WorkerConf, train_rank
+    from ledgerlm.backbone.worker import train_rank
 
     def report(metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         ray.train.report(
@@ -216,8 +207,6 @@ def _environment(settings: RayTrainConf) -> dict[str, str]:
 @contextmanager
 def _followed(log: Path, on_progress: Callable[[Mapping[str, float]], None]) -> Iterator[None]:
     """Hands each line that rank 0 adds to the metrics to `on_progress` while the block runs."""
-    from ledgerlm.backbone.metrics import read_metrics
-
     done = threading.Event()
 
     def follow() -> None:

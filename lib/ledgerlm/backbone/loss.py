@@ -42,7 +42,7 @@ class CausalLoss(nn.Module):
                 f"the output head of {type(model).__name__} is not a plain matrix {unusual or ''}; "
                 "use Llama, Qwen3, Mistral or another model with a linear head"
             )
-        self.model = model
+        self.model: PreTrainedModel = model
 
     def forward(self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor) -> Tensor:
         """Sum of the losses in nats, fp32.
@@ -77,7 +77,7 @@ class _SummedLoss(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[:2])
         if wanted:
             state_grad, weight_grad = torch.zeros_like(states), torch.zeros_like(weight, dtype=torch.float32)
-        for at, target in zip(places.split(rows), targets.split(rows), strict=True):
+        for at, target in zip(torch.split(places, rows), torch.split(targets, rows), strict=True):
             known = states[at]
             probability = functional.linear(known, weight).float().softmax(-1)
             right = probability.gather(1, target[:, None])

@@ -5,58 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from ledgerlm.backbone.attention import model_inputs, register
 from ledgerlm.backbone.packs import Pack
+from ledgerlm.backbone.settings import BackboneCard, LlamaShape
 from ledgerlm.errors import ArtefactError
-from ledgerlm.runs.config import Conf, parse
+from ledgerlm.runs.config import parse
 
 CARD = "backbone.json"
 _HASHED = ("config.json", "tokenizer.json")
-
-
-class LlamaShape(Conf):
-    """Shape of a small Llama that is trained from scratch."""
-
-    width: int = Field(96, ge=8, description="numbers in a hidden state")
-    layers: int = Field(3, ge=1, description="transformer blocks")
-    heads: int = Field(4, ge=1, description="attention heads; each gets width / heads numbers")
-    kv_heads: int | None = Field(None, ge=1, description="key and value heads; left out, as many as heads")
-    ffn: int = Field(256, ge=8, description="inner width of the gated feed-forward part")
-    tie_embeddings: bool = Field(True, description="input and output embeddings are the same numbers")
-    init_std: float = Field(0.02, gt=0, description="standard deviation of the first weights")
-
-    @model_validator(mode="after")
-    def _fits(self) -> LlamaShape:
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ValueError(f"width {self.width} / heads {self.heads} must be an even whole number")
-        if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
-        return self
-
-
-class BackboneCard(Conf):
-    """What `backbone.json` says about a backbone.
-
-    The id is a hash of the weights, the tokenizer and the model's configuration: the same id, the same vectors.
-    """
-
-    backbone_id: str = Field(description="first 16 hexadecimal digits of the SHA-256 over the folder's files")
-    model_type: str = Field(description="architecture, as transformers names it")
-    parameters: int = Field(description="weights, shared ones counted once")
-    vocabulary: int = Field(description="tokens that the tokenizer knows")
-    context: int = Field(description="tokens of a window with its BOS, as trained")
-    dtype: str = Field(description="type of the stored weights")
-    base: str = Field(description="`scratch`, or the name of the model that was fine-tuned")
-    tokens_trained: int = Field(0, description="tokens read in training, repeats counted")
-    held_out_loss: float | None = Field(None, description="nats a token on held-out documents")
-    training: dict[str, Any] = Field(default_factory=dict, description="settings and outcome of the training")
 
 
 def new_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerFast, *, context: int, seed: int) -> PreTrainedModel:

@@ -10,75 +10,47 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from ledgerlm.backbone.loss import loss_inputs
+from ledgerlm.backbone.metrics import read_metrics
 from ledgerlm.backbone.packs import Pack
-from ledgerlm.backbone.ranks import Ranks
+from ledgerlm.backbone.settings import TrainingConf
 from ledgerlm.backbone.store import Place, Reader
 from ledgerlm.errors import ConfigError, DataError
-from ledgerlm.runs.config import Conf
 
 # Ranks exchange the clock and the loss at every so many steps.
 _BEAT = 20
 _TAG = "state"
 
 
-class TrainingConf(Conf):
-    """How a backbone is trained."""
-
-    batch_tokens: int = Field(2048, ge=64, description="tokens of one optimizer step, over all ranks")
-    pack_tokens: int = Field(4096, ge=64, description="most tokens of one forward pass of a rank")
-    learning_rate: float = Field(3e-3, gt=0, description="highest learning rate; 1e-5 to 5e-5 for a pretrained model")
-    final_rate: float = Field(0.1, ge=0, le=1, description="share of the learning rate that the cosine ends at")
-    warm_up: float = Field(0.05, ge=0, lt=1, description="share of the training in which the rate rises")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; norms get none")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW moments")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    epochs: float = Field(3.0, gt=0, description="passes over the training windows")
-    max_tokens: int | None = Field(None, gt=0, description="most tokens read in training, over all ranks")
-    max_minutes: float | None = Field(None, gt=0, description="most minutes in the loop; the rate falls in time for it")
-    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: what a short trial finds faster")
-    evaluations: int = Field(8, ge=1, description="times the held-out loss is taken, the last at the end")
-    held_out_tokens: int = Field(50_000, ge=0, description="most held-out tokens read at a time, over all ranks")
-    checkpoint_minutes: float = Field(2.0, gt=0, description="minutes between checkpoints")
-
-    def packing(self, ranks: int) -> tuple[int, int]:
-        """Tokens of a pack, and packs of a rank for one step."""
-        share = max(self.batch_tokens // ranks, 1)
-        packs = -(-share // self.pack_tokens)
-        return -(-share // packs), packs
-
-    def rate(self, progress: float) -> float:
-        """Learning rate when this share of the training is done: linear warm-up, then cosine."""
-        if progress < self.warm_up:
-            return self.learning_rate * progress / self.warm_up
-        left = (1 + math.cos(math.pi * min(1.0, (progress - self.warm_up) / (1 - self.warm_up)))) / 2
-        return self.learning_rate * (self.final_rate + (1 - self.final_rate) * left)
-
-
 class Engine(Protocol):
-    """What the loop needs of a DeepSpeed engine around `CausalLoss`."""
+    """What the loop needs of a DeepSpeed engine around `CausalLoss`; the methods are DeepSpeed's."""
 
     module: nn.Module
     optimizer: Any
 
-    def __call__(self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor) -> Tensor: ...
+    def __call__(self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor) -> Tensor:
+        """Summed loss of a pack."""
 
-    def train(self, mode: bool = True) -> Any: ...
+    def train(self, mode: bool = True) -> Any:
+        """Training or evaluation."""
 
-    def backward(self, loss: Tensor) -> Any: ...
+    def backward(self, loss: Tensor) -> Any:
+        """Adds gradients."""
 
-    def step(self) -> Any: ...
+    def step(self) -> Any:
+        """Changes the weights when the last pack of a step has been seen."""
 
-    def save_checkpoint(self, save_dir: str, tag: str, client_state: dict[str, Any]) -> Any: ...
+    def save_checkpoint(self, save_dir: str, tag: str, client_state: dict[str, Any]) -> Any:
+        """Writes this rank's part."""
 
-    def load_checkpoint(self, load_dir: str, tag: str) -> tuple[Any, Any]: ...
+    def load_checkpoint(self, load_dir: str, tag: str) -> tuple[Any, Any]:
+        """Reads this rank's part; gives the path and what was stored with it."""
 
 
 @dataclass(slots=True)
@@ -107,7 +79,7 @@ class Training:
         folder: Path,
         *,
         device: str = "cpu",
-        report: Report = lambda metrics, checkpoint: None,
+        report: Report | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepares a training and goes back to its newest checkpoint, if there is one.
@@ -119,13 +91,13 @@ class Training:
             conf: settings.
             folder: where checkpoints and `metrics.jsonl` are kept; the same for all ranks.
             device: where the model is.
-            report: told about each held-out loss and each checkpoint, on every rank alike.
+            report: told about each held-out loss and each checkpoint, on every rank alike; it may delete older ones.
             clock: seconds; only differences count.
         """
         self._engine, self._reader, self._ranks = engine, reader, reader.ranks
         self._held_out, self._conf, self._device = held_out, conf, device
         self._checkpoints, self._log = folder / "checkpoints", folder / "metrics.jsonl"
-        self._report, self._clock = report, clock
+        self._report, self._clock = report or _unheard, clock
         self._budget = math.ceil(reader.epoch_tokens() * conf.epochs)
         self._budget = min(self._budget, conf.max_tokens or self._budget)
         if self._budget < 1:
@@ -235,7 +207,7 @@ class Training:
             self.save()
 
     def save(self) -> None:
-        """Writes a checkpoint: every rank its part, aside, then one rename; older ones go."""
+        """Writes a checkpoint: every rank its part, aside, then one rename."""
         aside = self._checkpoints / "aside"
         target = self._checkpoints / f"step-{self._done.step:09d}"
         if self._ranks.first:
@@ -245,11 +217,8 @@ class Training:
         self._engine.save_checkpoint(str(aside), _TAG, asdict(self._done))
         self._ranks.wait()
         if self._ranks.first:
-            older = list(self._checkpoints.glob("step-*"))
             shutil.rmtree(target, ignore_errors=True)
             aside.rename(target)
-            for folder in older:
-                shutil.rmtree(folder, ignore_errors=True)
         self._ranks.wait()
         self._report({"step": self._done.step}, target)
 
@@ -274,11 +243,8 @@ class Training:
         self._log.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
-def read_metrics(log: Path) -> list[dict[str, float]]:
-    """Whole lines of a `metrics.jsonl`; a line that is being written is left out."""
-    if not log.exists():
-        return []
-    return [json.loads(line) for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def _unheard(_metrics: Mapping[str, float], _checkpoint: Path | None) -> None:
+    pass
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Cutting a document's tokens into windows that fit the context, at event boundaries, the newest events first served."""
+"""Cutting a document's tokens into windows that fit the context: whole events, the newest served first."""
 
 from __future__ import annotations
 

@@ -8,52 +8,27 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ledgerlm.backbone.cpu import faster_precision, keep_freed_memory
 from ledgerlm.backbone.loss import CausalLoss
-from ledgerlm.backbone.model import LlamaShape, load_backbone, new_llama
+from ledgerlm.backbone.model import load_backbone, new_llama
 from ledgerlm.backbone.packs import Pack
 from ledgerlm.backbone.ranks import Ranks
+from ledgerlm.backbone.settings import WorkerConf
 from ledgerlm.backbone.store import Reader, WindowStore
-from ledgerlm.backbone.training import Report, Training, TrainingConf, parameter_groups
+from ledgerlm.backbone.training import Report, Training, parameter_groups
 from ledgerlm.errors import ConfigError
-from ledgerlm.runs.config import Conf
 from ledgerlm.text.tokenizer import load_tokenizer
 
 Precision = Literal["bf16", "fp32"]
 # Written by us, so that the loop and DeepSpeed cannot disagree.
 _OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
-
-
-class WorkerConf(Conf):
-    """What each rank is told."""
-
-    windows: Path = Field(description="folder of the staged windows: `split=train/`, `split=heldout/`")
-    tokenizer: Path = Field(description="folder of the tokenizer")
-    folder: Path = Field(description="folder for checkpoints, metrics and the result; shared by all ranks")
-    base: Path | None = Field(None, description="model to fine-tune; none: a Llama from scratch")
-    shape: LlamaShape = Field(LlamaShape(), description="shape of the Llama from scratch")
-    context: int = Field(768, ge=16, description="tokens of a window with its BOS")
-    passes: dict[str, float] = Field(description="for each kind of text how often it is read in an epoch")
-    training: TrainingConf = Field(TrainingConf(), description="the training loop")
-    deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed settings")
-    recompute: bool = Field(False, description="recompute activations in the backward pass to save memory")
-    seed: int = Field(0, description="of weights and order")
-    threads: int = Field(1, ge=1, description="torch threads of a rank on CPUs")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where the model is")
-
-    @property
-    def result(self) -> Path:
-        """Folder of the trained model; there when training has finished."""
-        return self.folder / "result"
 
 
 def train_rank(conf: WorkerConf, report: Report) -> None:
@@ -79,7 +54,7 @@ def train_rank(conf: WorkerConf, report: Report) -> None:
         "training_seconds": done.seconds,
         "held_out": losses,
     }
-    _export(engine, model, conf, ranks, facts)
+    _export(model, conf, ranks, facts)
 
 
 def start_deepspeed(model: PreTrainedModel, conf: WorkerConf, packs_per_step: int, precision: Precision) -> Any:
@@ -172,7 +147,7 @@ def _data(conf: WorkerConf, ranks: Ranks) -> tuple[Reader, dict[str, list[Pack]]
     return reader, held_out
 
 
-def _export(engine: Any, model: PreTrainedModel, conf: WorkerConf, ranks: Ranks, facts: Mapping[str, Any]) -> None:
+def _export(model: PreTrainedModel, conf: WorkerConf, ranks: Ranks, facts: Mapping[str, Any]) -> None:
     """Writes the weights in fp32 (or the base model's type) as a Hugging Face folder, aside and then renamed."""
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -192,7 +167,7 @@ def _export(engine: Any, model: PreTrainedModel, conf: WorkerConf, ranks: Ranks,
     shutil.rmtree(conf.result, ignore_errors=True)
     plain.save_pretrained(aside)
     load_tokenizer(conf.tokenizer).save_pretrained(aside)
-    (aside / "training.json").write_text(json.dumps(facts))
+    (conf.folder / "training.json").write_text(json.dumps(facts))
     aside.rename(conf.result)
 
 

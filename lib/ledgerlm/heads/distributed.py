@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightgbm as lgb
 import numpy as np
-import pyarrow as pa
+import pyarrow.parquet as pq
 from lightgbm.callback import CallbackEnv
 from pydantic import Field
 
@@ -79,27 +79,19 @@ def train_distributed(
         DataError: for too few rows for so many workers.
         EngineError: when training ends without a model.
     """
-    import ray.data
     from ray.train import RunConfig, ScalingConfig
     from ray.train.lightgbm import LightGBMTrainer, RayTrainReportCallback
 
-    rows = ray.data.read_parquet(str(folder))
-    count = rows.count()
-    if count < _ROWS_PER_WORKER * settings.workers:
-        raise DataError(
-            f"{count} rows are too few for {settings.workers} workers; lower distributed.workers or raise "
-            "distributed.above_rows"
-        )
+    shards = _shards(folder, settings.workers)
     trainer = LightGBMTrainer(
         _train_worker,
         train_loop_config={
             "params": conf.params(task, seed=seed, threads=settings.cpus_per_worker),
             "rounds": conf.n_estimators,
             "width": width,
+            "shards": shards,
             "categorical": list(categorical),
         },
-        # Equal shards: Ray splits the rows evenly and leaves out the few that are over.
-        datasets={"train": rows.repartition(settings.workers)},
         scaling_config=ScalingConfig(
             num_workers=settings.workers, resources_per_worker={"CPU": settings.cpus_per_worker}
         ),
@@ -112,17 +104,32 @@ def train_distributed(
     return Boosted.from_text(booster.model_to_string(), [1.0] * width, raw_outputs(task))
 
 
+def _shards(folder: Path, workers: int) -> list[list[str]]:
+    """The files of each worker, of about as many rows for all.
+
+    Workers read their files themselves: Ray Data would need cores of its own beside the workers', which a small
+    machine does not have, and a copy of all rows in the object store.
+    """
+    files = sorted(folder.absolute().glob("*.parquet"))
+    rows = {str(file): pq.read_metadata(file).num_rows for file in files}
+    shards: list[list[str]] = [[] for _ in range(workers)]
+    for file in sorted(rows, key=lambda name: (-rows[name], name)):
+        min(shards, key=lambda shard: sum(rows[one] for one in shard)).append(file)
+    fewest = min(sum(rows[one] for one in shard) for shard in shards)
+    if fewest < _ROWS_PER_WORKER:
+        raise DataError(
+            f"{sum(rows.values())} rows are too few for {workers} workers (one would get {fewest}, at least "
+            f"{_ROWS_PER_WORKER} are needed); lower distributed.workers or raise distributed.above_rows"
+        )
+    return shards
+
+
 def _train_worker(config: dict[str, Any]) -> None:
     """Training loop of one Ray Train worker."""
     import ray.train
     from ray.train.lightgbm import RayTrainReportCallback, get_network_params
 
-    shard = ray.train.get_dataset_shard("train")
-    batches = list(shard.iter_batches(batch_size=None, batch_format="pyarrow"))
-    if not batches:
-        raise DataError("a training worker got no rows; lower distributed.workers")
-    table = pa.concat_tables(batches)
-    x = decode_rows(table, config["width"])
+    table = pq.read_table(config["shards"][ray.train.get_context().get_world_rank()])
     report = RayTrainReportCallback()
 
     def report_at_end(env: CallbackEnv) -> None:
@@ -130,11 +137,14 @@ def _train_worker(config: dict[str, Any]) -> None:
         if env.iteration == env.end_iteration - 1:
             report(env)
 
+    data = lgb.Dataset(
+        decode_rows(table, config["width"]),
+        np.asarray(table.column("label"), np.float64),
+        categorical_feature=config["categorical"] or "auto",
+    )
     lgb.train(
         {**config["params"], "tree_learner": "data", "pre_partition": True, **get_network_params()},
-        lgb.Dataset(
-            x, np.asarray(table.column("label"), np.float64), categorical_feature=config["categorical"] or "auto"
-        ),
+        data,
         num_boost_round=config["rounds"],
         callbacks=[report_at_end],
     )

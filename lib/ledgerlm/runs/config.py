@@ -57,12 +57,15 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig):
             raise ConfigError(f"{path}: a mapping of keys to values is expected at the top, not a list")
-        merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
-        content = OmegaConf.to_container(merged, resolve=True)
+        for item in overrides:
+            key, _, value = item.partition("=")
+            # OmegaConf reads the value as YAML would; the key may lead through lists, as in fields.0.kind.
+            OmegaConf.update(loaded, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
+        content = OmegaConf.to_container(loaded, resolve=True)
     except FileNotFoundError as error:
         raise ConfigError(f"no file {path}") from error
     except (YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
+        raise ConfigError(f"{path}: cannot be read as YAML, or a --set key leads nowhere: {error}") from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 

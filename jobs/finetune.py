@@ -1,0 +1,196 @@
+"""Trains a backbone on training clients' documents: tokenizer, windows, Ray Train with DeepSpeed, a model folder."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+from pyspark.sql import functions as F
+
+from ledgerlm.backbone.finetune import cut_windows, finetune, sample_texts, split_by_client
+from ledgerlm.backbone.metrics import curve, read_metrics, speed
+from ledgerlm.backbone.settings import BackboneCard, LlamaShape, RayTrainConf, TrainingConf, WorkerConf
+from ledgerlm.errors import DataError
+from ledgerlm.runs.config import find_file, load_yaml
+from ledgerlm.runs.context import Context
+from ledgerlm.runs.job import Job, JobConf, StageResult
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+ENRICHED = "enriched"
+_CHARACTERS_A_FILE = 128_000_000
+
+
+class FinetuneConf(JobConf, TrainingConf):
+    """Settings of the finetune job."""
+
+    formats: dict[str, float] = Field(
+        {"compact": 1.0},
+        min_length=1,
+        description="what is read how often in an epoch: document formats, and `enriched` for the rewrites; "
+        "0.25 reads another quarter each epoch; the first one's held-out loss is the curve",
+    )
+    base: Path | None = Field(None, description="folder of a model to fine-tune; left out, a Llama from scratch")
+    shape: LlamaShape = Field(LlamaShape(), description="shape of the Llama from scratch")
+    context: int = Field(768, ge=16, description="tokens of a window with its BOS")
+    vocabulary: int = Field(4096, ge=260, description="most tokens of the tokenizer from scratch")
+    tokenizer_documents: int = Field(20_000, ge=1, description="most documents that the tokenizer is trained on")
+    tokenizer_characters: int = Field(50_000_000, ge=1, description="most characters that it is trained on")
+    held_out: float = Field(0.05, ge=0, lt=1, description="share of the training clients kept for the held-out loss")
+    workers: RayTrainConf = Field(RayTrainConf(), description="processes that train")
+    deepspeed: str = Field("deepspeed/zero1.json", description="DeepSpeed settings (ZeRO stage, offload)")
+    recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+
+    @model_validator(mode="after")
+    def _passes(self) -> FinetuneConf:
+        if min(self.formats.values()) < 0 or not any(self.formats.values()):
+            raise ValueError(f"formats {self.formats} must be 0 or more, and one above 0")
+        return self
+
+
+def run(ctx: Context, conf: FinetuneConf) -> StageResult:
+    """Prepares the windows, trains, and leaves the backbone under `artefacts/backbones/`."""
+    worker = _worker(ctx, conf)
+    texts = split_by_client(_texts(ctx, conf), held_out=conf.held_out, seed=ctx.seed)
+    volume = texts.agg(F.count("*").alias("rows"), F.sum(F.length("text")).alias("characters")).head()
+    assert volume is not None
+    if not volume["rows"]:
+        raise DataError(f"no document of {list(conf.formats)} for training clients; run serialize with that format")
+    _tokenizer(ctx, conf, texts, worker.tokenizer)
+    ctx.failpoint("after_tokenizer")
+    windows = _windows(conf, texts, worker, volume["characters"])
+    ctx.failpoint("after_windows")
+    ctx.ray.start()
+    with ctx.progress.task("Training the backbone") as task:
+
+        def show(line: Mapping[str, float]) -> None:
+            ctx.failpoint("in_training")
+            if "loss" in line:
+                task.update(
+                    done=line["tokens"], total=line["budget"], text=f"Training the backbone, loss {line['loss']:.3f}"
+                )
+
+        found = finetune(worker, conf.workers, on_progress=show)
+    ctx.failpoint("after_training")
+    facts = _publish(ctx, conf, worker, found)
+    return StageResult(rows_in=volume["rows"], rows_out=windows, facts=facts)
+
+
+def _worker(ctx: Context, conf: FinetuneConf) -> WorkerConf:
+    staging = ctx.staging.absolute()
+    return WorkerConf(
+        windows=staging / "windows",
+        tokenizer=staging / "tokenizer",
+        folder=staging / "train",
+        base=conf.base,
+        shape=conf.shape,
+        context=conf.context,
+        passes=conf.formats,
+        training=TrainingConf(**{name: getattr(conf, name) for name in TrainingConf.model_fields}),
+        deepspeed=load_yaml(find_file(conf.deepspeed, beside=ctx.pipeline.file.parent)),
+        recompute=conf.recompute,
+        seed=ctx.seed,
+        threads=conf.workers.threads,
+        device="cuda" if conf.workers.gpu else "cpu",
+    )
+
+
+def _texts(ctx: Context, conf: FinetuneConf) -> DataFrame:
+    """`client_id`, `kind`, `text` of training clients."""
+    train = ctx.read("clients").where("split = 'train'").select("client_id")
+    formats = [name for name in conf.formats if name != ENRICHED]
+    parts = [ctx.read("documents").where(F.col("format").isin(formats)).withColumn("kind", F.col("format"))]
+    if ENRICHED in conf.formats:
+        parts.append(ctx.read("enriched_documents").withColumn("kind", F.lit(ENRICHED)))
+    columns = [part.select("client_id", "kind", "text") for part in parts]
+    return reduce(lambda left, right: left.unionByName(right), columns).join(train, "client_id", how="left_semi")
+
+
+def _tokenizer(ctx: Context, conf: FinetuneConf, texts: DataFrame, folder: Path) -> None:
+    """The base model's tokenizer, or a new one from a sample of the documents."""
+    from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer
+
+    if folder.exists():
+        return
+    if conf.base is not None:
+        tokenizer = load_tokenizer(conf.base)
+    else:
+        ctx.progress.say("    training the tokenizer")
+        sample = sample_texts(
+            texts, documents=conf.tokenizer_documents, characters=conf.tokenizer_characters, seed=ctx.seed
+        )
+        tokenizer = train_tokenizer(sample, vocabulary_size=conf.vocabulary)
+    aside = folder.with_name("tokenizer.aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    tokenizer.save_pretrained(aside)
+    aside.rename(folder)
+
+
+def _windows(conf: FinetuneConf, texts: DataFrame, worker: WorkerConf, characters: int) -> int:
+    """Stages the windows, or finds them staged by an earlier attempt; returns how many."""
+    if not (worker.windows / "_SUCCESS").exists():
+        # As many files for each rank, and a few for every core of a large cluster.
+        files = conf.workers.ranks * -(-characters // (conf.workers.ranks * _CHARACTERS_A_FILE))
+        spread = texts.repartition(files)
+        staged = cut_windows(spread, worker.tokenizer, context=conf.context)
+        staged.write.mode("overwrite").partitionBy("split").parquet(str(worker.windows))
+    return sum(pq.read_metadata(path).num_rows for path in worker.windows.glob("split=*/*.parquet"))
+
+
+def _publish(ctx: Context, conf: FinetuneConf, worker: WorkerConf, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the card and moves the backbone to its place; returns the stage's facts."""
+    from ledgerlm.backbone.model import backbone_id, load_backbone, parameter_count, write_card
+    from ledgerlm.backbone.worker import held_out_numbers
+    from ledgerlm.text.tokenizer import load_tokenizer
+
+    model = load_backbone(worker.result)
+    log = read_metrics(worker.folder / "metrics.jsonl")
+    card = BackboneCard(
+        backbone_id=backbone_id(worker.result),
+        model_type=model.config.model_type,
+        parameters=parameter_count(model),
+        vocabulary=len(load_tokenizer(worker.tokenizer)),
+        context=conf.context,
+        dtype=str(model.config.dtype).removeprefix("torch."),
+        base=conf.base.name if conf.base else "scratch",
+        tokens_trained=found["tokens_trained"],
+        held_out_loss=next(iter(found["held_out"].values())),
+        training={
+            "conf": conf.model_dump(mode="json"),
+            "formats": conf.formats,
+            **found,
+            "curve": curve(log, points=50),
+        },
+    )
+    write_card(worker.result, card)
+    folder = ctx.artefacts.absolute() / "backbones" / card.backbone_id
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(worker.result, folder)
+    return {
+        "backbone": str(folder),
+        **card.model_dump(mode="json", exclude={"training"}),
+        **held_out_numbers(found),
+        **{key: value for key, value in found.items() if not isinstance(value, dict)},
+        "tokens_per_second": speed(log),
+        "curve": curve(log, points=200),
+    }
+
+
+JOB = Job(
+    name="finetune",
+    engine="ray train + deepspeed",
+    conf=FinetuneConf,
+    run=run,
+    reads=("documents", "enriched_documents", "clients"),
+)
+main = JOB.main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Settings of a backbone, its training and its ranks; light to import, so that the command line stays quick."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ledgerlm.runs.config import Conf
+
+
+class LlamaShape(Conf):
+    """Shape of a small Llama that is trained from scratch."""
+
+    width: int = Field(96, ge=8, description="numbers in a hidden state")
+    layers: int = Field(3, ge=1, description="transformer blocks")
+    heads: int = Field(4, ge=1, description="attention heads; each gets width / heads numbers")
+    kv_heads: int | None = Field(None, ge=1, description="key and value heads; left out, as many as heads")
+    ffn: int = Field(256, ge=8, description="inner width of the gated feed-forward part")
+    tie_embeddings: bool = Field(True, description="input and output embeddings are the same numbers")
+    init_std: float = Field(0.02, gt=0, description="standard deviation of the first weights")
+
+    @model_validator(mode="after")
+    def _fits(self) -> LlamaShape:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} / heads {self.heads} must be an even whole number")
+        if self.heads % (self.kv_heads or self.heads):
+            raise ValueError(f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        return self
+
+
+class TrainingConf(Conf):
+    """How a backbone is trained."""
+
+    batch_tokens: int = Field(2048, ge=64, description="tokens of one optimizer step, over all ranks")
+    pack_tokens: int = Field(4096, ge=64, description="most tokens of one forward pass of a rank")
+    learning_rate: float = Field(3e-3, gt=0, description="highest learning rate; 1e-5 to 5e-5 for a pretrained model")
+    final_rate: float = Field(0.1, ge=0, le=1, description="share of the learning rate that the cosine ends at")
+    warm_up: float = Field(0.05, ge=0, lt=1, description="share of the training in which the rate rises")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; norms get none")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW moments")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    epochs: float = Field(3.0, gt=0, description="passes over the training windows")
+    max_tokens: int | None = Field(None, gt=0, description="most tokens read in training, over all ranks")
+    max_minutes: float | None = Field(None, gt=0, description="most minutes in the loop; the rate falls in time for it")
+    precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: what a short trial finds faster")
+    evaluations: int = Field(8, ge=1, description="times the held-out loss is taken, the last at the end")
+    held_out_tokens: int = Field(50_000, ge=0, description="most held-out tokens read at a time, over all ranks")
+    checkpoint_minutes: float = Field(2.0, gt=0, description="minutes between checkpoints")
+
+    def packing(self, ranks: int) -> tuple[int, int]:
+        """Tokens of a pack, and packs of a rank for one step."""
+        share = max(self.batch_tokens // ranks, 1)
+        packs = -(-share // self.pack_tokens)
+        return -(-share // packs), packs
+
+    def rate(self, progress: float) -> float:
+        """Learning rate when this share of the training is done: linear warm-up, then cosine."""
+        if progress < self.warm_up:
+            return self.learning_rate * progress / self.warm_up
+        left = (1 + math.cos(math.pi * min(1.0, (progress - self.warm_up) / (1 - self.warm_up)))) / 2
+        return self.learning_rate * (self.final_rate + (1 - self.final_rate) * left)
+
+
+class RayTrainConf(Conf):
+    """Processes of a finetune."""
+
+    ranks: int = Field(2, ge=1, description="processes that train together")
+    threads: int = Field(1, ge=1, description="cores of each rank; ranks times threads must fit the cluster")
+    gpu: bool = Field(False, description="one GPU for each rank")
+    retries: int = Field(2, ge=0, description="restarts from the newest checkpoint after a worker was lost")
+
+
+class WorkerConf(Conf):
+    """What each rank is told."""
+
+    windows: Path = Field(description="folder of the staged windows: `split=train/`, `split=heldout/`")
+    tokenizer: Path = Field(description="folder of the tokenizer")
+    folder: Path = Field(description="folder for checkpoints, metrics and the result; shared by all ranks")
+    base: Path | None = Field(None, description="model to fine-tune; none: a Llama from scratch")
+    shape: LlamaShape = Field(LlamaShape(), description="shape of the Llama from scratch")
+    context: int = Field(768, ge=16, description="tokens of a window with its BOS")
+    passes: dict[str, float] = Field(description="for each kind of text how often it is read in an epoch")
+    training: TrainingConf = Field(TrainingConf(), description="the training loop")
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed settings")
+    recompute: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    seed: int = Field(0, description="of weights and order")
+    threads: int = Field(1, ge=1, description="torch threads of a rank on CPUs")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the model is")
+
+    @property
+    def result(self) -> Path:
+        """Folder of the trained model; there when training has finished."""
+        return self.folder / "result"
+
+
+class BackboneCard(Conf):
+    """What `backbone.json` says about a backbone.
+
+    The id is a hash of the weights, the tokenizer and the model's configuration: the same id, the same vectors.
+    """
+
+    backbone_id: str = Field(description="first 16 hexadecimal digits of the SHA-256 over the folder's files")
+    model_type: str = Field(description="architecture, as transformers names it")
+    parameters: int = Field(description="weights, shared ones counted once")
+    vocabulary: int = Field(description="tokens that the tokenizer knows")
+    context: int = Field(description="tokens of a window with its BOS, as trained")
+    dtype: str = Field(description="type of the stored weights")
+    base: str = Field(description="`scratch`, or the name of the model that was fine-tuned")
+    tokens_trained: int = Field(0, description="tokens read in training, repeats counted")
+    held_out_loss: float | None = Field(None, description="nats a token on held-out documents")
+    training: dict[str, Any] = Field(default_factory=dict, description="settings and outcome of the training")

@@ -1,0 +1,85 @@
+"""The same jobs where parts run in other processes: spark-submit on two executors, Ray on two nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.conftest import REPOSITORY, Tiny, run
+from tests.e2e.lakes import all_keys
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def copied(finished: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A copy of the finished pipeline, free to be changed."""
+    folder = tmp_path_factory.mktemp("copied")
+    shutil.copytree(finished.folder, folder, dirs_exist_ok=True)
+    content = yaml.safe_load((folder / "tiny.yaml").read_text()) | {"out": str(folder / "out")}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return Tiny(folder=folder)
+
+
+@pytest.mark.parametrize("job", ["ingest", "serialize", "aggregate", "embed", "score"])
+def test_spark_submit_on_two_executors(copied: Tiny, finished: Tiny, job: str) -> None:
+    run(
+        [
+            str(BIN / "spark-submit"),
+            str(REPOSITORY / "jobs" / f"{job}.py"),
+            "--conf",
+            str(copied.file),
+            "--set",
+            "engine=local_cluster",
+            "--fresh",
+        ],
+        SPARK_LOCAL_IP="127.0.0.1",
+        PYSPARK_PYTHON=sys.executable,
+        PYSPARK_DRIVER_PYTHON=sys.executable,
+    )
+    assert all_keys(copied.out / "lake") == all_keys(finished.out / "lake")
+    record = json.loads((copied.out / "runs" / "stages" / f"{job}.json").read_text())
+    assert record["attempt"] == 2
+
+
+def test_spark_submit_tells_failure_by_its_exit_code(copied: Tiny) -> None:
+    command = [str(BIN / "spark-submit"), str(REPOSITORY / "jobs" / "serialize.py"), "--conf", str(copied.file)]
+    done = run([*command, "--set", "data=nowhere.yaml"], expect=1, PYSPARK_DRIVER_PYTHON=sys.executable)
+    assert "no file nowhere.yaml" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a Ray cluster of a head and a worker node, one core each, on loopback."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    address = "127.0.0.1:6399"
+    common = ["--num-cpus=1", "--object-store-memory=150000000", "--disable-usage-stats"]
+    head = ["start", "--head", "--port=6399", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", *common]
+    for arguments in (head, ["start", f"--address={address}", "--node-ip-address=127.0.0.1", *common]):
+        subprocess.run([str(BIN / "ray"), *arguments], env=environment, check=True, capture_output=True, timeout=120)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    yield address
+    del os.environ["RAY_AUTH_TOKEN_PATH"]
+    subprocess.run([str(BIN / "ray"), "stop", "--force"], env=environment, check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", ["enrich", "finetune", "fit"])
+def test_ray_jobs_on_two_nodes(copied: Tiny, two_nodes: str, job: str) -> None:
+    profile = yaml.safe_load((REPOSITORY / "conf" / "engines" / "laptop.yaml").read_text())
+    engine = copied.folder / "two_nodes.yaml"
+    engine.write_text(yaml.safe_dump({**profile, "ray": {"address": two_nodes}}))
+    copied.command(job, "--conf", str(copied.file), "--set", f"engine={engine}", "--fresh")
+    record = json.loads((copied.out / "runs" / "stages" / f"{job}.json").read_text())
+    assert record["done"]
+    assert record["attempt"] == 2
