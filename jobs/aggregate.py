@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from pyspark.sql import functions as F
 from ledgerlm.baselines.agg import (
     AggConf,
     Codes,
+    after_last,
     aggregate,
     as_of_rows,
     attribute_features,
@@ -35,6 +37,11 @@ class AggregateConf(JobConf, AggConf):
     """Settings of the aggregate job."""
 
     feature_set: str = Field("agg", description="name of the features written")
+    as_of: dt.datetime | None = Field(
+        None,
+        description="end of the histories of clients without a label; left out, the data set's, or else midnight after "
+        "the last event",
+    )
     attributes: tuple[str, ...] = Field(
         (), description="client attributes to write as feature set `attributes`; none that a task predicts"
     )
@@ -44,10 +51,11 @@ def run(ctx: Context, conf: AggregateConf) -> StageResult:
     """Learns the codes on training clients, then aggregates the histories of all."""
     clients = ctx.read("clients")
     labels = ctx.read("labels") if ctx.exists("labels") else None
-    as_of = as_of_rows(clients, labels, ctx.spec.as_of)
+    events = ctx.read("events")
+    as_of = as_of_rows(clients, labels, conf.as_of or ctx.spec.as_of or after_last(events))
     numeric = _names(conf.numeric, ctx, "numeric")
     observed = observe(
-        ctx.read("events"),
+        events,
         categorical=_names(conf.categorical, ctx, "categorical"),
         numeric=numeric,
         hour=conf.calendar and ctx.spec.time.has_clock,

@@ -48,7 +48,7 @@ def run(ctx: Context, conf: IngestConf) -> StageResult:
     events = ctx.read("events", tables["events"])
     tables["dictionaries"] = ctx.write("dictionaries", dictionaries(ctx.spark, ctx.spec)).version
     firsts = first_events(events)
-    labelled = labels_of(ctx.spark, ctx.spec, firsts)
+    labelled = labels_of(ctx.spark, ctx.spec, firsts, events)
     tables["labels"] = _write_counted(ctx, "labels", labelled.labels)
     label_rows = labelled.rows()
     ids = ctx.read("labels", tables["labels"]).select("client_id").distinct()

@@ -71,6 +71,7 @@ JOB = Job(
     conf=ScoreConf,
     run=run,
     reads=("features", "embeddings"),
+    needs=("fit",),
     writes=("scores",),
 )
 main = JOB.main

@@ -37,7 +37,14 @@ def run(ctx: Context, conf: SerializeConf) -> StageResult:
     dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
     as_of = conf.as_of or ctx.spec.as_of or _after_last(events)
     documents = serialize(
-        events, labels, as_of, ctx.spec, conf, dictionaries=dictionaries, described=_described(dictionaries)
+        events,
+        labels,
+        as_of,
+        ctx.spec,
+        conf,
+        dictionaries=dictionaries,
+        described=_described(dictionaries),
+        ranked_on=events.join(clients.where("split = 'train'"), "client_id", how="left_semi"),
     )
     version = ctx.write("documents", documents, where=f"format = '{conf.format}'").version
     written = ctx.read("documents", version).where(F.col("format") == conf.format)

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from math import log, log1p
+from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.agg import aggregate, as_of_rows, attribute_features, histories, learn_codes, observe
+from ledgerlm.baselines.agg import (
+    after_last,
+    aggregate,
+    as_of_rows,
+    attribute_features,
+    histories,
+    learn_codes,
+    observe,
+)
 from ledgerlm.errors import DataError
+from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.progress import Progress
+from ledgerlm.runs.runner import Runner
 
 START = datetime(2020, 3, 2, 10, tzinfo=UTC)  # a Monday
 END = START + timedelta(days=10)
@@ -142,7 +156,10 @@ def test_histories_end_at_the_labels_or_at_the_default(spark: SparkSession) -> N
     labels = until(spark, "a", "a", "gone", end=START).withColumn("task", F.lit("t"))
     rows = {(row.client_id, row.as_of.replace(tzinfo=UTC)) for row in as_of_rows(clients, labels, END).collect()}
     assert rows == {("a", START), ("b", END)}
-    assert [row.client_id for row in as_of_rows(clients, labels, None).collect()] == ["a"]
+    assert {row.client_id for row in as_of_rows(clients, None, END).collect()} == {"a", "b"}
+    assert after_last(events(spark, ("a", 1.5, 1, "X", 1))) == datetime(2020, 3, 4)
+    with pytest.raises(DataError, match="nothing to aggregate"):
+        after_last(events(spark, ("a", 1, 1, "X", 1)).limit(0))
 
 
 def test_attributes_are_numbers_or_one_hot(spark: SparkSession) -> None:
@@ -157,3 +174,36 @@ def test_attributes_are_numbers_or_one_hot(spark: SparkSession) -> None:
     assert found == {"a": {"amount": 12.5, "kind=MONTHLY": 1, "o=-": 1}, "b": {"kind=WEEKLY": 1, "o=x": 1}}
     with pytest.raises(DataError, match="no column terms"):
         attribute_features(clients, until(spark, "a"), ["terms"])
+
+
+def test_the_job_writes_every_client_and_a_rerun_changes_nothing(spark: SparkSession, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"), spark)
+    frame = events(spark, ("a", 1, 3, "X", 1), ("b", 2, 4, "Y", 2), ("b", 30, 4, "LATE", 2))
+    clients = spark.createDataFrame(
+        [("a", "train", "12"), ("b", "test", "7"), ("c", "train", None)], "client_id string, split string, terms string"
+    )
+    labels = until(spark, "a", "b").select(
+        "client_id", F.lit("t").alias("task"), "as_of", F.lit(1.0).alias("label"), F.lit("x").alias("label_text")
+    )
+    for table, rows in {"events": frame, "clients": clients, "labels": labels}.items():
+        lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+    settings = {"categorical": ["dept"], "numeric": ["quantity"], "attributes": ["terms"]}
+    content = {
+        "pipeline": "small",
+        "out": str(tmp_path),
+        "data": "datasets/complete_journey.yaml",
+        "stages": {"aggregate": settings},
+    }
+    (tmp_path / "pipeline.yaml").write_text(json.dumps(content))
+    for fresh in (False, True):
+        run = Runner(load_pipeline(tmp_path / "pipeline.yaml"), Progress()).run(fresh=fresh)
+        record = run.stages[0].record
+        assert (record.rows_in, record.rows_out) == (6, 6)
+        found = {(row.client_id, row.feature_set): row.features for row in lake.read("features").collect()}
+        assert len(found) == lake.read("features").count() == 6
+        assert found["b", "agg"]["count"] == 1
+        assert "dept=Y:count" not in found["b", "agg"]
+        assert found["c", "agg"] == {}
+        assert found["a", "attributes"] == {"terms": 12}
+    codes = json.loads((tmp_path / "artefacts" / "features" / "agg" / "codes.json").read_text())
+    assert codes["dept"] == ["X"]

@@ -22,6 +22,8 @@ from ledgerlm.heads.mllib import MllibConf, fit_mllib, score_mllib
 from ledgerlm.heads.scoring import score_rows, with_deciles
 from ledgerlm.heads.tasks import Task, find_tasks
 from ledgerlm.heads.vectors import Block, Source, join_sources, learn_blocks, read_matrix
+from ledgerlm.lake.lake import conform
+from ledgerlm.lake.schemas import SCORES
 
 CLIENTS = 600
 AS_OF = datetime(2020, 1, 1, tzinfo=UTC)
@@ -88,6 +90,10 @@ def save(folder: Path, task: Task, blocks: list[Block], model: Boosted) -> str:
     return save_head(folder, card, model)
 
 
+def with_names(scored: DataFrame) -> DataFrame:
+    return scored.drop("margin").withColumns({name: F.lit("x") for name in ("task", "head_id", "run_id")})
+
+
 def test_sources_join_on_client_and_time(
     tables: dict[str, DataFrame], blocks: list[Block], world: tuple[np.ndarray, np.ndarray]
 ) -> None:
@@ -144,6 +150,7 @@ def test_scores_of_a_table_equal_those_of_the_matrix(
     ordered = borders.orderBy("decile").collect()
     assert all(one["low"] >= other["high"] for one, other in pairwise(ordered))
 
+    conform(SCORES, with_names(scored))
     alone = score_rows(joined.where("client_id = 'c7'"), tmp_path, head_id).first()
     assert alone is not None
     assert alone.asDict() == {key: v for key, v in rows["c7"].asDict().items() if key != "decile"}
@@ -158,7 +165,9 @@ def test_deciles_of_equal_margins_are_of_one_size(spark: SparkSession) -> None:
     assert max(sizes) <= 101
 
 
-@pytest.mark.parametrize(("kind", "task"), [("logistic_regression", THREE), ("gbt", BINARY)])
+@pytest.mark.parametrize(
+    ("kind", "task"), [("logistic_regression", THREE), pytest.param("gbt", BINARY, marks=pytest.mark.slow)]
+)
 def test_mllib_heads_are_saved_and_score(
     spark: SparkSession,
     tables: dict[str, DataFrame],
@@ -176,7 +185,9 @@ def test_mllib_heads_are_saved_and_score(
     model = fit_mllib(joined.join(labels, on="client_id", how="inner"), blocks, task, kind, conf, seed=1)
     model.write().overwrite().save((tmp_path / "head").as_uri())
     assert isinstance(PipelineModel.load((tmp_path / "head").as_uri()), PipelineModel)
-    rows = {row["client_id"]: row for row in score_mllib(joined, blocks, task, tmp_path / "head").collect()}
+    scored = with_deciles(score_mllib(joined, blocks, task, tmp_path / "head"))
+    rows = {row["client_id"]: row for row in scored.collect()}
+    conform(SCORES, with_names(scored))
     p = np.array([rows[f"c{n}"]["probabilities"] for n in range(CLIENTS)], np.float64)
     assert value(metrics_of(task.kind)[0], task.encode(y), p) > 0.85
     assert {row["prediction"] for row in rows.values()} <= set(task.classes)

@@ -73,7 +73,7 @@ class LayerMean:
     def take(self) -> Tensor:
         """The mean over the chosen layers of the last forward pass, fp32 `[T, d]`; forgets it."""
         assert self._sum is not None  # the model has just run
-        mean, self._sum = self._sum / self._count, None
+        mean, self._sum = self._sum.div_(self._count), None
         return mean
 
 

@@ -157,7 +157,6 @@ def finetune(
             # Ray calls this folder the experiment; checkpoints that it is told of must lie in it.
             name=worker.folder.name,
             storage_path=str(worker.folder.absolute().parent),
-            # A checkpoint is deleted when Ray has noted the next one, and not before.
             checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=settings.retries),
             worker_runtime_env={"env_vars": _environment(settings)},

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from ledgerlm.backbone.attention import model_inputs, register
 from ledgerlm.backbone.packs import Pack
@@ -57,6 +58,7 @@ def load_backbone(folder: Path | str, dtype: torch.dtype = torch.float32) -> Pre
     """
     if not Path(folder, "config.json").is_file():
         raise ArtefactError(f"{folder} is no Hugging Face folder: it has no config.json")
+    disable_progress_bar()
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -111,7 +113,7 @@ def read_card(folder: Path) -> BackboneCard:
     """
     path = folder / CARD
     if not path.is_file():
-        raise ArtefactError(f"no {path}; run the finetune job, or card() for a model from elsewhere")
+        raise ArtefactError(f"no {path}; it is written by the finetune job")
     card = parse(BackboneCard, json.loads(path.read_text()), source=str(path))
     if (found := backbone_id(folder)) != card.backbone_id:
         raise ArtefactError(f"{folder}: the files hash to {found}, the card says {card.backbone_id}; they were changed")

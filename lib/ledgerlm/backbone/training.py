@@ -91,7 +91,7 @@ class Training:
             conf: settings.
             folder: where checkpoints and `metrics.jsonl` are kept; the same for all ranks.
             device: where the model is.
-            report: told about each held-out loss and each checkpoint, on every rank alike; it may delete older ones.
+            report: told about each held-out loss and each checkpoint, on every rank alike.
             clock: seconds; only differences count.
         """
         self._engine, self._reader, self._ranks = engine, reader, reader.ranks
@@ -219,6 +219,9 @@ class Training:
         if self._ranks.first:
             shutil.rmtree(target, ignore_errors=True)
             aside.rename(target)
+            # The one before stays: whoever is told of checkpoints knows only that one yet.
+            for older in sorted(self._checkpoints.glob("step-*"))[:-2]:
+                shutil.rmtree(older, ignore_errors=True)
         self._ranks.wait()
         self._report({"step": self._done.step}, target)
 

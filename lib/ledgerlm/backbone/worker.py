@@ -114,8 +114,15 @@ def _no_compiled_communication(deepspeed: Any) -> None:
 def _precision(conf: WorkerConf, ranks: Ranks) -> Precision:
     if conf.training.precision != "auto":
         return conf.training.precision
+    # A resumed run must not measure again: its checkpoints are of the type that was found first.
+    note = conf.folder / "precision"
+    found = note.read_text() if note.exists() else faster_precision(conf.device)
     # The slowest rank decides: all must use the same.
-    return "bf16" if ranks.least(faster_precision(conf.device) == "bf16") else "fp32"
+    precision: Precision = "bf16" if ranks.least(found == "bf16") else "fp32"
+    if ranks.first:
+        conf.folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(precision)
+    return precision
 
 
 def _model(conf: WorkerConf, precision: Precision) -> PreTrainedModel:

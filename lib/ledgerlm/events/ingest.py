@@ -247,7 +247,7 @@ def _read(spark: SparkSession, spec: DataSetSpec, source: SourceSpec, place: int
         file,
         source,
         needed=needed,
-        optional={field.column for field in spec.fields if field.optional},
+        optional={column for field in spec.fields if field.optional for column in field.columns},
         numbers=_number_columns(spec),
         times={spec.time.column},
     )
@@ -261,21 +261,27 @@ def _needed(spec: DataSetSpec) -> dict[str, str]:
     needed = {spec.client: "client", spec.time.column: "time.column"}
     if spec.time.order:
         needed[spec.time.order] = "time.order"
+    if spec.time.hour:
+        needed[spec.time.hour] = "time.hour"
     needed |= dict.fromkeys(spec.event_id.columns, "event_id.columns")
     if spec.amount is not None:
         needed[spec.amount.column] = "amount.column"
+        if spec.amount.times:
+            needed[spec.amount.times] = "amount.times"
         if isinstance(spec.amount.sign, SignSpec):
             needed[spec.amount.sign.column] = "amount.sign.column"
         if spec.amount.currency_column:
             needed[spec.amount.currency_column] = "amount.currency_column"
     for place, field in enumerate(spec.fields):
-        needed.setdefault(field.column, f"fields.{place}.column")
+        for column in field.columns:
+            needed.setdefault(column, f"fields.{place}.{'flags' if field.flags else 'column'}")
     return needed | {join.key: f"joins.{place}.key" for place, join in enumerate(spec.joins)}
 
 
 def _number_columns(spec: DataSetSpec) -> set[str]:
     columns = {field.column for field in spec.fields_of("numeric")}
-    return columns | ({spec.amount.column} if spec.amount else set())
+    of_amount = {spec.amount.column, spec.amount.times} if spec.amount else set()
+    return columns | {column for column in of_amount if column}
 
 
 def _joined(spark: SparkSession, rows: DataFrame, join: JoinSpec, place: int, source: SourceSpec) -> DataFrame:
@@ -294,6 +300,9 @@ def _judged(raw: DataFrame, spec: DataSetSpec) -> DataFrame:
     """Typed columns, and reason and detail of rows that cannot be an event."""
     kinds = {column.name: column.dataType for column in raw.schema}
     time = time_of(F.col(spec.time.column), kinds[spec.time.column], spec.time)
+    if spec.time.hour:
+        hour = number(F.col(spec.time.hour))
+        time = F.timestamp_seconds(F.unix_seconds(time) + F.when(hour.between(0, 23), hour.cast("int")) * 3600)
     order = F.col(spec.time.order).try_cast("double") if spec.time.order else F.lit(0.0)
     numeric = {field.name: present(F.col(field.column), field.nulls) for field in spec.fields_of("numeric")}
     typed = raw.withColumns(
@@ -335,6 +344,8 @@ def _amount(spec: DataSetSpec) -> Column:
     if spec.amount is None:
         return F.lit(None).cast(AMOUNT)
     amount = decimal_amount(F.col("_amount"))
+    if spec.amount.times:
+        amount = (amount * decimal_amount(present(F.col(spec.amount.times)))).try_cast(AMOUNT)
     if spec.amount.sign == "negative":
         return -amount
     if isinstance(spec.amount.sign, SignSpec):
@@ -352,7 +363,13 @@ def _currency(spec: DataSetSpec) -> Column:
 def _value(field: FieldSpec, spec: DataSetSpec) -> Column:
     if field.kind == "numeric":
         return F.col(f"_n_{field.name}")
-    text = recoded(present(F.col(field.column), field.nulls), field.values)
+    if field.flags:
+        ones = (F.when(present(F.col(column)) == "1", word) for column, word in field.flags.items())
+        return F.nullif(F.concat_ws("|", *ones), F.lit(""))
+    text = present(F.col(field.column), field.nulls)
+    if field.extract:
+        text = present(F.regexp_extract(text, field.extract, 1))
+    text = recoded(text, field.values)
     return masked(text, spec.mask) if field.kind == "text" else text
 
 

@@ -14,7 +14,7 @@ from ledgerlm.errors import DataError
 from ledgerlm.events.ingest import aside, first_reason, sound, source_of
 from ledgerlm.events.quality import Reason, number, present, pseudonymised, time_of
 from ledgerlm.events.sources import FAULT, FILE, PAYLOAD, read_file
-from ledgerlm.events.spec import AsOfSpec, ClientFileSpec, DataSetSpec, LabelSpec
+from ledgerlm.events.spec import AsOfSpec, ClientFileSpec, DataSetSpec, FileSpec, FutureSpec, LabelSpec
 
 _KEY = ("client_id", "task", "as_of")
 _JUDGED = (
@@ -89,22 +89,29 @@ def _attributes(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, pla
     return pseudonymised(found, ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None)
 
 
-def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame) -> Labelled:
-    """Reads the labels of all tasks.
+def labels_of(
+    spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events: DataFrame | None = None
+) -> Labelled:
+    """Reads or computes the labels of all tasks.
 
     Args:
         spark: session in UTC.
         spec: the data set.
         firsts: from `first_events`; a label without an event before its `as_of` is set aside.
+        events: the events table; needed for labels that are computed from it.
 
     Returns:
         Labels and quarantine as lazy DataFrames.
     """
     none = spark.createDataFrame([], _JUDGED)
-    tasks = [none, *(_task(spark, spec, label, place) for place, label in enumerate(spec.labels))]
+    files = [(label, label.file, place) for place, label in enumerate(spec.labels) if label.file]
+    tasks = [none, *(_task(spark, spec, label, file, place) for label, file, place in files)]
     rows = pseudonymised(
         reduce(DataFrame.unionByName, tasks), ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None
     )
+    for label in spec.labels:
+        if label.future:
+            rows = rows.unionByName(_future_task(events, label, label.future, label.as_of or spec.as_of))
     known = rows.join(firsts, "client_id", how="left")
     unseen = F.col("first_event_time").isNull() | (F.col("first_event_time") >= F.col("as_of"))
     lonely = F.when(unseen, Reason.LABEL_WITHOUT_HISTORY.value)
@@ -134,7 +141,31 @@ def _same_key() -> WindowSpec:
     return Window.partitionBy(*_KEY).orderBy(F.col("reason").asc_nulls_first(), "label", "source_file")
 
 
-def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, place: int) -> DataFrame:
+def _future_task(
+    events: DataFrame | None, label: LabelSpec, rule: FutureSpec, as_of: dt.datetime | AsOfSpec | None
+) -> DataFrame:
+    """Label rows computed from the events table; its client ids are pseudonyms already."""
+    if events is None:
+        raise DataError(f"task {label.name} is computed from events, but no events were given")
+    start = _instant(as_of, {})
+    before = F.col("event_time") < start
+    end = start + F.make_dt_interval(F.lit(rule.days))
+    amount = F.col("amount").cast("double") if rule.value == "amount" else F.lit(1.0)
+    value = F.coalesce(F.sum(F.when(~before, amount)), F.lit(0.0))
+    found = events.where(F.col("event_time") < end).groupBy("client_id")
+    rows = found.agg(F.count_if(before).alias("_before"), value.cast("string").alias("_text")).where("_before > 0")
+    absent = F.lit(None).cast("string")
+    return rows.withColumn("_class", _class(label)).select(
+        "client_id",
+        F.lit(label.name).alias("task"),
+        start.alias("as_of"),
+        F.col("_class").alias("label"),
+        _label_text(label).alias("label_text"),
+        *(absent.alias(name) for name in ("reason", "detail", FILE, "payload")),
+    )
+
+
+def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSpec, place: int) -> DataFrame:
     """Judged label rows of one task: the columns of labels, and reason, detail, source_file, payload."""
     key = f"labels.{place}"
     needed = {label.id: f"{key}.id", label.column: f"{key}.column"} | dict.fromkeys(label.only, f"{key}.only")
@@ -144,10 +175,13 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, place: int) 
         needed[as_of.column] = f"{key}.as_of.column"
         times = {as_of.column}
     numbers = set() if label.values else {label.column}
-    raw = read_file(spark, label.file, source_of(spec), needed=needed, times=times, numbers=numbers)
+    raw = read_file(spark, file, source_of(spec), needed=needed, times=times, numbers=numbers)
     for name, values in label.only.items():
         raw = raw.where(F.col(FAULT).isNotNull() | present(F.col(name)).isin(*values))
     raw = raw.where(F.col(FAULT).isNotNull() | present(F.col(label.column)).isNotNull())
+    if label.between:
+        outside = ~number(present(F.col(label.column))).between(*label.between)
+        raw = raw.where(F.col(FAULT).isNotNull() | ~F.coalesce(outside, F.lit(False)))
     kinds = {column.name: column.dataType for column in raw.schema}
     typed = raw.withColumns(
         {
@@ -176,7 +210,9 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, place: int) 
 
 def _instant(as_of: dt.datetime | AsOfSpec | None, kinds: dict[str, T.DataType]) -> Column:
     if isinstance(as_of, AsOfSpec):
-        return time_of(F.col(as_of.column), kinds[as_of.column], as_of)
+        time = time_of(F.col(as_of.column), kinds[as_of.column], as_of)
+        time = F.date_trunc(as_of.start_of, time) if as_of.start_of else time
+        return time + F.make_dt_interval(secs=F.lit(as_of.hours * 3600)) if as_of.hours else time
     if as_of is None:
         raise DataError("a label without as_of passed the check of the spec")
     instant = as_of if as_of.tzinfo else as_of.replace(tzinfo=dt.UTC)

@@ -140,6 +140,10 @@ def _days(value: Column, form: TimeFormat) -> Column:
     return _in_zone(_from_seconds(number(value) * _DAY_SECONDS + _origin_seconds(form)), form.zone)
 
 
+def _days_before(value: Column, form: TimeFormat) -> Column:
+    return _days((-number(value)).cast("string"), form)
+
+
 def _days_clock(value: Column, form: TimeFormat) -> Column:
     pattern = r"^(-?[0-9]{1,7}) ([0-9]{1,2}):([0-9]{1,2}):([0-9]{1,2})$"
     day, hour, minute, second = (F.regexp_extract(value, pattern, group).try_cast("long") for group in range(1, 5))
@@ -152,6 +156,7 @@ _COUNTED: dict[str, Callable[[Column, TimeFormat], Column]] = {
     "epoch": _epoch,
     "epoch_ms": _epoch,
     "days": _days,
+    "days_before": _days_before,
     "days_clock": _days_clock,
 }
 

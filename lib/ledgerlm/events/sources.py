@@ -93,7 +93,7 @@ def source_state(spec: DataSetSpec) -> list[list[str | int]]:
     if spec.source is None:
         return []
     named = [*spec.source.files, *(join.file for join in spec.joins)]
-    named += [*(one.file for one in spec.clients), *(label.file for label in spec.labels)]
+    named += [*(one.file for one in spec.clients), *(label.file for label in spec.labels if label.file)]
     state: list[list[str | int]] = []
     for path in sorted({_path(file, spec.source) for file in named}):
         found = [] if is_url(path) else [Path(name) for name in sorted(glob.glob(path))]  # noqa: PTH207 (absolute)

@@ -15,6 +15,7 @@ from ledgerlm.runs.config import Conf, find_file, load_yaml, nearest, parse
 
 Kind = Literal["categorical", "numeric", "text"]
 TaskKind = Literal["binary", "multiclass", "regression"]
+Show = Literal["text", "day", "log_int", "log_2", "rank"]
 Mask = Literal["iban", "card", "email"]
 
 
@@ -74,10 +75,16 @@ class TimeSpec(SpecPart):
     format: str = Field(
         "timestamp",
         description="timestamp (typed, or ISO 8601 text), epoch or epoch_ms (seconds or milliseconds since 1970), "
-        "days (since origin, fractions allowed), days_clock (day number and hh:mm:ss), or a Spark pattern such as "
-        "yyMMdd. Month names may be in any case; second 60 is read as 59",
+        "days (since origin, fractions allowed), days_clock (day number and hh:mm:ss), days_before (whole days back from "
+        "origin), or a Spark pattern such as yyMMdd. Month names may be in any case; second 60 is read as 59",
     )
-    origin: dt.date | None = Field(None, description="day 0 of the formats days and days_clock")
+    origin: dt.date | None = Field(None, description="day 0 of the formats days, days_clock and days_before")
+    hour: str | None = Field(None, description="column with the hour of the day, 0 to 23, added to a time of whole days")
+    calendar: bool = Field(
+        True,
+        description="whether weekdays and dates mean something; false where each client's days are counted from an "
+        "unknown day: then texts show gaps in days and no weekday or date unless asked",
+    )
     zone: str = Field("UTC", description="time zone of times that carry none")
     pivot: int = Field(1970, description="first year that a two-digit year can mean")
     earliest: dt.date = Field(dt.date(1900, 1, 1), description="events before it go to quarantine")
@@ -87,7 +94,7 @@ class TimeSpec(SpecPart):
 
     @model_validator(mode="after")
     def _origin_given(self) -> Self:
-        if self.format in ("days", "days_clock") and self.origin is None:
+        if self.format in ("days", "days_clock", "days_before") and self.origin is None:
             raise ValueError(f"format {self.format} counts from a day: give 'origin', such as 2015-01-01")
         return self
 
@@ -98,7 +105,9 @@ class TimeSpec(SpecPart):
             return self.clock
         if self.format in ("timestamp", "epoch", "epoch_ms", "days_clock"):
             return True
-        return self.format != "days" and any(letter in self.format for letter in "HhKk")
+        if self.hour or self.format in ("days", "days_before"):
+            return self.hour is not None
+        return any(letter in self.format for letter in "HhKk")
 
 
 class EventIdSpec(SpecPart):
@@ -123,6 +132,7 @@ class AmountSpec(SpecPart):
     """The amount of an event; money going out is negative when the data say so."""
 
     column: str
+    times: str | None = Field(None, description="numeric column that multiplies it, such as a quantity beside a price")
     sign: SignSpec | Literal["as_is", "negative"] = Field("as_is", description="as_is, negative (all), or by a column")
     currency: str | None = Field(None, description="currency of all amounts")
     currency_column: str | None = Field(None, description="column that holds the currency")
@@ -153,6 +163,10 @@ class FieldSpec(SpecPart):
     dictionary: DictionarySpec | dict[str, str] | None = Field(
         None, description="code -> description, inline or a file"
     )
+    extract: str = Field("", description="regular expression: its first group is the value, no match is absent")
+    flags: dict[str, str] = Field(
+        default_factory=dict, description="column of 0 and 1 -> word; the words of the ones, joined by |, are the value"
+    )
     values: dict[str, str] = Field(default_factory=dict, description="value -> value to use; others stay as they are")
     nulls: tuple[str, ...] = Field((), description="values that mean absent, beside the empty one")
     optional: bool = Field(False, description="files may lack the column")
@@ -164,6 +178,24 @@ class FieldSpec(SpecPart):
             name = str(content["name"])
             return {"column": name, "title": name.replace("_", " "), **content}
         return content
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the files that the field is made of."""
+        return tuple(self.flags) or (self.column,)
+
+
+class PublishedField(SpecPart):
+    """One column of the text form that LLM4ES published (arXiv 2508.05688 and its public code), in order."""
+
+    of: str = Field(description="field of the data set, or day or amount")
+    title: str = Field(description="name in the header")
+    show: Show = Field(
+        "text",
+        description="text (description or value), day (whole days since the time's origin, else since 1970), log_int "
+        "and log_2 (sign(x) ln(1 + |x|), cut to a whole number or rounded to two decimals), or rank (place of the code "
+        "by frequency among training clients, from 2; 1 for a code unseen there or beyond the 10,000th)",
+    )
 
 
 class ClientFileSpec(SpecPart):
@@ -183,22 +215,42 @@ class AsOfSpec(SpecPart):
     origin: dt.date | None = None
     pivot: int = 1970
     zone: str = "UTC"
+    start_of: Literal["month"] | None = Field(None, description="month: the first day of the month that is named")
+    hours: float = Field(0.0, description="hours added to the instant, such as the first day of a stay in hospital")
+
+
+class FutureSpec(SpecPart):
+    """A label computed from events: what a client does from `as_of` on. Clients without an event before have none."""
+
+    value: Literal["amount", "events"] = Field("amount", description="sum of the amounts, or number of the events")
+    days: int = Field(ge=1, description="days from as_of that are looked at")
 
 
 class LabelSpec(SpecPart):
-    """One task and the file that holds its labels."""
+    """One task, and the file that holds its labels or the rule that computes them."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the task")
     kind: TaskKind
     title: str = Field("", description="human name; left out, the task's name")
-    file: FileSpec
-    id: str = Field(description="column of the client id")
-    column: str = Field(description="column of the label")
+    file: FileSpec | None = Field(None, description="file of the labels; left out with `future`")
+    id: str = Field("", description="column of the client id")
+    column: str = Field("", description="column of the label")
+    future: FutureSpec | None = Field(None, description="rule that computes the labels from events, instead of a file")
+    between: tuple[float, float] | None = Field(None, description="least and most; rows beyond are no labels")
     values: dict[str, int] = Field(default_factory=dict, description="value in the file -> class number")
     thresholds: tuple[float, ...] = Field((), description="class = how many of these the number reaches")
     classes: tuple[str, ...] = Field((), description="names of the classes, from class 0")
     as_of: dt.datetime | AsOfSpec | None = Field(None, description="instant, or the column of it; left out, spec as_of")
     only: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="column -> values of the rows to use")
+
+    @model_validator(mode="after")
+    def _labels_found(self) -> Self:
+        if self.future:
+            if self.file or isinstance(self.as_of, AsOfSpec):
+                raise ValueError(f"task {self.name}: 'future' goes with one fixed as_of and without a file")
+        elif not (self.file and self.id and self.column):
+            raise ValueError(f"task {self.name}: give 'file', 'id' and 'column', or 'future'")
+        return self
 
     @model_validator(mode="after")
     def _classes_fit(self) -> Self:
@@ -269,6 +321,14 @@ class DataSetSpec(SpecPart):
     mask: tuple[Mask, ...] = Field(("iban", "card", "email"), description="what is masked in fields of kind text")
     pseudonymise: PseudonymSpec | None = Field(None, description="left out: client ids stay as they are")
     split: SplitSpec = SplitSpec()
+    published: tuple[PublishedField, ...] = Field(
+        (), description="columns of the format `published`; left out: day, log amount, then the fields"
+    )
+    protocol: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        exclude=True,  # settings of stages: they decide about a stage by the stage's own configuration
+        description="stage -> settings that win over conf/protocol.yaml when this file is run as a pipeline",
+    )
 
     @field_validator("fields")
     @classmethod
@@ -291,6 +351,10 @@ class DataSetSpec(SpecPart):
         for name in self.pseudonymise.fields if self.pseudonymise else ():
             if name not in named:
                 raise ValueError(f"pseudonymise.fields: no field '{name}': {nearest(name, named)}")
+        shown = named | {"day"} | ({"amount"} if self.amount else set())
+        for one in self.published:
+            if one.of not in shown:
+                raise ValueError(f"published: no field '{one.of}': {nearest(one.of, shown)}")
         return self
 
     @model_validator(mode="before")

@@ -20,8 +20,10 @@ from pyspark.sql import types as T
 from pyspark.storagelevel import StorageLevel
 
 from ledgerlm.errors import ConfigError
+from ledgerlm.heads.scoring import REASONS
 from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.heads.vectors import KEY, Block, to_matrix
+from ledgerlm.lake.schemas import VECTOR
 from ledgerlm.runs.config import Conf
 
 MllibKind = Literal["logistic_regression", "gbt"]
@@ -119,7 +121,7 @@ def score_mllib(joined: DataFrame, blocks: Sequence[Block], task: Task, folder: 
     model = PipelineModel.load(folder.absolute().as_uri())
     scored = model.transform(dense_rows(joined, blocks))
     if task.kind == "regression":
-        probabilities, prediction = F.array().cast("array<float>"), F.col("prediction")
+        probabilities, prediction = F.array().cast(VECTOR), F.col("prediction")
         margin = prediction
     else:
         probabilities = vector_to_array(F.col("probability"), "float32")
@@ -130,5 +132,5 @@ def score_mllib(joined: DataFrame, blocks: Sequence[Block], task: Task, folder: 
         margin.cast("double").alias("margin"),
         probabilities.alias("probabilities"),
         prediction.alias("prediction"),
-        F.array().cast("array<struct<feature: string, contribution: float>>").alias("reasons"),
+        F.array().cast(REASONS).alias("reasons"),
     )

@@ -10,19 +10,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pyspark.sql import types as T
 
 from ledgerlm.heads.boosting import Boosted
 from ledgerlm.heads.head import HeadCard, load_trees
 from ledgerlm.heads.tasks import Floats, Ints
 from ledgerlm.heads.vectors import KEY, to_matrix
+from ledgerlm.lake.schemas import AS_OF, CLIENT, REASON, VECTOR
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-# Columns that a scorer adds to client_id and as_of; `margin` orders clients for the deciles.
-SCORED = (
-    "margin double, probabilities array<float>, prediction double, "
-    "reasons array<struct<feature: string, contribution: float>>"
+# What a scorer returns; `margin` orders clients for the deciles.
+REASONS = T.ArrayType(REASON, containsNull=False)
+SCORED = T.StructType(
+    [
+        CLIENT,
+        AS_OF,
+        T.StructField("margin", T.DoubleType(), nullable=False),
+        T.StructField("probabilities", VECTOR, nullable=False),
+        T.StructField("prediction", T.DoubleType(), nullable=False),
+        T.StructField("reasons", REASONS, nullable=False),
+    ]
 )
 _REASON = pa.struct([pa.field("feature", pa.string()), pa.field("contribution", pa.float32())])
 
@@ -46,7 +55,7 @@ def score_rows(joined: DataFrame, folder: Path, head_id: str, *, reasons: int = 
         for two classes of the second one; log-odds, or units of the value).
     """
     work = partial(_score_batches, folder=str(folder), head_id=head_id, reasons=reasons, threads=threads)
-    return joined.mapInArrow(work, f"client_id string, as_of timestamp, {SCORED}")
+    return joined.mapInArrow(work, SCORED)
 
 
 def with_deciles(scored: DataFrame, accuracy: int = 10_000) -> DataFrame:

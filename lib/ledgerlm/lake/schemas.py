@@ -47,7 +47,7 @@ def _optional(name: str, kind: T.DataType) -> T.StructField:
 
 CLIENT = _required("client_id", STRING)
 AS_OF = _required("as_of", T.TimestampType())
-REASON = T.StructType([_required("feature", STRING), _required("contribution", T.FloatType())])
+REASON = T.StructType([_optional("feature", STRING), _optional("contribution", T.FloatType())])
 
 EVENTS = Table(
     name="events",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,8 +44,15 @@ def find_file(name: str | Path, *, beside: Path | None = None) -> Path:
     raise ConfigError(f"no file {name!s}: looked at {', '.join(str(p) for p in places)}")
 
 
-def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_yaml(
+    path: Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Reads a YAML mapping, applies `key.sub=value` overrides and resolves `${...}` references.
+
+    Args:
+        path: the file.
+        overrides: what wins over all else.
+        changes: nested values that win over the file alone.
 
     Raises:
         ConfigError: unreadable YAML, not a mapping, an override without `=`, an unresolvable reference.
@@ -57,6 +64,8 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         loaded = OmegaConf.load(path)
         if not isinstance(loaded, DictConfig):
             raise ConfigError(f"{path}: a mapping of keys to values is expected at the top, not a list")
+        if changes:
+            loaded.merge_with(changes)
         for item in overrides:
             key, _, value = item.partition("=")
             # OmegaConf reads the value as YAML would; the key may lead through lists, as in fields.0.kind.

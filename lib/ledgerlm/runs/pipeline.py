@@ -15,11 +15,13 @@ from pydantic import Field, field_validator
 from ledgerlm.engines.ray import RayConf
 from ledgerlm.engines.spark import SparkConf
 from ledgerlm.errors import ConfigError
+from ledgerlm.events.spec import load_spec
 from ledgerlm.runs.config import Conf, find_file, load_yaml, nearest, parse
 from ledgerlm.runs.job import Job, JobConf
 
 # Modules of `jobs/` that are commands of the command line, but no stage of a pipeline.
 _COMMANDS = {"cli", "run", "doctor"}
+_PROTOCOL = "protocol.yaml"
 
 
 class EngineProfile(Conf):
@@ -127,7 +129,8 @@ def load_pipeline(name: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     """Reads and checks a pipeline file with all that it names, before anything starts.
 
     Args:
-        name: pipeline file: a path, or a file of the shipped `conf/`.
+        name: pipeline file: a path, or a file of the shipped `conf/`. A data set spec stands for the pipeline of
+            `conf/protocol.yaml` on that data set, with the settings under `protocol` of the spec.
         overrides: `key.sub=value` items that win over the file.
 
     Raises:
@@ -135,6 +138,8 @@ def load_pipeline(name: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     """
     file = find_file(name)
     content = load_yaml(file, overrides)
+    if "fields" in content and "pipeline" not in content:
+        content = load_yaml(find_file(_PROTOCOL), overrides, _of_spec(file))
     conf = parse(PipelineConf, content, source=str(file))
     profile = conf.engine if conf.engine.endswith((".yaml", ".yml")) else f"engines/{conf.engine}.yaml"
     engine_file = find_file(profile, beside=file.parent)
@@ -150,6 +155,12 @@ def load_pipeline(name: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
         engine=engine,
         stages=tuple(_stage(stage, settings or {}, file) for stage, settings in conf.stages.items()),
     )
+
+
+def _of_spec(file: Path) -> dict[str, Any]:
+    """What a data set spec changes in the default pipeline."""
+    spec = load_spec(file)
+    return {"pipeline": spec.name, "title": spec.title, "data": str(file), "stages": spec.protocol}
 
 
 def _stage(name: str, settings: dict[str, Any], file: Path) -> Stage:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 FieldKind = Literal["days", "time", "number", "word", "text"]
-FormatName = Literal["compact", "lines", "table", "markdown", "html", "xml", "json", "yaml"]
+FormatName = Literal["compact", "lines", "table", "markdown", "html", "xml", "json", "yaml", "published"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -170,5 +170,7 @@ FORMATS: dict[str, Format] = {
         ),
         # One flow mapping an event would be JSON again; block style, so an event spans as many lines as it has fields.
         Format(name="yaml", cell=_yaml_cell, opening="- ", between="\n  ", joiner="\n", escapes=_QUOTED),
+        # As LLM4ES's public code wrote it, commas within descriptions included; its columns: `ledgerlm.text.published`.
+        Format(name="published", head=_titles("|"), cell=lambda _: Cell(absent="-"), between=", "),
     )
 }

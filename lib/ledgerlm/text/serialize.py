@@ -25,6 +25,7 @@ from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.runs.config import Conf, nearest
 from ledgerlm.text.formats import FORMATS, FieldKind, Format, FormatName, Shown
 from ledgerlm.text.numbers import e12, plain_amount, plain_number
+from ledgerlm.text.published import as_published, published_shown
 from ledgerlm.text.sanitise import SEPARATOR, sanitise, suspicious
 
 CHARACTERS_A_TOKEN = 4  # of running text, for the estimates
@@ -37,11 +38,12 @@ _WEEKDAYS = "Thu,Fri,Sat,Sun,Mon,Tue,Wed"  # from 1 January 1970
 class DocumentConf(Conf):
     """What a document shows and how long it may be."""
 
-    format: FormatName = Field("compact", description="compact, lines, table, markdown, html, xml, json or yaml")
+    format: FormatName = Field("compact", description="compact, lines, table, markdown, html, xml, json, yaml or published")
     fields: tuple[str, ...] = Field(
         (),
         description="what each event shows, in order: fields of the data set and days (since the event before), "
-        "weekday, hour, time, amount, currency; left out: all that the data set has",
+        "weekday, hour, time, amount, currency; left out: all that the data set has. The format published takes its "
+        "own from the data set",
     )
     max_events: int = Field(2000, ge=1, description="newest events of a client that a document may hold")
     max_tokens: int = Field(
@@ -61,6 +63,10 @@ def shown_fields(spec: DataSetSpec, conf: DocumentConf) -> tuple[Shown, ...]:
     Raises:
         ConfigError: for an unknown field, or `days` in another place than the first.
     """
+    if conf.format == "published":
+        if conf.fields:
+            raise ConfigError("serialize: fields: the format published shows the columns under 'published' of the spec")
+        return published_shown(spec)
     known = _known_fields(spec)
     names = conf.fields or _default_fields(spec, exact=FORMATS[conf.format].exact)
     for name in names:
@@ -103,12 +109,14 @@ def _short(name: str, taken: Collection[str]) -> str:
 def _default_fields(spec: DataSetSpec, *, exact: bool) -> tuple[str, ...]:
     amount = ("amount",) if spec.amount else ()
     currency = ("currency",) if spec.amount and spec.amount.currency_column else ()
-    if exact:
-        return tuple(dict.fromkeys(("time", *amount, *currency, *(field.name for field in spec.fields))))
     clock = ("hour",) if spec.time.has_clock else ()
+    if exact:
+        time = ("time",) if spec.time.calendar else ("days", *clock)
+        return tuple(dict.fromkeys((*time, *amount, *currency, *(field.name for field in spec.fields))))
+    weekday = ("weekday",) if spec.time.calendar else ()
     words = (field.name for field in spec.fields_of("categorical", "text"))
     numbers = (field.name for field in spec.fields_of("numeric"))
-    return tuple(dict.fromkeys(("days", "weekday", *clock, *words, *amount, *currency, *numbers)))
+    return tuple(dict.fromkeys(("days", *weekday, *clock, *words, *amount, *currency, *numbers)))
 
 
 def serialize(
@@ -120,6 +128,7 @@ def serialize(
     *,
     dictionaries: DataFrame | None = None,
     described: Collection[str] | None = None,
+    ranked_on: DataFrame | None = None,
 ) -> DataFrame:
     """Turns histories into documents of one format.
 
@@ -132,6 +141,7 @@ def serialize(
         dictionaries: the dictionaries table; codes are shown as their descriptions.
         described: fields that have a dictionary; left out, those whose spec names one. A code that the dictionary
             of its field lacks is shown as `code 1234`.
+        ranked_on: events of training clients, on which the format published ranks codes; left out, `events`.
 
     Returns:
         One row a client and `as_of` with at least one event before it, columns of the documents table without
@@ -143,6 +153,8 @@ def serialize(
     shown = shown_fields(spec, conf)
     named = {field.name for field in spec.fields if field.dictionary} if described is None else set(described)
     coded = [one.name for one in shown if one.name in named] if dictionaries is not None else []
+    if conf.format == "published":
+        events = as_published(events, spec, events if ranked_on is None else ranked_on)
     rows = events if dictionaries is None else _describe(events, dictionaries, coded, conf.max_value_length)
     lines = _render(rows, shown, coded, conf)
     histories = with_as_of(lines, labels, as_of).where(F.col("event_time") < F.col("as_of"))
