@@ -45,8 +45,8 @@ lint: setup  ## style and types
 format: setup  ## rewrite the code in the house style
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
 
-bench: setup  ## speed as ratios of two ways in one run: build/bench/bench.json
-	@$(BIN)/python -m tests.benchmarks
+bench: setup  ## speed as ratios of two ways in one run: build/bench/bench.json (ONLY=embed for one)
+	@$(BIN)/python -m tests.benchmarks $(ONLY)
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock (hashes, no addresses)
 	@$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-find-links --no-emit-index-url --no-header \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 import sys
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.agg import as_of_rows, histories
+from ledgerlm.baselines.agg import after_last, as_of_rows, histories
 from ledgerlm.baselines.sequence.histories import assemble, choose, learn_fields, newest, observe
 from ledgerlm.baselines.sequence.settings import (
     EncoderConf,
@@ -39,6 +40,9 @@ class EncodeConf(JobConf):
     method: Method = Field("coles", description="coles, cpc, rtd, nsp, nppr, iftpp, iftpp_t or detpp")
     preset: str = Field(
         "laptop", description="file of conf/baselines/ with settings of each method; keys given here win"
+    )
+    as_of: dt.datetime | None = Field(
+        None, description="end of histories without labels; default the spec's, or else a day after the last event"
     )
     fields: FieldsConf = Field(FieldsConf(), description="what of an event the encoder sees")
     encoder: EncoderConf = Field(EncoderConf(), description="shape of the encoder")
@@ -70,7 +74,7 @@ def run(ctx: Context, conf: EncodeConf) -> StageResult:
     """Learns vocabularies and an encoder on training clients, then writes a vector for each history."""
     clients = ctx.read("clients")
     labels = ctx.read("labels") if ctx.exists("labels") else None
-    as_of = as_of_rows(clients, labels, ctx.spec.as_of)
+    as_of = as_of_rows(clients, labels, conf.as_of or ctx.spec.as_of or after_last(ctx.read("events")))
     fields = _staged(ctx, conf, clients, as_of)
     folder = ctx.artefacts / "encoders" / ctx.stage
     curve = _train(ctx, conf, fields, folder)

@@ -80,7 +80,7 @@ def run(ctx: Context, conf: FinetuneConf) -> StageResult:
         found = finetune(worker, conf.workers, on_progress=show)
     ctx.failpoint("after_training")
     facts = _publish(ctx, conf, worker, found)
-    return StageResult(rows_in=volume["rows"], rows_out=windows, facts=facts)
+    return StageResult(rows_in=volume["rows"], rows_out=windows, artefacts=[facts["backbone"]], facts=facts)
 
 
 def _worker(ctx: Context, conf: FinetuneConf) -> WorkerConf:

@@ -101,7 +101,12 @@ def run(ctx: Context, conf: FitConf) -> StageResult:
         heads.append(_facts(card, head_id) | dict(head.facts))
         ctx.failpoint(f"after_{task.name}")
     rows = sum(training.rows.values())
-    return StageResult(rows_in=rows, rows_out=rows, facts={"representation": conf.representation, "heads": heads})
+    return StageResult(
+        rows_in=rows,
+        rows_out=rows,
+        artefacts=[str(ctx.artefacts / "heads" / head["head_id"]) for head in heads],
+        facts={"representation": conf.representation, "heads": heads},
+    )
 
 
 def _training(

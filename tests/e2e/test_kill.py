@@ -32,7 +32,7 @@ def test_killed_in_every_stage(finished: Tiny, tmp_path: Path) -> None:
     tiny = write_tiny(tmp_path)
     for point in POINTS:
         tiny.command("run", str(tiny.file), expect=KILLED, LEDGERLM_FAILPOINT=point)
-        stage = point.split(":")[0]
+        stage, _, _ = point.partition(":")
         record = json.loads((tiny.out / "runs" / "stages" / f"{stage}.json").read_text())
         assert not record["done"], point
     tiny.command("run", str(tiny.file))
@@ -43,7 +43,7 @@ def test_killed_in_every_stage(finished: Tiny, tmp_path: Path) -> None:
 def test_killed_between_commit_and_record(finished: Tiny, tmp_path: Path, point: str) -> None:
     """The short form, for every commit of the code: one kill at the worst point of a cheap stage."""
     tiny = write_tiny(tmp_path)
-    stage = point.split(":")[0]
+    stage, _, _ = point.partition(":")
     tiny.command("ingest", "--conf", str(tiny.file))
     tiny.command(stage, "--conf", str(tiny.file), expect=KILLED, LEDGERLM_FAILPOINT=point)
     committed = sorted((tiny.out / "lake" / "documents" / "_delta_log").glob("*.json"))

@@ -67,6 +67,16 @@ def test_bootstrap_centres_on_the_mean_over_folds() -> None:
     assert drawn.mean() == pytest.approx(fold_values(AUC, y, folds).mean(), abs=0.005)
 
 
+def test_the_order_of_a_folds_rows_does_not_matter() -> None:
+    generator = np.random.default_rng(6)
+    y = generator.integers(0, 2, 100).astype(float)
+    [plain] = _one_fold(np.clip(0.3 * y + generator.uniform(0, 0.7, 100), 0, 1))
+    rows = generator.permutation(100)
+    mixed = Predictions(seed=1, fold=0, rows=rows, p=plain.p[rows])
+    drawn = [bootstrap(AUC, y, np.arange(100), [one], count=50, seed=3) for one in (plain, mixed)]
+    assert drawn[0] == pytest.approx(drawn[1], abs=1e-12)
+
+
 def test_many_rows_are_drawn_in_several_turns() -> None:
     sizes = [len(weights) for weights in resamples(np.arange(400_000), 21, seed=1)]
     assert len(sizes) > 1

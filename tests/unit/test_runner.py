@@ -64,7 +64,9 @@ class Bench:
             if self.fail_in == name:
                 (ctx.staging / "half.txt").write_text("half")
                 raise DataError("broken")
-            return StageResult(rows_in=1, rows_out=1, facts={"value": conf.value})
+            artefact = ctx.artefacts / name
+            artefact.mkdir(exist_ok=True)
+            return StageResult(rows_in=1, rows_out=1, artefacts=[str(artefact)], facts={"value": conf.value})
 
         return work
 
@@ -79,6 +81,14 @@ def test_second_run_skips_everything(bench: Bench) -> None:
     again = bench.run()
     assert [name for name, _ in bench.worked] == ["a", "b", "c", "d"]
     assert all(stage.skipped for stage in again.stages)
+
+
+def test_stage_whose_artefact_is_gone_is_done_again(bench: Bench) -> None:
+    bench.run()
+    bench.worked.clear()
+    (bench.out / "artefacts" / "c").rmdir()
+    bench.run()
+    assert bench.worked == [("c", 2)]
 
 
 def test_change_redoes_the_stage_and_what_builds_on_it(bench: Bench) -> None:

@@ -89,9 +89,7 @@ def _attributes(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, pla
     return pseudonymised(found, ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None)
 
 
-def labels_of(
-    spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events: DataFrame | None = None
-) -> Labelled:
+def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events: DataFrame | None = None) -> Labelled:
     """Reads or computes the labels of all tasks.
 
     Args:

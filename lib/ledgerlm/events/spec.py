@@ -79,7 +79,9 @@ class TimeSpec(SpecPart):
         "origin), or a Spark pattern such as yyMMdd. Month names may be in any case; second 60 is read as 59",
     )
     origin: dt.date | None = Field(None, description="day 0 of the formats days, days_clock and days_before")
-    hour: str | None = Field(None, description="column with the hour of the day, 0 to 23, added to a time of whole days")
+    hour: str | None = Field(
+        None, description="column with the hour of the day, 0 to 23, added to a time of whole days"
+    )
     calendar: bool = Field(
         True,
         description="whether weekdays and dates mean something; false where each client's days are counted from an "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,7 +127,6 @@ class Boosted:
         return np.concatenate(explained) if explained else np.zeros((0, width))
 
     def _predict(self, dense: NDArray[np.float32], threads: int, **options: bool) -> Floats:
-        # LightGBM raises the score of a single row by a thread pool only when told to use more than one thread.
         options = options or {"raw_score": True}
         return np.asarray(self.booster.predict(dense, num_threads=threads, **options), np.float64)
 
@@ -135,7 +134,7 @@ class Boosted:
         return np.zeros((x.shape[0], self.outputs))
 
 
-def _chunks(x: sparse.csr_matrix, scale: Scale) -> list[NDArray[np.float32]] | Any:
+def _chunks(x: sparse.csr_matrix, scale: Scale) -> Iterator[NDArray[np.float32]]:
     step = max(1, _NUMBERS_AT_ONCE // max(1, x.shape[1]))
     return (x[start : start + step].toarray() / scale for start in range(0, x.shape[0], step))
 

@@ -44,9 +44,7 @@ def find_file(name: str | Path, *, beside: Path | None = None) -> Path:
     raise ConfigError(f"no file {name!s}: looked at {', '.join(str(p) for p in places)}")
 
 
-def load_yaml(
-    path: Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def load_yaml(path: Path, overrides: Sequence[str] = (), changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Reads a YAML mapping, applies `key.sub=value` overrides and resolves `${...}` references.
 
     Args:

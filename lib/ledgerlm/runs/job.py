@@ -37,6 +37,7 @@ class StageResult:
         quarantined: rows set aside with a reason.
         duplicates: rows dropped because their key was there already.
         tables: table name to the Delta version this stage wrote or found.
+        artefacts: folders this stage wrote outside the lake; when one is gone the stage is done again.
         facts: JSON values for the report and for later stages (ids, hashes, curves).
     """
 
@@ -45,6 +46,7 @@ class StageResult:
     quarantined: int = 0
     duplicates: int = 0
     tables: Mapping[str, int] = field(default_factory=dict)
+    artefacts: Sequence[str] = field(default_factory=list)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 

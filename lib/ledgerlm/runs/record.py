@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,6 +93,7 @@ class StageRecord:
         quarantined: rows set aside with a reason.
         duplicates: rows dropped because their key was there already.
         tables: table to Delta version.
+        artefacts: folders written outside the lake.
         facts: JSON values for the report and later stages.
         finished_at: instant of the end.
     """
@@ -110,6 +111,7 @@ class StageRecord:
     quarantined: int = 0
     duplicates: int = 0
     tables: Mapping[str, int] = field(default_factory=dict)
+    artefacts: Sequence[str] = field(default_factory=list)
     facts: Mapping[str, Any] = field(default_factory=dict)
     finished_at: str = ""
 

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -108,7 +109,7 @@ class Runner:
         mark = self.fingerprint(stage)
         last = self.records.load(stage.name)
         head = f"[bold]{position}/{count} {stage.name}[/bold]"
-        if not fresh and last is not None and last.done and last.fingerprint == mark and self._tables_stand(last):
+        if not fresh and last is not None and last.done and last.fingerprint == mark and self._stands(last):
             self.progress.say(f"{head}  finished before, unchanged: skipped")
             return Finished(record=last, skipped=True)
         self.progress.say(f"{head}  {stage.job.engine} ...")
@@ -135,8 +136,10 @@ class Runner:
             progress=self.progress,
         )
 
-    def _tables_stand(self, record: StageRecord) -> bool:
-        """Whether the tables are still there; on this machine that is seen without starting Spark."""
+    def _stands(self, record: StageRecord) -> bool:
+        """Whether what the stage wrote is still there; on this machine that is seen without starting Spark."""
+        if not all(Path(folder).exists() for folder in record.artefacts):
+            return False
         if self.pipeline.conf.lake is None:
             folder = self.pipeline.out / "lake"
             return all((folder / table / "_delta_log").exists() for table in record.tables)
@@ -179,6 +182,7 @@ def _finished(record: StageRecord, result: StageResult, seconds: float) -> Stage
         quarantined=result.quarantined,
         duplicates=result.duplicates,
         tables=dict(result.tables),
+        artefacts=list(result.artefacts),
         facts=dict(result.facts),
         finished_at=now(),
     )

@@ -38,7 +38,9 @@ _WEEKDAYS = "Thu,Fri,Sat,Sun,Mon,Tue,Wed"  # from 1 January 1970
 class DocumentConf(Conf):
     """What a document shows and how long it may be."""
 
-    format: FormatName = Field("compact", description="compact, lines, table, markdown, html, xml, json, yaml or published")
+    format: FormatName = Field(
+        "compact", description="compact, lines, table, markdown, html, xml, json, yaml or published"
+    )
     fields: tuple[str, ...] = Field(
         (),
         description="what each event shows, in order: fields of the data set and days (since the event before), "

@@ -71,14 +71,14 @@ class Training:
         for epoch in range(len(self.curve), self.conf.training.epochs):
             began = time.monotonic()
             for group in self.optimizer.param_groups:
-                group["lr"] = self._learning_rate(epoch)
+                group["lr"] = self.learning_rate(epoch)
             line = {"epoch": float(epoch + 1), **self._epoch(epoch), **self._held_out_numbers()}
             line["seconds"] = time.monotonic() - began
             self.curve.append(line)
             self._save()
             report(line)
 
-    def _learning_rate(self, epoch: int) -> float:
+    def learning_rate(self, epoch: int) -> float:
         settings = self.conf.training
         rate = settings.learning_rate * settings.step_factor ** (epoch // settings.step_epochs)
         if settings.plateau_epochs is None:
