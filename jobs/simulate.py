@@ -91,7 +91,8 @@ def _check_spec(spec: DataSetSpec, bank: SimulatorConf) -> None:
     made = {
         "fields": set(FIELDS) == {field.name for field in spec.fields},
         "clients.attributes": set(ATTRIBUTES) == set(spec.attributes),
-        "labels": {(task.name, task.class_names) for task in spec.labels} == set(task_classes(load_world(bank.world)).items()),
+        "labels": {(task.name, task.class_names) for task in spec.labels}
+        == set(task_classes(load_world(bank.world)).items()),
     }
     wrong = [key for key, fits in made.items() if not fits]
     if wrong:

@@ -31,7 +31,7 @@ class Read:
 
 
 def read(spark: SparkSession, name: str, folder: Path, *formats: str) -> Read:
-    """Ingests and serialises (the latest document of each client), with the fields that the spec's own protocol shows in compact text."""
+    """Ingests and serialises: the latest document of each client, with the fields of the spec's own protocol."""
     spec = load_spec(f"datasets/{name}.yaml", [f"source.path={folder}"])
     ingested = ingest_events(spark, spec)
     rows = ingested.events.collect()
@@ -99,8 +99,8 @@ def test_rosbank(spark: SparkSession, tmp_path: Path) -> None:
     ]
     # type1 stands twice, then by alphabet the empty code and type2: ranks 2, 3 and 4. ln(68) = 4.2, ln(5024) = 8.5.
     assert got.texts["published"]["0"] == [
-        "UNIX days|Amount(rubles, scaled)|Merchant category codes|Channel_type(SWIFT transfer, credit card repayment, or "
-        "intra-bank transfer and etc)|Transaction category(ATM withdrawal, purchase in the terminal and etc)",
+        "UNIX days|Amount(rubles, scaled)|Merchant category codes|Channel_type(SWIFT transfer, credit card repayment, "
+        "or intra-bank transfer and etc)|Transaction category(ATM withdrawal, purchase in the terminal and etc)",
         "17451, 4, Veterinary Services, 2, cash withdrawal at an ATM of the bank",
         "17460, 8, Grocery Stores, Supermarkets, 3, purchase in a terminal",
     ]

@@ -1,0 +1,1 @@
+"""The language model: loading, windows, packs, attention, training, embedding."""

@@ -75,8 +75,8 @@ class TimeSpec(SpecPart):
     format: str = Field(
         "timestamp",
         description="timestamp (typed, or ISO 8601 text), epoch or epoch_ms (seconds or milliseconds since 1970), "
-        "days (since origin, fractions allowed), days_clock (day number and hh:mm:ss), days_before (whole days back from "
-        "origin), or a Spark pattern such as yyMMdd. Month names may be in any case; second 60 is read as 59",
+        "days (since origin, fractions allowed), days_clock (day number and hh:mm:ss), days_before (whole days back "
+        "from origin), or a Spark pattern such as yyMMdd. Month names may be in any case; second 60 is read as 59",
     )
     origin: dt.date | None = Field(None, description="day 0 of the formats days, days_clock and days_before")
     hour: str | None = Field(

@@ -1,0 +1,1 @@
+"""Histories as text: serialisers, formats, sanitising, tokenizer."""

@@ -89,7 +89,7 @@ def simulate_clients(spark: SparkSession, conf: SimulatorConf) -> DataFrame:
         `taste` (running sums of category weights), `goal` (running sums of goal weights), `purchases` (count before as_of).
     """
     world = load_world(conf.world)
-    tasks = max(8, math.ceil(conf.expected_events / conf.rows_per_partition))
+    tasks = max(2, math.ceil(conf.expected_events / conf.rows_per_partition))
     numbered = spark.range(0, conf.clients, 1, tasks)
     bank = zlib.crc32(f"{conf.bank}/{conf.seed}".encode())
     keyed = numbered.select(
