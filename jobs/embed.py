@@ -123,7 +123,13 @@ def _save_components(ctx: Context, definition: EmbeddingDefinition, widths: dict
 
 
 JOB = Job(
-    name="embed", engine="spark", conf=EmbedConf, run=run, reads=("documents",), needs=("finetune",), writes=("embeddings", "quarantine")
+    name="embed",
+    engine="spark",
+    conf=EmbedConf,
+    run=run,
+    reads=("documents",),
+    needs=("finetune",),
+    writes=("embeddings", "quarantine"),
 )
 main = JOB.main
 

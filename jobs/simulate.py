@@ -1,4 +1,4 @@
-"""Makes a bank, or two: events, dictionaries, clients, labels, and the probabilities that the labels were drawn from."""
+"""Makes a bank, or two: events, dictionaries, clients, labels, and the probabilities the labels were drawn from."""
 
 from __future__ import annotations
 

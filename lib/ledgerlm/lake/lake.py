@@ -64,7 +64,7 @@ class Lake:
 
     def exists(self, table: str) -> bool:
         """Whether the table has been written."""
-        return DeltaTable.isDeltaTable(self.spark, self.path(table))
+        return bool(DeltaTable.isDeltaTable(self.spark, self.path(table)))
 
     def version(self, table: str) -> int:
         """Newest version of the table."""
@@ -135,7 +135,8 @@ class Lake:
         row = DeltaTable.forPath(self.spark, self.path(table)).history(1).first()
         if row is None:
             raise DataError(f"table {table} at {self.path(table)} has no history; delete the folder and run again")
-        return row.asDict(recursive=True)
+        commit: dict[str, Any] = row.asDict(recursive=True)
+        return commit
 
 
 def conform(table: Table, frame: DataFrame) -> DataFrame:

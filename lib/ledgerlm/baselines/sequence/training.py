@@ -79,6 +79,7 @@ class Training:
             report(line)
 
     def learning_rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, from 0: stepwise falling."""
         settings = self.conf.training
         rate = settings.learning_rate * settings.step_factor ** (epoch // settings.step_epochs)
         if settings.plateau_epochs is None:
@@ -113,7 +114,7 @@ class Training:
             sums["events"] += float(batch.lengths.sum())
             for name, value in {"loss": float(outcome.loss.detach()), **outcome.metrics}.items():
                 sums[name] += value
-        total = dict(zip(sums, self.ranks.total(np.array(list(sums.values()))), strict=True))
+        total = dict(zip(sums, self.ranks.total(np.array(list(sums.values()))).tolist(), strict=True))
         return {name: value if name == "events" else value / (steps * self.ranks.size) for name, value in total.items()}
 
     def _average_gradients(self) -> None:

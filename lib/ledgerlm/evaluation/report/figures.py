@@ -91,7 +91,9 @@ def calibration(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
     return _svg(figure)
 
 
-def forest(rows: Sequence[Mapping[str, Any]], *, value: str, low: str, high: str, label: str, zero: float | None) -> str:
+def forest(
+    rows: Sequence[Mapping[str, Any]], *, value: str, low: str, high: str, label: str, zero: float | None
+) -> str:
     """A dot with its interval for each method; `zero` draws the line of no difference."""
     figure, axes = _canvas(5.4, 0.9 + 0.34 * len(rows))
     for place, row in enumerate(reversed(rows)):

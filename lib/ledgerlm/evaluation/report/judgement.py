@@ -57,7 +57,7 @@ def _task(name: str, task: Facts, stage: Facts, facts: Facts) -> Section:
     )
     blocks = [_board(rows, metric), _forests(rows, metric, stage["baseline"])]
     blocks += [_test_board(_ordered(facts["leaderboard_test"], name, metric), metric)]
-    blocks += _curves(task) + [_all_metrics(facts["leaderboard"], name)] + _importance(task)
+    blocks += [*_curves(task), _all_metrics(facts["leaderboard"], name), *_importance(task)]
     return Section(title=f"Task {name}", note=note, blocks=[block for block in blocks if block is not None])
 
 

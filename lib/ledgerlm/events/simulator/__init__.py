@@ -1,4 +1,4 @@
-"""A bank that knows the truth: clients, events and labels by Spark-native expressions, the same for a seed whatever the cluster."""
+"""A bank that knows the truth: clients, events and labels by Spark-native expressions, the same for a seed anywhere."""
 
 from ledgerlm.events.simulator.clients import (
     ATTRIBUTES,

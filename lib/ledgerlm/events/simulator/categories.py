@@ -1,8 +1,8 @@
 """What a client buys next: one mixture, drawn by the generator and told as true probabilities.
 
-The first purchase of a trip is drawn from the client's tastes, or with fixed shares from the month's categories, from the
-weekend's, or (shortly before `as_of`) from what prepares the client's goals. Each further purchase of the trip follows the
-one before along the ring of categories: forward with the client's probability of planning, else backward.
+The first purchase of a trip is drawn from the client's tastes, or with fixed shares from the month's categories, from
+the weekend's, or (shortly before `as_of`) from what prepares the client's goals. Each further purchase of the trip
+follows the one before along the ring of categories: forward with the client's probability of planning, else backward.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def first_probabilities(world: World, *, month: Column, weekend: Column, recent:
 
 
 def following_probabilities(world: World, *, previous: Column) -> Column:
-    """True probabilities of the purchase after `previous` on the same trip: an array of doubles in ring order, sum 1."""
+    """True probabilities of the purchase after `previous` on the same trip: doubles in ring order, sum 1."""
     size, steps = len(world.categories), world.purchases.steps
     forward = planning()
 

@@ -1,7 +1,7 @@
 """Simulated clients: hidden traits, tastes, places and shopping volume, one row each.
 
-Every trait is a function of hashed draws, so a client is the same row whatever the partitioning, and no event depends on a
-label: labels are drawn beside the events from the same traits (see `labels`).
+Every trait is a function of hashed draws, so a client is the same row whatever the partitioning, and no event before
+as_of depends on a label: labels are drawn beside the events from the same traits (see `labels`).
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def simulate_clients(spark: SparkSession, conf: SimulatorConf) -> DataFrame:
         conf: the bank.
 
     Returns:
-        One row a client, unordered: `client_id`, the known attributes `ATTRIBUTES`, and hidden columns: `key` (hash that all
-        draws start from), `trait_*` and `wish_*` (mean 0, deviation about 1), `age` (years), `income` (a month), `city`,
-        `taste` (running sums of category weights), `goal` (running sums of goal weights), `purchases` (count before as_of).
+        One row a client, unordered: `client_id`, the known attributes `ATTRIBUTES`, and hidden columns: `key` (the hash
+        that all draws start from), `trait_*` and `wish_*` (mean 0, deviation about 1), `age` (years), `income` (a
+        month), `city`, `taste` and `goal` (running sums of the weights of categories and goals), `purchases` (before as_of).
     """
     world = load_world(conf.world)
     tasks = max(2, math.ceil(conf.expected_events / conf.rows_per_partition))

@@ -1,7 +1,7 @@
 """Random draws as columns: a hash of (key, stream, index), the same whatever the partitioning.
 
-A stream is a name for one kind of draw. The key of a client is itself a hash of seed, bank and number, so two draws share
-no input unless they share client, stream and index.
+A stream is a name for one kind of draw. The key of a client is itself a hash of seed, bank and number, so two draws
+share no input unless they share client, stream and index.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def pick(draw: Column, cumulative: Column, size: int) -> Column:
 def add(frame: DataFrame, columns: Mapping[str, Column], *, group: int = GROUP) -> DataFrame:
     """Adds columns, `group` of them to each Java method that Spark generates.
 
-    Spark fuses all steps of a row into one method, and the JVM never compiles a method above 8,000 bytes: it interprets it,
-    many times slower. An explode is where Spark starts a new method, so each group ends with one of a single element.
+    Spark fuses all steps of a row into one method, and the JVM never compiles a method above 8,000 bytes: it interprets
+    it, many times slower. An explode is where Spark starts a new method, so each group ends with one of one element.
     """
     names = list(columns)
     for start in range(0, len(names), group):

@@ -23,8 +23,8 @@ def simulate_events(clients: DataFrame, conf: SimulatorConf) -> DataFrame:
         clients: `simulate_clients` of the same configuration.
 
     Returns:
-        One row an event, unordered: `EVENT_COLUMNS` and `source_file`. `event_id` is unique for a client, `event_seq` for a
-        client too (it breaks ties in time). Amounts are signed: money out is negative; contacts with the bank have none.
+        One row an event, unordered: `EVENT_COLUMNS` and `source_file`. `event_id` and `event_seq` (which breaks ties in
+        time) are unique for a client. Amounts are signed: money out is negative; contacts with the bank have none.
         Times are UTC, to the second.
     """
     world = load_world(conf.world)

@@ -1,8 +1,8 @@
 """Labels drawn from probabilities that the simulator knows, and these probabilities: the best that anyone can reach.
 
-Events are drawn from the traits, never from a label, so given the traits they say nothing more about it. The probability
-given the traits is therefore an upper bound for every score that sees events only. It is not reached: finitely many events
-show the traits with noise.
+Events before as_of are drawn from the traits, never from a label, so given the traits they say nothing more about it.
+The probability given the traits is therefore an upper bound for every score that sees such events and attributes only.
+It is not reached: finitely many events show the traits with noise.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def simulate_labels(clients: DataFrame, conf: SimulatorConf) -> DataFrame:
 
 
 def with_outcomes(clients: DataFrame, conf: SimulatorConf) -> DataFrame:
-    """Adds the drawn label of `churn` and `next_goal` (`will_churn`, `will_goal`: int), which the future events follow."""
+    """Adds the drawn labels `will_churn` and `will_goal` (int), which the events after as_of follow."""
     formulas = _formulas(load_world(conf.world))
     return clients.withColumns(
         {
