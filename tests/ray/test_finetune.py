@@ -90,6 +90,7 @@ def kill_a_rank() -> None:
     raise AssertionError("no training process found")
 
 
+@pytest.mark.slow
 def test_a_killed_rank_changes_nothing(ray_engine: RayEngine, staged: Path, tmp_path: Path) -> None:
     whole = finetune(worker(staged, tmp_path / "whole", 1), RayTrainConf(), on_progress=lambda line: None)
     killed: list[float] = []
@@ -166,6 +167,7 @@ def run_stage(folder: Path, **conf: object) -> Run:
     return Runner(load_pipeline(file), Progress()).run(only="finetune")
 
 
+@pytest.mark.slow
 def test_the_stage_leaves_a_backbone_that_learnt(spark: SparkSession, ray_engine: RayEngine, lake: Path) -> None:
     [stage] = run_stage(lake, max_tokens=15_000).stages
     facts = stage.record.facts

@@ -80,6 +80,7 @@ def test_a_seed_gives_the_same_rows_whatever_the_partitions(spark: SparkSession)
     )
 
 
+@pytest.mark.slow
 def test_history_does_not_know_the_future(spark: SparkSession) -> None:
     both = made(spark, future_months=2)
     before = F.col("event_time") < as_of_time(TINY)
@@ -138,6 +139,7 @@ def test_months_and_weekends_show(bank: tuple[DataFrame, DataFrame]) -> None:
     assert months[12] > 1.1 * months[6]
 
 
+@pytest.mark.slow
 def test_banks_share_descriptions_only(spark: SparkSession, bank: tuple[DataFrame, DataFrame]) -> None:
     other = SimulatorConf.model_validate(TINY.model_dump() | {"bank": "B"})
     a, b = (simulate_dictionaries(spark, conf).toPandas() for conf in (TINY, other))
@@ -169,8 +171,8 @@ def test_labels_are_drawn_from_the_probabilities(bank: tuple[DataFrame, DataFram
     assert uplift[:, 1].mean() > 0.03
 
 
-# Read off a run of 20,000 clients; with 1,500 the limit itself has a deviation of about 0.012.
-@pytest.mark.parametrize(("task", "limit"), [("churn", 0.84), ("default", 0.87), ("campaign_response", 0.85)])
+# By 400,000 draws of the formulas; with 1,500 clients the limit itself has a deviation of about 0.012.
+@pytest.mark.parametrize(("task", "limit"), [("churn", 0.84), ("default", 0.86), ("campaign_response", 0.85)])
 def test_bayes_limit_is_as_designed(bank: tuple[DataFrame, DataFrame], task: str, limit: float) -> None:
     clients, _ = bank
     rows = _by_task(simulate_labels(clients, CONF))[task]

@@ -79,6 +79,7 @@ class Training:
             report(line)
 
     def learning_rate(self, epoch: int) -> float:
+        """Learning rate of an epoch, from 0: a fixed schedule, divided by ten at each plateau of the held-out loss."""
         """Learning rate of an epoch, from 0: stepwise falling."""
         settings = self.conf.training
         rate = settings.learning_rate * settings.step_factor ** (epoch // settings.step_epochs)

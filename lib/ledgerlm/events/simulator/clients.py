@@ -85,8 +85,9 @@ def simulate_clients(spark: SparkSession, conf: SimulatorConf) -> DataFrame:
 
     Returns:
         One row a client, unordered: `client_id`, the known attributes `ATTRIBUTES`, and hidden columns: `key` (the hash
-        that all draws start from), `trait_*` and `wish_*` (mean 0, deviation about 1), `age` (years), `income` (a
-        month), `city`, `taste` and `goal` (running sums of the weights of categories and goals), `purchases` (before as_of).
+        that all draws start from), `trait_*` and `wish_*` (mean 0, deviation about 1), `age` (years), `income` (of a
+        month), `city`, `taste` and `goal` (running sums of the weights of categories and goals), `purchases`
+        (before as_of).
     """
     world = load_world(conf.world)
     tasks = max(2, math.ceil(conf.expected_events / conf.rows_per_partition))
