@@ -28,7 +28,6 @@ _STYLE = {
     "axes.grid": True,
     "grid.color": "#e7eaef",
     "axes.axisbelow": True,
-    "legend.frameon": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "ledgerlm",
 }
@@ -61,7 +60,7 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str,
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if len(series) > 1:
-        axes.legend()
+        axes.legend(frameon=False)
     return _svg(figure)
 
 
@@ -74,7 +73,7 @@ def roc(curves: Mapping[str, Mapping[str, Any]]) -> str:
     axes.set_xlabel("false positive rate")
     axes.set_ylabel("true positive rate")
     axes.set_aspect("equal")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", frameon=False)
     return _svg(figure)
 
 
@@ -87,7 +86,7 @@ def calibration(bins: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
         axes.plot(said, came, color=_colour(place), label=name, lw=1.4, marker="o", ms=4)
     axes.set_xlabel("probability said")
     axes.set_ylabel("share that came")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper left", frameon=False)
     return _svg(figure)
 
 
@@ -123,7 +122,7 @@ def scatter(x: Sequence[float], y: Sequence[float], labels: Sequence[Any]) -> st
             of_class = [p for p in known if str(labels[p]) == name]
             across, up = [x[p] for p in of_class], [y[p] for p in of_class]
             axes.scatter(across, up, s=11, color=_colour(place), alpha=0.75, linewidths=0, label=name)
-        axes.legend(markerscale=1.6)
+        axes.legend(markerscale=1.6, frameon=False)
     axes.set_xticklabels([])
     axes.set_yticklabels([])
     axes.set_xlabel("first direction")
