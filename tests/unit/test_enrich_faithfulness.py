@@ -110,4 +110,4 @@ def test_no_text_breaks_the_check() -> None:
         )
         text = "".join(rng.choices(letters, k=300)) + " 1e999999999 +" + "9" * 5000 + "d 2017-13-45"
         for check in (checks[0], checks[-1]):
-            check.faults(Generation(text=text, finish_reason="stop"))
+            assert check.faults(Generation(text=text, finish_reason="stop")), text

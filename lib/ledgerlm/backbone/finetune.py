@@ -16,7 +16,8 @@ from pyspark.sql import types as T
 
 from ledgerlm.backbone.metrics import read_metrics
 from ledgerlm.backbone.settings import RayTrainConf, WorkerConf
-from ledgerlm.errors import EngineError, LedgerError
+from ledgerlm.engines.ray import worker_error
+from ledgerlm.errors import EngineError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -166,7 +167,7 @@ def finetune(
         with _followed(worker.folder / "metrics.jsonl", on_progress):
             trainer.fit()
     except TrainingFailedError as error:
-        raise _cause(error) from error
+        raise worker_error(error) from error
     if not worker.result.exists():
         raise EngineError(f"Ray Train ended without {worker.result}; look at Ray's worker logs")
     found: dict[str, Any] = json.loads((worker.folder / "training.json").read_text())
@@ -226,16 +227,3 @@ def _followed(log: Path, on_progress: Callable[[Mapping[str, float]], None]) -> 
     finally:
         done.set()
         thread.join()
-
-
-def _cause(error: Exception) -> LedgerError:
-    """The ranks' own error when it is one that a user can act on."""
-    failures = getattr(error, "worker_failures", {}) or {}
-    for failure in failures.values():
-        seen: BaseException | None = failure
-        while seen is not None:
-            if isinstance(seen, LedgerError):
-                return type(seen)(str(seen))
-            seen = getattr(seen, "cause", None) or seen.__cause__
-    first = next(iter(failures.values()), error)
-    return EngineError(f"training failed in a Ray Train worker: {first}")

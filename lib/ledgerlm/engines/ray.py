@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ledgerlm.errors import EngineError
+from ledgerlm.errors import EngineError, LedgerError
 from ledgerlm.runs.config import Conf
 
 # Set before Ray starts, so that its daemons and workers inherit them.
@@ -79,3 +79,16 @@ class RayEngine:
 
             ray.shutdown()
             self._started = False
+
+
+def worker_error(error: Exception) -> LedgerError:
+    """The workers' own error when it is one that a user can act on."""
+    failures = getattr(error, "worker_failures", {}) or {}
+    for failure in failures.values():
+        seen: BaseException | None = failure
+        while seen is not None:
+            if isinstance(seen, LedgerError):
+                return type(seen)(str(seen))
+            seen = getattr(seen, "cause", None) or seen.__cause__
+    first = next(iter(failures.values()), error)
+    return EngineError(f"training failed in a Ray Train worker: {first}")

@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from ledgerlm.baselines.sequence.settings import RankConf, WorkersConf
-from ledgerlm.errors import EngineError, LedgerError
+from ledgerlm.engines.ray import worker_error
+from ledgerlm.errors import EngineError
 
 
 def train_on_ray(conf: RankConf, workers: WorkersConf) -> list[dict[str, float]]:
@@ -46,7 +47,7 @@ def train_on_ray(conf: RankConf, workers: WorkersConf) -> list[dict[str, float]]
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise _cause(error) from error
+        raise worker_error(error) from error
     facts = conf.result / "training.json"
     if not facts.exists():
         raise EngineError(f"Ray Train ended without {facts}; look at Ray's worker logs")
@@ -61,16 +62,3 @@ def _worker(config: dict[str, Any]) -> None:
     from ledgerlm.baselines.sequence.training import train_rank
 
     train_rank(RankConf.model_validate(config), lambda line: ray.train.report(dict(line)))
-
-
-def _cause(error: Exception) -> LedgerError:
-    """The workers' own error when it is one that a user can act on."""
-    failures = getattr(error, "worker_failures", {}) or {}
-    for failure in failures.values():
-        seen: BaseException | None = failure
-        while seen is not None:
-            if isinstance(seen, LedgerError):
-                return type(seen)(str(seen))
-            seen = getattr(seen, "cause", None) or seen.__cause__
-    first = next(iter(failures.values()), error)
-    return EngineError(f"training failed in a Ray Train worker: {first}")
