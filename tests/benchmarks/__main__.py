@@ -20,27 +20,32 @@ from ledgerlm.runs.record import now, versions, write_json
 from tests.benchmarks import bench_embed, bench_finetune, bench_serialize
 
 BENCHMARKS = {"serialize": bench_serialize, "embed": bench_embed, "finetune": bench_finetune}
-OUT = Path("build/bench")
+OUT = Path("build/bench").absolute()
 
 
 def main(names: list[str]) -> int:
     """Runs the benchmarks of these names, all when none is given. Returns 1 when a target is missed."""
     profile = load_yaml(shipped("engines/laptop.yaml"))["spark"]
     spark = start(SparkConf(**profile), log=OUT / "spark.log")
-    rows: list[dict[str, Any]] = []
+    console, rows = Console(highlight=False), list[dict[str, Any]]()
     try:
         for name in names or list(BENCHMARKS):
             work = OUT / name
             work.mkdir(parents=True, exist_ok=True)
-            rows += [{"benchmark": name, **row} for row in BENCHMARKS[name].run(spark, work)]
+            measured = [{"benchmark": name, **_judged(row)} for row in BENCHMARKS[name].run(spark, work)]
+            console.print(_table(measured))
+            rows += measured
     finally:
         spark.stop()
-    for row in rows:
-        row["reached"] = row["ratio"] >= row["target"] if row["better"] == "higher" else row["ratio"] <= row["target"]
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     write_json(OUT / "bench.json", {"at": now(), "machine": machine, "versions": versions(), "rows": rows})
-    Console(highlight=False).print(_table(rows))
+    console.print(f"{OUT / 'bench.json'}")
     return 0 if all(row["reached"] for row in rows) else 1
+
+
+def _judged(row: dict[str, Any]) -> dict[str, Any]:
+    reached = row["ratio"] >= row["target"] if row["better"] == "higher" else row["ratio"] <= row["target"]
+    return {**row, "reached": reached}
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
