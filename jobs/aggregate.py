@@ -24,6 +24,7 @@ from ledgerlm.baselines.agg import (
     observe,
 )
 from ledgerlm.errors import DataError
+from ledgerlm.events.dictionaries import with_description
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
 
@@ -42,6 +43,9 @@ class AggregateConf(JobConf, AggConf):
         description="end of the histories of clients without a label; left out, the data set's, or else midnight after "
         "the last event",
     )
+    described: tuple[str, ...] = Field(
+        (), description="fields whose codes are read as their descriptions, so that banks with other codes agree"
+    )
     attributes: tuple[str, ...] = Field(
         (), description="client attributes to write as feature set `attributes`; none that a task predicts"
     )
@@ -52,6 +56,8 @@ def run(ctx: Context, conf: AggregateConf) -> StageResult:
     clients = ctx.read("clients")
     labels = ctx.read("labels") if ctx.exists("labels") else None
     events = ctx.read("events")
+    for field in conf.described:
+        events = with_description(events, ctx.read("dictionaries"), field, field)
     as_of = as_of_rows(clients, labels, conf.as_of or ctx.spec.as_of or after_last(events))
     numeric = _names(conf.numeric, ctx, "numeric")
     observed = observe(
@@ -64,8 +70,10 @@ def run(ctx: Context, conf: AggregateConf) -> StageResult:
     training = as_of.join(clients.where("split = 'train'").select("client_id"), on="client_id", how="leftsemi")
     codes = learn_codes(histories(observed, training), conf.max_codes)
     _save(ctx, conf, codes)
-    whole = ("amount", "log_amount", "log_days", *numeric)
-    sets = {conf.feature_set: aggregate(histories(observed, as_of), as_of, codes, numeric=whole, by_code=conf.by_code)}
+    amounts = ("amount", "log_amount") if ctx.spec.amount else ()
+    by_code = conf.by_code if conf.by_code is not None else ("log_amount",) if ctx.spec.amount else numeric
+    whole = (*amounts, "log_days", *numeric)
+    sets = {conf.feature_set: aggregate(histories(observed, as_of), as_of, codes, numeric=whole, by_code=by_code)}
     if conf.attributes:
         sets[ATTRIBUTES] = attribute_features(clients, as_of, conf.attributes)
     names = ", ".join(f"'{name}'" for name in sets)
@@ -101,7 +109,7 @@ JOB = Job(
     engine="spark",
     conf=AggregateConf,
     run=run,
-    reads=("events", "clients", "labels"),
+    reads=("events", "clients", "labels", "dictionaries"),
     writes=("features",),
 )
 main = JOB.main

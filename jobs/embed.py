@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from pyspark import StorageLevel
@@ -17,6 +18,7 @@ from ledgerlm.backbone.spark_embed import EmbedSettings, embed
 from ledgerlm.errors import DataError
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.text.formats import FORMATS
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -25,10 +27,20 @@ if TYPE_CHECKING:
 class EmbedConf(JobConf, EmbedSettings):
     """Settings of the embed job."""
 
-    format: str = Field("compact", description="format of the documents that are embedded")
-    backbone: str | None = Field(None, description="backbone folder; left out, the one of the finetune stage")
+    source: Literal["documents", "enriched"] = Field(
+        "documents", description="what is embedded: documents, or their rewrites by the enrich stage before this one"
+    )
+    format: str = Field("compact", description="format of the documents that are embedded; not used for rewrites")
+    variant: int = Field(0, ge=0, description="which rewrite of each document, for source: enriched")
+    backbone: str | None = Field(
+        None, description="finetune stage or backbone folder; left out, the latest finetune stage before this one"
+    )
     definition: EmbeddingDefinition = Field(EmbeddingDefinition(), description="what the vector is")
     partitions: int | None = Field(None, ge=1, description="Spark tasks; left out, four for each core")
+
+    def stages_named(self) -> Sequence[str]:
+        """The stage that `backbone` names."""
+        return () if self.backbone is None else (self.backbone,)
 
 
 def run(ctx: Context, conf: EmbedConf) -> StageResult:
@@ -37,10 +49,11 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
     from ledgerlm.backbone.embedder import resolve_definition
 
     documents = _documents(ctx, conf)
-    folder = str(Path(conf.backbone or ctx.facts("finetune")["backbone"]).resolve())
+    folder = str(ctx.backbone(conf.backbone))
     backbone_id = model.backbone_id(Path(folder))
+    wanted, text_format = _definition(ctx, conf)
     definition = resolve_definition(
-        folder, conf.definition, text_format=conf.format, fields=_fields(documents, conf), device=conf.device
+        folder, wanted, text_format=text_format, fields=_fields(documents, conf), device=conf.device
     )
     partitions = conf.partitions or 4 * ctx.spark.sparkContext.defaultParallelism
     spread = documents.repartition(partitions, "client_id", "as_of")
@@ -70,6 +83,8 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
 
 
 def _documents(ctx: Context, conf: EmbedConf) -> DataFrame:
+    if conf.source == "enriched":
+        return _rewrites(ctx, conf)
     documents = ctx.read("documents", ctx.table_version("documents")).where(F.col("format") == conf.format)
     if documents.isEmpty():
         raise DataError(
@@ -79,9 +94,43 @@ def _documents(ctx: Context, conf: EmbedConf) -> DataFrame:
     return documents
 
 
+def _rewrites(ctx: Context, conf: EmbedConf) -> DataFrame:
+    """One rewrite of each document; older events than it tells count as cut."""
+    rewrites = ctx.read("enriched_documents", ctx.table_version("enriched_documents"))
+    chosen = rewrites.where(F.col("variant") == conf.variant).select("client_id", "as_of", "input_hash", "text")
+    if chosen.isEmpty():
+        raise DataError(
+            f"no rewrite of variant {conf.variant} in {ctx.table_path('enriched_documents')}; "
+            f"set stages.{ctx.stage}.variant, or more variants in the enrich stage"
+        )
+    told = F.least(F.lit(ctx.facts("enrich")["max_events"]), F.col("event_count_used"))
+    counts = ctx.read("documents", ctx.table_version("documents")).select(
+        "client_id",
+        "as_of",
+        "input_hash",
+        told.alias("event_count_used"),
+        (F.col("event_count_used") + F.col("event_count_cut") - told).alias("event_count_cut"),
+    )
+    return chosen.join(counts, ["client_id", "as_of", "input_hash"], how="inner")
+
+
+def _definition(ctx: Context, conf: EmbedConf) -> tuple[EmbeddingDefinition, str]:
+    """The definition, and the name of the texts in it.
+
+    Texts whose first line is no header (rewrites, summaries, YAML) are pooled from their first line on.
+    """
+    form = FORMATS.get(conf.format)
+    headed = conf.source == "documents" and form is not None and form.head(()) != ""
+    definition = conf.definition if headed else conf.definition.model_copy(update={"header": True})
+    if conf.source == "documents":
+        return definition, conf.format
+    made = ctx.facts("enrich")
+    return definition, f"enriched/{made['engine']}/{made['prompt']}/{conf.variant}"
+
+
 def _fields(documents: DataFrame, conf: EmbedConf) -> tuple[str, ...]:
     """Names of an event's fields: the header of compact documents; other formats have no fields of one token each."""
-    if conf.format != "compact":
+    if (conf.source, conf.format) != ("documents", "compact"):
         return ()
     header = documents.select(F.substring_index("text", "\n", 1).alias("header")).first()
     return tuple(header["header"].split("|")) if header is not None else ()
@@ -127,7 +176,7 @@ JOB = Job(
     engine="spark",
     conf=EmbedConf,
     run=run,
-    reads=("documents",),
+    reads=("documents", "enriched_documents"),
     needs=("finetune",),
     writes=("embeddings", "quarantine"),
 )

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -25,25 +25,62 @@ from ledgerlm.runs.job import Job, JobConf, StageResult
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+    from ledgerlm.jobs.summarize import SummarizeConf
+    from ledgerlm.lake.lake import Written
 
-class EnrichConf(JobConf, RewriteConf):
-    """Settings of the enrich job."""
 
-    source: Literal["compact", "lines"] = Field("compact", description="format of the documents that are rewritten")
-    clients: Literal["train", "all"] = Field("train", description="whose documents; rewrites serve training alone")
-    min_kept: float = Field(0.5, ge=0, le=1, description="share of rewrites to be kept, below which the stage fails")
+class PoolJobConf(JobConf):
+    """Settings of the jobs that let a pool of workers write texts."""
+
+    source: Literal["compact", "lines"] = Field("compact", description="format of the documents that are read")
+    clients: Literal["train", "all"] = Field("train", description="whose documents; training needs the training ones")
+    min_kept: float = Field(0.5, ge=0, le=1, description="share of texts to be kept, below which the stage fails")
     pool: PoolConf = Field(PoolConf(), description="workers and what each may use")
     cost: CostConf = Field(CostConf(), description="what the estimate before the start takes for granted")
 
 
+class EnrichConf(PoolJobConf, RewriteConf):
+    """Settings of the enrich job."""
+
+
 def run(ctx: Context, conf: EnrichConf) -> StageResult:
     """Stages documents as shards, enriches them, commits once."""
+    made = write_texts(ctx, conf)
+    written = ctx.write("enriched_documents", kept(made.texts))
+    return finished(ctx, made, "enriched_documents", written)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What the pool made.
+
+    Attributes:
+        texts: one row a text, kept or refused, as the workers staged them.
+        sources: the documents that they were made of.
+        set_aside: the commit of the refused ones.
+        expected: texts that were to be made.
+    """
+
+    texts: DataFrame
+    sources: DataFrame
+    set_aside: Written
+    expected: int
+    facts: dict[str, Any]
+
+
+def write_texts(ctx: Context, conf: EnrichConf | SummarizeConf) -> Made:
+    """Lets the pool work through the documents, and sets aside what it refused.
+
+    Raises:
+        DataError: when there is nothing to do, rows were lost, or too few texts were kept.
+    """
     check_engine(conf.engine, conf.options)
     documents, expected = _documents(ctx, conf)
+    ctx.progress.say(f"    {conf.engine}: {expected}")
     shards = _staged(ctx, conf, documents, expected.shards)
     ctx.failpoint("after_staging")
     ctx.ray.start()
-    with ctx.progress.task("Enriching documents", total=expected.documents) as task:
+    with ctx.progress.task("Writing texts", total=expected.documents) as task:
 
         def finished(shard: ShardStats) -> None:
             task.advance(shard.documents)
@@ -51,27 +88,44 @@ def run(ctx: Context, conf: EnrichConf) -> StageResult:
 
         stats = Pool(conf.pool, conf, ctx.seed).run(shards, finished)
     ctx.failpoint("after_pool")
-    facts = _facts(stats, shards, expected)
-    rewrites = ctx.spark.read.option("pathGlobFilter", "shard-*.parquet").parquet(str(ctx.staging / "out"))
-    set_aside = ctx.quarantine(refused(rewrites))
+    facts = _facts(stats, shards, expected) | {"max_events": conf.max_events}
+    texts = ctx.spark.read.option("pathGlobFilter", "shard-*.parquet").parquet(str(ctx.staging / "out"))
+    set_aside = ctx.quarantine(refused(texts))
     _check(conf, facts, expected.rewrites)
-    written = ctx.write("enriched_documents", kept(rewrites))
-    if (written.rows, set_aside.rows) != (facts["kept"], sum(facts["refused"].values())):
+    return Made(texts=texts, sources=documents, set_aside=set_aside, expected=expected.rewrites, facts=facts)
+
+
+def finished(ctx: Context, made: Made, table: str, written: Written) -> StageResult:
+    """The stage's result.
+
+    Raises:
+        DataError: when other numbers of rows were written than the workers counted.
+    """
+    counted = (made.facts["kept"], sum(made.facts["refused"].values()))
+    if (written.rows, made.set_aside.rows) != counted:
         raise DataError(
-            f"workers kept {facts['kept']} rewrites and refused {facts['refused']}, but {written.rows} were written "
-            f"and {set_aside.rows} set aside; delete {ctx.staging} and run again"
+            f"workers kept {counted[0]} texts and refused {made.facts['refused']}, but {written.rows} were written "
+            f"and {made.set_aside.rows} set aside; delete {ctx.staging} and run again"
         )
     return StageResult(
-        rows_in=expected.rewrites,
+        rows_in=made.expected,
         rows_out=written.rows,
-        quarantined=set_aside.rows,
-        tables={"enriched_documents": written.version, "quarantine": set_aside.version},
-        facts=facts,
+        quarantined=made.set_aside.rows,
+        tables={table: written.version, "quarantine": made.set_aside.version},
+        facts=made.facts | {"report": [_section(ctx.stage, made.facts)]},
     )
 
 
-def _documents(ctx: Context, conf: EnrichConf) -> tuple[DataFrame, Estimate]:
-    """The documents to rewrite, and what that will take."""
+def expect(ctx: Context, conf: EnrichConf | SummarizeConf) -> list[str]:
+    """What the stage would take, for --dry-run: texts, tokens, time and cost."""
+    check_engine(conf.engine, conf.options)
+    if not ctx.exists("documents"):
+        return ["tokens and cost are known once the stage that writes documents has run"]
+    return [f"{conf.engine}: {_documents(ctx, conf)[1]}"]
+
+
+def _documents(ctx: Context, conf: EnrichConf | SummarizeConf) -> tuple[DataFrame, Estimate]:
+    """The documents to read, and what that will take."""
     documents = ctx.read("documents", ctx.table_version("documents"))
     clients = ctx.read("clients", ctx.table_version("clients")) if conf.clients == "train" else None
     chosen = to_enrich(documents, clients, format=conf.source)
@@ -81,11 +135,10 @@ def _documents(ctx: Context, conf: EnrichConf) -> tuple[DataFrame, Estimate]:
             f"no document of format '{conf.source}' for clients '{conf.clients}' in {ctx.table_path('documents')}; "
             f"add a serialize stage with format: {conf.source}, or set stages.{ctx.stage}.source"
         )
-    ctx.progress.say(f"    {conf.engine}: {expected}")
     return chosen, expected
 
 
-def _staged(ctx: Context, conf: EnrichConf, documents: DataFrame, shards: int) -> list[Shard]:
+def _staged(ctx: Context, conf: EnrichConf | SummarizeConf, documents: DataFrame, shards: int) -> list[Shard]:
     """Writes the documents as one Parquet file a shard, or finds them written by an earlier attempt."""
     source, target, manifest = (ctx.staging / name for name in ("in", "out", "manifest.json"))
     versions = {table: ctx.table_version(table) for table in ("documents", "clients") if ctx.exists(table)}
@@ -101,14 +154,19 @@ def _staged(ctx: Context, conf: EnrichConf, documents: DataFrame, shards: int) -
 def _facts(stats: Sequence[ShardStats], shards: Sequence[Shard], expected: Estimate) -> dict[str, Any]:
     refusals = sum((Counter(shard.refused) for shard in stats), Counter[str]())
     kept_rows, refused_rows = sum(shard.kept for shard in stats), sum(refusals.values())
-    characters = sum(shard.characters for shard in stats)
+    names = sorted({name for shard in stats for name in shard.formats})
     return {
         "engine": stats[0].engine_id,
+        "prompt": stats[0].prompt_id,
         "documents": sum(shard.documents for shard in stats),
         "kept": kept_rows,
         "kept_share": kept_rows / max(1, kept_rows + refused_rows),
         "refused": dict(refusals.most_common()),
-        "characters": characters,
+        "formats": {
+            name: [sum(shard.formats.get(name, (0, 0))[side] for shard in stats) for side in (0, 1)] for name in names
+        },
+        "again": sum(shard.again for shard in stats),
+        "characters": sum(shard.characters for shard in stats),
         "input_tokens": sum(shard.input_tokens for shard in stats),
         "output_tokens": sum(shard.output_tokens for shard in stats),
         "worker_seconds": round(sum(shard.seconds for shard in stats), 1),
@@ -119,16 +177,33 @@ def _facts(stats: Sequence[ShardStats], shards: Sequence[Shard], expected: Estim
     }
 
 
-def _check(conf: EnrichConf, facts: Mapping[str, Any], expected: int) -> None:
-    """Raises DataError when rows were lost, or when too few rewrites were kept to trust the engine."""
+def _check(conf: EnrichConf | SummarizeConf, facts: Mapping[str, Any], expected: int) -> None:
+    """Raises DataError when rows were lost, or when too few texts were kept to trust the engine."""
     made = facts["kept"] + sum(facts["refused"].values())
     if made != expected:
-        raise DataError(f"{expected} rewrites were to be made, but {made} were: {facts['shards']} shards lost rows")
+        raise DataError(f"{expected} texts were to be made, but {made} were: {facts['shards']} shards lost rows")
     if facts["kept_share"] < conf.min_kept:
         raise DataError(
             f"only {facts['kept_share']:.1%} of the rewrites passed the check, not min_kept = {conf.min_kept:.0%}; "
             f"refused: {facts['refused']}; look at them in the quarantine table, then at the engine and its prompt"
         )
+
+
+def _section(stage: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The share kept by format, for the report."""
+    rows = [
+        [facts["engine"], facts["prompt"], name, f"{kept:,}", f"{refused:,}", f"{kept / (kept + refused):.1%}"]
+        for name, (kept, refused) in facts["formats"].items()
+    ]
+    reasons = ", ".join(f"{reason} {count:,}" for reason, count in facts["refused"].items()) or "none"
+    note = (
+        f"Texts that passed the faithfulness check and texts set aside (reasons: {reasons}). {facts['again']:,} "
+        f"attempts beyond the first; {facts['input_tokens']:,} tokens read and {facts['output_tokens']:,} written, as "
+        "far as the engine counts them."
+    )
+    columns = ["engine", "prompt", "format", "kept", "set aside", "share kept"]
+    table = {"kind": "table", "columns": columns, "rows": rows}
+    return {"title": f"Texts of stage {stage}", "note": note, "blocks": [table]}
 
 
 JOB = Job(
@@ -138,6 +213,7 @@ JOB = Job(
     run=run,
     reads=("documents", "clients"),
     writes=("enriched_documents", "quarantine"),
+    expect=expect,
 )
 main = JOB.main
 

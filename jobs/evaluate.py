@@ -9,9 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from pydantic import Field, model_validator
-from pyspark.sql.types import StructType
 
-from ledgerlm.evaluation.leaderboard import BAYES, MAJORITY, Entry, Judged, leaderboard, paired_tests
+from ledgerlm.evaluation.leaderboard import (
+    BAYES,
+    MAJORITY,
+    SPLITS,
+    Entry,
+    Judged,
+    leaderboard,
+    leaderboard_rows,
+    paired_tests,
+)
 from ledgerlm.evaluation.pictures import calibration_bins, confusion, importances, pooled, projection, roc_points
 from ledgerlm.evaluation.protocol import (
     Fold,
@@ -30,8 +38,7 @@ from ledgerlm.evaluation.protocol import (
 from ledgerlm.heads.boosting import LightGBMConf
 from ledgerlm.heads.parallel import Fit, Fitted, run_on_ray
 from ledgerlm.heads.tasks import declared_tasks, find_tasks
-from ledgerlm.heads.vectors import KEY, Matrix, Source, component_names, join_sources, learn_blocks, read_matrix
-from ledgerlm.lake.schemas import LEADERBOARD
+from ledgerlm.heads.vectors import KEY, Matrix, Source, method_matrices
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
 
@@ -109,7 +116,7 @@ def run(ctx: Context, conf: EvaluateConf) -> StageResult:
         judged = _judged(plan, results, matrix, bayes)
         entries += leaderboard(plan.sample, judged, baseline=conf.baseline, count=conf.bootstrap, seed=ctx.seed)
         facts[plan.sample.task.name] = _task_facts(plan, results, judged, matrices, conf.baseline)
-    written = ctx.write("leaderboard", _table(ctx, entries))
+    written = ctx.write("leaderboard", leaderboard_rows(ctx.spark, entries), where=f"split IN {SPLITS}")
     samples = [plan.sample for plan in plans]
     mapped = conf.map_of or _first_embedding(conf)
     return StageResult(
@@ -127,14 +134,9 @@ def run(ctx: Context, conf: EvaluateConf) -> StageResult:
 
 def _matrices(ctx: Context, conf: EvaluateConf, keys: DataFrame) -> dict[str, Matrix]:
     """The vectors of each method, over the same rows."""
-    pinned = {name: [one.pinned(ctx.facts) for one in chosen] for name, chosen in conf.representations.items()}
-    sources = list(dict.fromkeys(source for chosen in pinned.values() for source in chosen))
-    union = conf.rows == "all"
-    joined = join_sources(sources, {source.table: ctx.read(source.table) for source in sources}, union=union)
-    labelled = joined.join(keys, on=list(KEY), how="inner")
-    named = component_names([source for chosen in conf.representations.values() for source in chosen], ctx.facts)
-    matrix = read_matrix(labelled, learn_blocks(labelled, union=union, named=named))
-    return {name: matrix.of_sources([sources.index(source) for source in chosen]) for name, chosen in pinned.items()}
+    names: set[str] = {source.table for chosen in conf.representations.values() for source in chosen}
+    tables = {name: ctx.read(name) for name in names}
+    return method_matrices(conf.representations, tables, ctx.facts, keys, union=conf.rows == "all")
 
 
 def _fit(ctx: Context, plans: Sequence[_Plan], matrices: Mapping[str, Matrix]) -> list[dict[str, list[Fitted]]]:
@@ -193,12 +195,6 @@ def _task_facts(
 def _first_embedding(conf: EvaluateConf) -> str | None:
     named = conf.representations.items()
     return next((name for name, chosen in named if all(one.table == "embeddings" for one in chosen)), None)
-
-
-def _table(ctx: Context, entries: Sequence[Entry]) -> DataFrame:
-    schema = StructType(list(LEADERBOARD.columns))
-    rows = [tuple(entry.row()[name] for name in schema.fieldNames()) for entry in entries]
-    return ctx.spark.createDataFrame(rows, schema)
 
 
 JOB = Job(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,26 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
-from ledgerlm.backbone.finetune import cut_windows, finetune, sample_texts, split_by_client
+from ledgerlm.backbone.finetune import (
+    ENRICHED,
+    cut_windows,
+    finetune,
+    sample_texts,
+    split_by_client,
+    training_texts,
+)
+from ledgerlm.backbone.lora import LoraConf
 from ledgerlm.backbone.metrics import curve, read_metrics, speed
-from ledgerlm.backbone.settings import BackboneCard, LlamaShape, RayTrainConf, TrainingConf, WorkerConf
-from ledgerlm.errors import DataError
+from ledgerlm.backbone.settings import (
+    BackboneCard,
+    LlamaShape,
+    RayTrainConf,
+    TrainingConf,
+    WorkerConf,
+    backbone_settings,
+)
+from ledgerlm.errors import ArtefactError, DataError
+from ledgerlm.lake.lake import Lake
 from ledgerlm.runs.config import find_file, load_yaml
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
@@ -24,12 +41,13 @@ from ledgerlm.runs.job import Job, JobConf, StageResult
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-ENRICHED = "enriched"
 _CHARACTERS_A_FILE = 128_000_000
 
 
 class FinetuneConf(JobConf, TrainingConf):
     """Settings of the finetune job."""
+
+    HOW = frozenset({"workers"})
 
     formats: dict[str, float] = Field(
         {"compact": 1.0},
@@ -37,7 +55,24 @@ class FinetuneConf(JobConf, TrainingConf):
         description="what is read how often in an epoch: document formats, and `enriched` for the rewrites; "
         "0.25 reads another quarter each epoch; the first one's held-out loss is the curve",
     )
-    base: Path | None = Field(None, description="folder of a model to fine-tune; left out, a Llama from scratch")
+    variants: int | None = Field(
+        None, ge=1, description="how many rewrites of a document `enriched` stands for; left out, all there are"
+    )
+    enriched_formats: tuple[str, ...] = Field((), description="formats of the rewrites that are read; none: all")
+    more: tuple[str, ...] = Field(
+        (), description="folders of other pipelines (`out`) or roots of lakes whose training documents are read as well"
+    )
+    backbone: str | None = Field(
+        None, description="file of conf/backbones with base, context and settings as published; keys here win"
+    )
+    published: str | None = Field(None, description="data set whose published settings are taken from that file")
+    base: str | None = Field(
+        None,
+        description="folder of a model to fine-tune, or the finetune stage that made it; left out, that of `backbone`, "
+        "or else a Llama from scratch",
+    )
+    lora: LoraConf | None = Field(None, description="train adapters beside the frozen weights of `base`")
+    train: bool = Field(True, description="false: publish the first weights untrained, as a control")
     shape: LlamaShape = Field(LlamaShape(), description="shape of the Llama from scratch")
     context: int = Field(768, ge=16, description="tokens of a window with its BOS")
     vocabulary: int = Field(4096, ge=260, description="most tokens of the tokenizer from scratch")
@@ -48,25 +83,54 @@ class FinetuneConf(JobConf, TrainingConf):
     deepspeed: str = Field("deepspeed/zero1.json", description="DeepSpeed settings (ZeRO stage, offload)")
     recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_backbone(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping) or content.get("backbone") is None:
+            return content
+        return {**backbone_settings(content["backbone"], content.get("published")), **content}
+
     @model_validator(mode="after")
-    def _passes(self) -> FinetuneConf:
+    def _fits(self) -> FinetuneConf:
         if min(self.formats.values()) < 0 or not any(self.formats.values()):
             raise ValueError(f"formats {self.formats} must be 0 or more, and one above 0")
+        if (self.variants or self.enriched_formats) and ENRICHED not in self.formats:
+            raise ValueError(f"variants and enriched_formats choose rewrites, but formats {self.formats} read none")
+        if self.lora is not None and self.base is None:
+            raise ValueError("lora needs a base whose weights are frozen")
+        if self.published is not None and self.backbone is None:
+            raise ValueError("published names settings of a file of conf/backbones; set backbone, too")
         return self
+
+    def stages_named(self) -> Sequence[str]:
+        """The stage that `base` names, where it names one."""
+        return () if self.base is None else (self.base,)
 
 
 def run(ctx: Context, conf: FinetuneConf) -> StageResult:
     """Prepares the windows, trains, and leaves the backbone under `artefacts/backbones/`."""
     worker = _worker(ctx, conf)
+    _base_there(worker, conf)
     texts = split_by_client(_texts(ctx, conf), held_out=conf.held_out, seed=ctx.seed)
     volume = texts.agg(F.count("*").alias("rows"), F.sum(F.length("text")).alias("characters")).head()
     assert volume is not None
     if not volume["rows"]:
         raise DataError(f"no document of {list(conf.formats)} for training clients; run serialize with that format")
-    _tokenizer(ctx, conf, texts, worker.tokenizer)
+    _tokenizer(ctx, conf, worker, texts)
     ctx.failpoint("after_tokenizer")
+    if not conf.train:
+        facts = _publish(ctx, conf, worker, _untrained(worker))
+        return StageResult(rows_in=volume["rows"], rows_out=0, artefacts=[facts["backbone"]], facts=facts)
     windows = _windows(conf, texts, worker, volume["characters"])
     ctx.failpoint("after_windows")
+    found = _trained(ctx, conf, worker)
+    ctx.failpoint("after_training")
+    facts = _publish(ctx, conf, worker, found)
+    return StageResult(rows_in=volume["rows"], rows_out=windows, artefacts=[facts["backbone"]], facts=facts)
+
+
+def _trained(ctx: Context, conf: FinetuneConf, worker: WorkerConf) -> dict[str, Any]:
+    """Trains on all ranks; returns what they found."""
     ctx.ray.start()
     with ctx.progress.task("Training the backbone") as task:
 
@@ -77,20 +141,32 @@ def run(ctx: Context, conf: FinetuneConf) -> StageResult:
                     done=line["tokens"], total=line["budget"], text=f"Training the backbone, loss {line['loss']:.3f}"
                 )
 
-        found = finetune(worker, conf.workers, on_progress=show)
-    ctx.failpoint("after_training")
-    facts = _publish(ctx, conf, worker, found)
-    return StageResult(rows_in=volume["rows"], rows_out=windows, artefacts=[facts["backbone"]], facts=facts)
+        return finetune(worker, conf.workers, on_progress=show)
+
+
+def _untrained(worker: WorkerConf) -> dict[str, Any]:
+    """Leaves the first weights as the result."""
+    from ledgerlm.backbone.worker import first_model, save_model
+
+    shutil.rmtree(worker.result, ignore_errors=True)
+    logging.disable(logging.WARNING)  # saving imports DeepSpeed, which would talk of accelerators
+    try:
+        save_model(first_model(worker), worker, worker.result)
+    finally:
+        logging.disable(logging.NOTSET)
+    return {"tokens_trained": 0, "steps": 0, "held_out": {}}
 
 
 def _worker(ctx: Context, conf: FinetuneConf) -> WorkerConf:
     staging = ctx.staging.absolute()
     return WorkerConf(
-        windows=staging / "windows",
+        # Another number of ranks shares them out in another way.
+        windows=staging / f"windows-{conf.workers.ranks}",
         tokenizer=staging / "tokenizer",
         folder=staging / "train",
-        base=conf.base,
+        base=None if conf.base is None else ctx.backbone(conf.base),
         shape=conf.shape,
+        lora=conf.lora,
         context=conf.context,
         passes=conf.formats,
         training=TrainingConf(**{name: getattr(conf, name) for name in TrainingConf.model_fields}),
@@ -102,25 +178,48 @@ def _worker(ctx: Context, conf: FinetuneConf) -> WorkerConf:
     )
 
 
+def _base_there(worker: WorkerConf, conf: FinetuneConf) -> None:
+    """Says where a base model comes from when it is not there, before anything is started."""
+    if worker.base is None or (worker.base / "config.json").is_file():
+        return
+    source = f"download it once (conf/backbones/{conf.backbone}.yaml says how)" if conf.backbone else "download it"
+    raise ArtefactError(
+        f"no model in {worker.base}, which finetune's base '{conf.base}' names; {source} or give another folder or the "
+        "name of a finetune stage before this one"
+    )
+
+
 def _texts(ctx: Context, conf: FinetuneConf) -> DataFrame:
-    """`client_id`, `kind`, `text` of training clients."""
-    train = ctx.read("clients").where("split = 'train'").select("client_id")
-    formats = [name for name in conf.formats if name != ENRICHED]
-    parts = [ctx.read("documents").where(F.col("format").isin(formats)).withColumn("kind", F.col("format"))]
-    if ENRICHED in conf.formats:
-        parts.append(ctx.read("enriched_documents").withColumn("kind", F.lit(ENRICHED)))
-    columns = [part.select("client_id", "kind", "text") for part in parts]
-    return reduce(lambda left, right: left.unionByName(right), columns).join(train, "client_id", how="left_semi")
+    """`client_id`, `kind`, `text` of training clients of this lake and of those in `more`."""
+    lakes = [ctx.lake, *(Lake(_lake_root(one), ctx.spark) for one in conf.more)]
+    return reduce(lambda left, right: left.unionByName(right), [_texts_of(lake, conf) for lake in lakes])
 
 
-def _tokenizer(ctx: Context, conf: FinetuneConf, texts: DataFrame, folder: Path) -> None:
+def _lake_root(folder: str) -> str:
+    inner = Path(folder).expanduser() / "lake"
+    return str(inner.absolute()) if inner.is_dir() else folder
+
+
+def _texts_of(lake: Lake, conf: FinetuneConf) -> DataFrame:
+    return training_texts(
+        lake.read("clients"),
+        lake.read("documents"),
+        lake.read("enriched_documents") if ENRICHED in conf.formats else None,
+        formats=list(conf.formats),
+        variants=conf.variants,
+        enriched_formats=conf.enriched_formats,
+    )
+
+
+def _tokenizer(ctx: Context, conf: FinetuneConf, worker: WorkerConf, texts: DataFrame) -> None:
     """The base model's tokenizer, or a new one from a sample of the documents."""
     from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer
 
+    folder = worker.tokenizer
     if folder.exists():
         return
-    if conf.base is not None:
-        tokenizer = load_tokenizer(conf.base)
+    if worker.base is not None:
+        tokenizer = load_tokenizer(worker.base)
     else:
         ctx.progress.say("    training the tokenizer")
         sample = sample_texts(
@@ -159,9 +258,9 @@ def _publish(ctx: Context, conf: FinetuneConf, worker: WorkerConf, found: Mappin
         vocabulary=len(load_tokenizer(worker.tokenizer)),
         context=conf.context,
         dtype=str(model.config.dtype).removeprefix("torch."),
-        base=conf.base.name if conf.base else "scratch",
+        base=conf.backbone or (conf.base and Path(conf.base).name) or "scratch",
         tokens_trained=found["tokens_trained"],
-        held_out_loss=next(iter(found["held_out"].values())),
+        held_out_loss=next(iter(found["held_out"].values()), None),
         training={
             "conf": conf.model_dump(mode="json"),
             "formats": conf.formats,

@@ -38,8 +38,11 @@ class FitConf(JobConf):
     representation: str = Field(description="name of the representation, for the report")
     sources: tuple[Source, ...] = Field(min_length=1, description="vectors that the head reads, side by side")
     tasks: tuple[str, ...] | None = Field(None, description="tasks to fit a head for; default all in labels")
-    kind: Literal["lightgbm", "logistic_regression", "gbt"] = Field(
-        "lightgbm", description="lightgbm; logistic_regression and gbt are MLlib's and train in Spark"
+    where: str = Field(
+        "split = 'train'", description="SQL condition over split and as_of: the labelled rows to learn from"
+    )
+    kind: Literal["lightgbm", "logistic_regression", "random_forest", "gbt"] = Field(
+        "lightgbm", description="lightgbm; logistic_regression, random_forest and gbt are MLlib's and train in Spark"
     )
     lightgbm: LightGBMConf = Field(LightGBMConf(), description="settings of LightGBM")
     mllib: MllibConf = Field(MllibConf(), description="settings of MLlib")
@@ -72,7 +75,7 @@ def run(ctx: Context, conf: FitConf) -> StageResult:
     """Trains, calibrates and writes a head for each task."""
     tasks = find_tasks(ctx.read("labels"), conf.tasks, declared_tasks(ctx.spec))
     sources = tuple(source.pinned(ctx.facts) for source in conf.sources)
-    training = _training(ctx, tasks, sources, component_names(conf.sources, ctx.facts))
+    training = _training(ctx, conf, tasks, sources, component_names(conf.sources, ctx.facts))
     trained: dict[str, _Trained] = {}
     if conf.kind != "lightgbm":
         trained = {task.name: _in_spark(ctx, conf, task, training) for task in tasks}
@@ -110,9 +113,9 @@ def run(ctx: Context, conf: FitConf) -> StageResult:
 
 
 def _training(
-    ctx: Context, tasks: Sequence[Task], sources: Sequence[Source], named: Mapping[str, Sequence[str]]
+    ctx: Context, conf: FitConf, tasks: Sequence[Task], sources: Sequence[Source], named: Mapping[str, Sequence[str]]
 ) -> _Training:
-    labels = labelled_rows(ctx.read("labels"), ctx.read("clients"), tasks).where("split = 'train'")
+    labels = labelled_rows(ctx.read("labels"), ctx.read("clients"), tasks).where(conf.where)
     tables: dict[str, DataFrame] = {source.table: ctx.read(source.table) for source in sources}
     keys = labels.select(*KEY).distinct()
     vectors = join_sources(sources, tables).join(keys, on=list(KEY), how="inner")
@@ -181,7 +184,8 @@ def _in_spark(ctx: Context, conf: FitConf, task: Task, training: _Training) -> _
     """A head of MLlib's, whose probabilities are left as they are."""
     labels = training.labels.where(F.col("task") == task.name).select(*KEY, "label")
     rows = training.vectors.join(labels, on=list(KEY), how="inner")
-    kind: MllibKind = "gbt" if conf.kind == "gbt" else "logistic_regression"
+    assert conf.kind != "lightgbm"  # asked before
+    kind: MllibKind = conf.kind
     folder = ctx.staging / task.name
     model = fit_mllib(rows, training.blocks, task, kind, conf.mllib, seed=ctx.seed)
     model.write().overwrite().save(folder.absolute().as_uri())

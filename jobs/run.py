@@ -20,7 +20,7 @@ def run_pipeline(
         file: pipeline file.
         overrides: `key.sub=value` items that win over the file.
         only: verb whose stages are run; the report is written by whole runs alone.
-        dry_run: stop after the checks and print the plan.
+        dry_run: stop after the checks and print the plan, with what it would take where a job can tell.
         fresh: do finished stages again.
 
     Returns:
@@ -30,10 +30,10 @@ def run_pipeline(
     progress = Progress()
     runner = Runner(pipeline, progress)
     progress.say(f"[bold]{pipeline.name}[/bold]: {runner.spec.title}; results in {pipeline.out}")
-    if dry_run:
-        _show_plan(pipeline, runner, only, progress)
-        return 0
     try:
+        if dry_run:
+            _show_plan(pipeline, runner, only, progress)
+            return 0
         run = runner.run(only=only, fresh=fresh)
         if only is None:
             report = write_report(pipeline, runner.spec, run, runner.engines)
@@ -52,6 +52,8 @@ def _show_plan(pipeline: Pipeline, runner: Runner, only: str | None, progress: P
         progress.say(f"  {stage.name}: {stage.job.engine}; {'finished, unchanged' if unchanged else 'would run'}")
         for key, value in stage.conf.model_dump(mode="json").items():
             progress.say(f"      {key}: {value}")
+        for line in () if unchanged else runner.expectation(stage):
+            progress.say(f"      [bold]expected[/bold] {line}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,11 @@ class SerializeConf(JobConf, DocumentConf):
         description="end of the histories of clients without a label; left out, the data set's, or else midnight after "
         "the last event",
     )
+    until: dt.datetime | None = Field(
+        None,
+        description="no history ends later, whatever its label's as_of: documents for a backbone that must not see "
+        "what comes after",
+    )
 
 
 def run(ctx: Context, conf: SerializeConf) -> StageResult:
@@ -36,6 +41,10 @@ def run(ctx: Context, conf: SerializeConf) -> StageResult:
     labels = ctx.read("labels") if ctx.exists("labels") else None
     dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
     as_of = conf.as_of or ctx.spec.as_of or _after_last(events)
+    if conf.until is not None:
+        as_of = min(as_of, conf.until)
+        end = F.lit(conf.until.isoformat(sep=" ")).cast("timestamp")
+        labels = None if labels is None else labels.withColumn("as_of", F.least("as_of", end))
     documents = serialize(
         events,
         labels,

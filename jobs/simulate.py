@@ -75,7 +75,11 @@ def run(ctx: Context, conf: SimulateConf) -> StageResult:
         rows_in=events.rows,
         rows_out=events.rows,
         tables=tables,
-        facts={"clients": everyone.rows, "labels": _label_counts(ctx.read("labels", labels.version))},
+        facts={
+            "clients": everyone.rows,
+            "labels": _label_counts(ctx.read("labels", labels.version)),
+            "banks": [bank.model_dump(mode="json") for bank in banks],
+        },
     )
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from pyspark.sql import SparkSession
 
-from ledgerlm.backbone.cpu import faster_precision, keep_freed_memory
+from ledgerlm.backbone.cpu import bound_kernel_caches, faster_precision, keep_freed_memory
 from ledgerlm.backbone.finetune import finetune, window_batches
 from ledgerlm.backbone.loss import CausalLoss, loss_inputs
 from ledgerlm.backbone.metrics import read_metrics
@@ -116,6 +116,7 @@ def bare_tokens_per_second(conf: WorkerConf) -> float:
     """Plain torch in this process, as many threads as all ranks have: forward, backward, clip, AdamW."""
     torch.set_num_threads(SETTINGS.ranks * SETTINGS.threads)
     keep_freed_memory()
+    bound_kernel_caches()
     files = sorted((conf.windows / "split=train").glob("*.parquet"))
     store = WindowStore.build(files, list(conf.passes), conf.folder / "bare.bin")
     pack_tokens, packs = conf.training.packing(SETTINGS.ranks)

@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.engines.ray import RayEngine
+from ledgerlm.enrich.engine import load_prompt
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.lake.lake import Lake, Transaction
 from ledgerlm.runs.pipeline import load_pipeline
@@ -46,17 +47,16 @@ def write(lake: Lake, table: str, rows: DataFrame) -> None:
     lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
 
 
-def enrich(folder: Path, *, fresh: bool = False, **conf: object) -> Run:
-    settings = {"variants": 2, "pool": {"workers": 1, "shard_rows": 2}, **conf}
-    content = {
-        "pipeline": "small",
-        "out": str(folder),
-        "data": "datasets/complete_journey.yaml",
-        "stages": {"enrich": settings},
-    }
+def runner(folder: Path, **stages: object) -> Runner:
+    content = {"pipeline": "small", "out": str(folder), "data": "datasets/complete_journey.yaml", "stages": stages}
     file = folder / "pipeline.yaml"
     file.write_text(json.dumps(content))
-    return Runner(load_pipeline(file), Progress()).run(only="enrich", fresh=fresh)
+    return Runner(load_pipeline(file), Progress())
+
+
+def enrich(folder: Path, *, fresh: bool = False, **conf: object) -> Run:
+    settings = {"variants": 2, "pool": {"workers": 1, "shard_rows": 2}, **conf}
+    return runner(folder, enrich=settings).run(only="enrich", fresh=fresh)
 
 
 def rows(spark: SparkSession, folder: Path, table: str) -> list[tuple[object, ...]]:
@@ -96,3 +96,45 @@ def test_a_stage_that_must_not_run_says_why(ray_engine: RayEngine, folder: Path)
         enrich(folder, min_kept=0.9)
     with pytest.raises(ConfigError, match="more than cost"):
         enrich(folder, cost={"output_million": 1e6, "at_most": 1})
+
+
+def test_a_recipe_writes_documents_of_its_own_format_beside_the_others(
+    spark: SparkSession, ray_engine: RayEngine, folder: Path
+) -> None:
+    before = rows(spark, folder, "documents")
+    settings = {"recipe": "hkfr", "max_events": 1, "pool": {"workers": 1}}
+    [stage] = runner(folder, summarize=settings).run().stages
+    assert (stage.record.rows_in, stage.record.rows_out, stage.record.quarantined) == (6, 5, 1)
+    made = spark.read.format("delta").load(str(folder / "lake" / "documents")).where("format = 'hkfr'").collect()
+    assert {row["client_id"] for row in made} == {f"c{n}" for n in range(5)}
+    assert {(row["event_count_used"], row["event_count_cut"]) for row in made} == {(1, 1)}
+    assert all(row["text"].startswith("Profile from 1 events. By department: MEAT & FISH") for row in made)
+    assert {row["serializer"] for row in made} == {"hkfr/1/template-1-compact"}
+    assert len({row["input_hash"] for row in made}) == 5
+    assert [row for row in rows(spark, folder, "documents") if row[2] != "hkfr"] == before
+    [table] = stage.record.facts["report"][0]["blocks"]
+    assert table["rows"] == [["template-1-compact", "template-1-compact", "hkfr", "5", "1", "83.3%"]]
+
+
+def test_tokens_time_and_cost_are_known_before_anything_starts(spark: SparkSession, folder: Path) -> None:
+    options = {"base_url": "http://127.0.0.1:9/v1", "model": "m"}
+    cost = {
+        "characters_per_token": 1,
+        "growth": 2,
+        "tokens_per_second": 10,
+        "input_million": 1e6,
+        "output_million": 1e6,
+    }
+    priced = runner(folder, enrich={"engine": "openai", "options": options, "cost": cost, "pool": {"workers": 1}})
+    [line] = priced.expectation(priced.pipeline.stages[0])
+    told = sum(len(TEXT.format(amount=10 * n)) for n in range(3)) + len("days|amount\n+0d|1|2")
+    prompt = load_prompt("prompts/fixed.yaml").characters
+    read, written = told + 4 * prompt, 2 * told
+    assert line == (
+        f"openai: 4 texts, {read:,} tokens in, {written:,} out, about {written / 10:.0f} s, "
+        f"cost {read + written:,.2f}, {(read + written) / 4:.3g} a client"
+    )
+    assert not (folder / "runs").exists() and not (folder / "lake" / "enriched_documents").exists()
+    (folder / "empty").mkdir()
+    early = runner(folder / "empty", enrich={})
+    assert "once the stage that writes documents has run" in early.expectation(early.pipeline.stages[0])[0]

@@ -1,4 +1,4 @@
-"""Finetune on two ranks by Ray Train and DeepSpeed: as a stage, and through the death of a rank."""
+"""Finetune by Ray Train and DeepSpeed: full and LoRA, each ZeRO stage, through deaths and on other numbers of ranks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from pyspark.sql import functions as F
 from transformers import AutoModelForCausalLM
 
 from ledgerlm.backbone.finetune import finetune, window_batches
+from ledgerlm.backbone.lora import LoraConf, merge
 from ledgerlm.backbone.metrics import read_metrics
-from ledgerlm.backbone.model import load_backbone, read_card
+from ledgerlm.backbone.model import load_backbone, new_llama, read_card
 from ledgerlm.backbone.settings import LlamaShape, RayTrainConf, TrainingConf, WorkerConf
 from ledgerlm.engines.ray import RayEngine
-from ledgerlm.errors import ConfigError
+from ledgerlm.errors import ConfigError, EngineError
 from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.runs.config import load_yaml, shipped
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Run, Runner
@@ -88,6 +90,63 @@ def kill_a_rank() -> None:
             process.kill()
             return
     raise AssertionError("no training process found")
+
+
+@pytest.fixture(scope="module")
+def base(staged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model to fine-tune: the shape of the other tests, with the staged tokenizer."""
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = load_tokenizer(staged / "tokenizer")
+    new_llama(SHAPE, tokenizer, context=96, seed=3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_adapters_train_on_two_ranks_and_the_best_is_merged(
+    ray_engine: RayEngine, staged: Path, base: Path, tmp_path: Path
+) -> None:
+    conf = worker(staged, tmp_path, 2, max_tokens=24_000, patience=2, evaluations=3)
+    conf = conf.model_copy(update={"base": base, "lora": LoraConf(rank=4), "recompute": True})
+    found = finetune(conf, RayTrainConf(), on_progress=lambda line: None)
+    curve = [line["held_out_loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "held_out_loss" in line]
+    assert found["held_out"]["compact"] == min(curve) and curve[-1] < curve[0]
+    assert found["ranks"] == 2 and not found["stopped_early"]
+
+    before, after = load_backbone(base), AutoModelForCausalLM.from_pretrained(conf.result)
+    for name, weight in before.state_dict().items():
+        assert torch.equal(weight, after.state_dict()[name]) == ("_proj" not in name), name
+    again = merge(before, conf.result / "adapter")
+    for name, weight in again.state_dict().items():
+        torch.testing.assert_close(weight, after.state_dict()[name], msg=name)
+    assert not [path for path in conf.result.rglob("*") if path.suffix in (".bin", ".pt")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 3])
+def test_fewer_ranks_go_on_where_more_were_killed(
+    ray_engine: RayEngine, staged: Path, tmp_path: Path, stage: int
+) -> None:
+    whole = finetune(worker(staged, tmp_path / "whole", stage), RayTrainConf(), on_progress=lambda line: None)
+    killed: list[float] = []
+
+    def kill(line: Mapping[str, float]) -> None:
+        if line["step"] >= 40 and not killed:
+            killed.append(line["step"])
+            kill_a_rank()
+
+    often = worker(staged, tmp_path / "cut", stage, checkpoint_minutes=1e-6)
+    with pytest.raises(EngineError):
+        finetune(often, RayTrainConf(retries=0), on_progress=kill)
+    reached = max(losses(tmp_path / "cut"))
+    assert killed and reached >= 40
+    resumed = finetune(often, RayTrainConf(ranks=1), on_progress=lambda line: None)
+    expected, found = losses(tmp_path / "whole"), losses(tmp_path / "cut")
+    assert resumed["ranks"] == 1 and resumed["tokens_trained"] == pytest.approx(whole["tokens_trained"], rel=0.05)
+    assert next(iter(found)) == 20 and max(found) >= 60
+    # The optimizer's moments came along: the first loss after the change goes on from where it was.
+    following = min(step for step in found if step > 40)
+    assert found[following] < 1.2 * expected[40]
+    assert resumed["held_out"]["compact"] == pytest.approx(whole["held_out"]["compact"], rel=0.1)
 
 
 @pytest.mark.slow
@@ -193,14 +252,17 @@ def test_the_stage_leaves_a_backbone_that_learnt(spark: SparkSession, ray_engine
 
 
 @pytest.mark.slow
-def test_sharded_weights_learn_the_same(ray_engine: RayEngine, staged: Path, tmp_path: Path) -> None:
-    """ZeRO-3 against ZeRO-0, in bf16 as large models are trained."""
-    ends = []
-    for stage in (0, 3):
-        conf = worker(staged, tmp_path / str(stage), stage, max_tokens=12_000, precision="bf16")
-        ends.append(finetune(conf, RayTrainConf(), on_progress=lambda line: None)["held_out"]["compact"])
-    assert ends[1] == pytest.approx(ends[0], rel=0.05)
-    model = load_backbone(tmp_path / "3" / "result")
+def test_sharded_and_offloaded_weights_learn_the_same(ray_engine: RayEngine, staged: Path, tmp_path: Path) -> None:
+    """Every shipped DeepSpeed file against ZeRO-0, in bf16 as large models are trained."""
+    ends = {}
+    files = sorted(shipped("deepspeed").glob("*.json"))
+    assert len(files) == 7
+    for file in files:
+        conf = worker(staged, tmp_path / file.stem, 0, max_tokens=12_000, precision="bf16")
+        conf = conf.model_copy(update={"deepspeed": load_yaml(file)})
+        ends[file.stem] = finetune(conf, RayTrainConf(), on_progress=lambda line: None)["held_out"]["compact"]
+    assert ends == {name: pytest.approx(ends["zero0"], rel=0.05) for name in ends}
+    model = load_backbone(tmp_path / "zero3" / "result")
     assert model.get_input_embeddings().weight.shape == (len(load_tokenizer(staged / "tokenizer")), SHAPE.width)
 
 

@@ -176,6 +176,42 @@ def test_attributes_are_numbers_or_one_hot(spark: SparkSession) -> None:
         attribute_features(clients, until(spark, "a"), ["terms"])
 
 
+def test_data_without_amounts(spark: SparkSession, tmp_path: Path) -> None:
+    """Ratings have no amount, clinical events no amount but a value: counts, gaps and the numbers there are remain."""
+    lake = Lake(str(tmp_path / "lake"), spark)
+    stays = [
+        ("a", "e1", 1, "LAB", "50912", 1.5),
+        ("a", "e2", 2, "LAB", "50912", 2.5),
+        ("b", "e3", 3, "LAB", None, None),
+    ]
+    frame = spark.createDataFrame(
+        [(c, e, START + timedelta(days=day), 0, kind, code, value) for c, e, day, kind, code, value in stays],
+        "client_id string, event_id string, event_time timestamp, event_seq long, kind string, code string, "
+        "value double",
+    ).withColumn("amount", F.lit(None).cast("decimal(18,4)"))
+    clients = spark.createDataFrame([("a", "train"), ("b", "train")], "client_id string, split string")
+    for table, rows in {"events": frame, "clients": clients}.items():
+        lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+    for name, settings, expected in (
+        ("movielens_100k", {"categorical": ["kind"]}, {"kind=LAB:count": 2.0}),
+        ("mimic", {"categorical": ["code"], "numeric": ["value"]}, {"code=50912:value:mean": 2.0, "value:sum": 4.0}),
+    ):
+        content = {
+            "pipeline": name,
+            "out": str(tmp_path),
+            "data": f"datasets/{name}.yaml",
+            "source": {"path": str(tmp_path)},
+            "stages": {"aggregate": {**settings, "feature_set": name, "as_of": END.replace(tzinfo=None).isoformat()}},
+        }
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(content))
+        Runner(load_pipeline(tmp_path / f"{name}.yaml"), Progress()).run()
+        rows = lake.read("features").where(F.col("feature_set") == name).collect()
+        found = {row["client_id"]: row["features"] for row in rows}
+        assert expected.items() <= found["a"].items()
+        assert found["b"]["count"] == 1
+        assert not [feature for feature in found["a"] if "amount" in feature]
+
+
 def test_the_job_writes_every_client_and_a_rerun_changes_nothing(spark: SparkSession, tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"), spark)
     frame = events(spark, ("a", 1, 3, "X", 1), ("b", 2, 4, "Y", 2), ("b", 30, 4, "LATE", 2))

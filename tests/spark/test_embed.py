@@ -19,6 +19,7 @@ from ledgerlm.backbone.spark_embed import EmbedSettings, embed
 from ledgerlm.lake.lake import Lake, Transaction
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.progress import Progress
+from ledgerlm.runs.record import Records, StageRecord
 from ledgerlm.runs.runner import Runner
 from ledgerlm.text.tokenizer import train_tokenizer
 
@@ -145,3 +146,57 @@ def test_job_writes_vectors_quarantine_facts_and_component_names(
     aside = lake.read("quarantine").collect()
     assert {json.loads(row["payload"])["client_id"] for row in aside} == {"empty", "bare"}
     assert run_job(tmp_path, backbone).run().stages[0].skipped
+
+
+def test_rewrites_are_embedded_under_a_definition_of_their_own(
+    spark: SparkSession, documents: DataFrame, backbone: Path, tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path / "lake"), spark)
+    lake.write("documents", documents, run_id="before", transaction=Transaction(app_id="test", version=1))
+    rewrites = [
+        (
+            f"c{client:02d}",
+            AS_OF,
+            variant,
+            "json",
+            "engine-1",
+            "prompt-1",
+            1,
+            f'{{"one line": {client}}}',
+            f"hash of c{client:02d}",
+        )
+        for client in range(1, 6)
+        for variant in range(2)
+    ]
+    columns = (
+        "client_id string, as_of timestamp, variant int, format string, engine string, prompt_id string, seed long, "
+        "text string, input_hash string"
+    )
+    frame = spark.createDataFrame(rewrites, columns)
+    lake.write("enriched_documents", frame, run_id="before", transaction=Transaction(app_id="test", version=2))
+    facts = {"max_events": 3, "engine": "engine-1", "prompt": "prompt-1"}
+    Records(tmp_path).save(
+        StageRecord(name="enrich", job="enrich", engine="ray", fingerprint="", attempt=1, done=True, facts=facts)
+    )
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    definition = {"last_k": 2, "dtype": "fp32"}
+    settings = {
+        "source": "enriched",
+        "variant": 1,
+        "backbone": str(backbone),
+        "partitions": 1,
+        "definition": definition,
+    }
+    stages = {"enrich": {}, "embed": settings}
+    content = {"pipeline": "small", "out": str(tmp_path), "data": str(tmp_path / "spec.yaml"), "stages": stages}
+    (tmp_path / "run.yaml").write_text(json.dumps(content))
+    record = Runner(load_pipeline(tmp_path / "run.yaml"), Progress()).run(only="embed").stages[0].record
+    assert (record.rows_in, record.rows_out) == (5, 5)
+    assert record.facts["definition"]["text_format"] == "enriched/engine-1/prompt-1/1"
+    assert record.facts["definition"]["header"] and record.facts["definition"]["fields"] == ["text"]
+    made = {row["client_id"]: row for row in lake.read("embeddings").collect()}
+    assert set(made) == {f"c{client:02d}" for client in range(1, 6)}
+    for client, row in made.items():
+        events = TEXTS[client].count("\n")
+        assert row["event_count_used"] == min(3, events)
+        assert row["event_count_used"] + row["event_count_cut"] == events + 2

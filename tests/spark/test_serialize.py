@@ -169,7 +169,7 @@ def test_documents_have_the_columns_of_their_table(events: DataFrame) -> None:
     documents = serialize(events, None, AS_OF, SPEC, DocumentConf())
     assert conform(DOCUMENTS, documents.withColumn("run_id", F.lit("r"))).columns[:-1] == documents.columns
     row = rows_of(documents)["c1"]
-    assert (row.as_of, row.format, row.serializer) == (AS_OF, "compact", "compact/1")
+    assert (row.as_of, row.format, row.serializer) == (AS_OF, "compact", "compact/2")
     assert (row.event_count_used, row.event_count_cut) == (3, 0)
     assert row.token_estimate == 4 * 8 + len('Tom & "Ann" it\'s 1 \\ 2') // 4 + len("line\none | two <i>") // 4
     assert len(row.input_hash) == 64

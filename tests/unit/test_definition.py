@@ -34,6 +34,7 @@ def test_every_setting_that_changes_the_vector_changes_the_id() -> None:
         {"header": True},
         {"context": 64},
         {"max_tokens": 64},
+        {"windows": "equal"},
         {"dtype": "bf16"},
         {"parts": ("mean",)},
         {"recent_half_life": 3.0},

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Pretr
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.embedder import NOTHING_TO_POOL, Embedder
+from ledgerlm.backbone.windows import windows
 from ledgerlm.errors import ArtefactError
-from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer
+from ledgerlm.text.tokenizer import load_tokenizer, token_events, train_tokenizer
 
 HEADER = "days|category|amount"
 FIELDS = ("days", "category", "amount")
@@ -192,6 +193,27 @@ def test_max_tokens_reads_whole_newest_events_only(llama: Path) -> None:
     # What is left starts with a line break, as within the longer text; the header goes with the dropped events.
     rest = Embedder(llama, resolved(context=512, header=True)).embed(["\n" + "\n".join(lines[1 + dropped :])])
     np.testing.assert_allclose(done.parts["mean"][5], rest.parts["mean"][0], atol=1e-5)
+
+
+def test_windows_may_count_the_same_however_long_they_are(llama: Path) -> None:
+    equal = Embedder(llama, resolved(windows="equal"), pack_tokens=100).embed(TEXTS)
+    plain = Embedder(llama, resolved(), pack_tokens=100).embed(TEXTS)
+    tokenizer = load_tokenizer(llama)
+    ids = tokenizer(TEXTS[1], add_special_tokens=False, return_offsets_mapping=True)
+    cuts = windows(token_events(TEXTS[1], np.array(ids["offset_mapping"])), 47)
+    model = AutoModelForCausalLM.from_pretrained(llama, attn_implementation="eager").eval()
+    of_windows = []
+    for cut in cuts:
+        window = torch.tensor([[tokenizer.bos_token_id, *ids["input_ids"][cut]]])
+        with torch.no_grad():
+            states = torch.stack(model(window, output_hidden_states=True).hidden_states[-3:]).mean(0)[0, 1:]
+        text = token_events(TEXTS[1], np.array(ids["offset_mapping"]))[cut] >= 0
+        of_windows.append(states[torch.from_numpy(text)].mean(0))
+    assert len(of_windows) > 2
+    np.testing.assert_allclose(equal.parts["mean"][1], torch.stack(of_windows).mean(0), rtol=1e-4, atol=1e-5)
+    assert np.abs(equal.parts["mean"][1] - plain.parts["mean"][1]).max() > 1e-4
+    for part in ("max", "last_token", "surprise"):
+        np.testing.assert_allclose(equal.parts[part], plain.parts[part], rtol=1e-5, atol=1e-6)
 
 
 def test_odd_documents_survive(llama: Path) -> None:

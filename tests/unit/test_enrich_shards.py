@@ -63,7 +63,7 @@ def stage(folder: Path, shops: Sequence[str]) -> Shard:
 def finish(shard: Shard, engine: EnrichmentEngine | None = None, **conf: object) -> tuple[dict[str, dict], object]:
     settings = RewriteConf.model_validate({"variants": 3, **conf})
     rewriter = Rewriter(engine or make_engine("template", {}), settings, seed=5)
-    stats = enrich_shard(rewriter, shard, batch_size=settings.batch_size, variants=settings.variants, session="s")
+    stats = enrich_shard(rewriter, shard, batch_size=settings.batch_size, session="s")
     rows = pq.read_table(shard.target).to_pylist()
     return {f"{row['client_id']}/{row['variant']}": row for row in rows}, stats
 
@@ -130,9 +130,10 @@ def test_orders_reach_a_language_model_as_data_between_markers(tmp_path: Path) -
     engine = Picky(Conf())
     rows, _ = finish(stage(tmp_path, ["$format " + INJECTION]), engine, variants=1)
     (_, system), (role, user) = engine.seen[0].messages
-    assert role == "user" and "$format " + INJECTION in user.split("--- history begins ---")[1]
+    before, document, _ = re.split(r"--- history \w{8} (?:begins|ends) ---", user)
+    assert role == "user" and "$format " + INJECTION in document and INJECTION not in before
     assert INJECTION not in system
-    assert rows["c0/0"]["prompt_id"] == load_prompt("prompts/rewrite.yaml").prompt_id
+    assert rows["c0/0"]["prompt_id"] == load_prompt("prompts/fixed.yaml").prompt_id
 
 
 def test_the_journal_condemns_only_the_row_that_killed_twice_alone(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from ledgerlm.evaluation.metrics import METRICS, Metric, metrics_of, value
+from ledgerlm.evaluation.metrics import COMPARED, METRICS, Metric, metrics_of, value
 from ledgerlm.heads.tasks import Floats, Kind
 
 
@@ -41,14 +41,27 @@ def _sklearn(name: str, kind: Kind, y: Floats, p: Floats, w: Floats) -> float:
         "brier": lambda: np.average(
             (p[:, 1] - y) ** 2 if kind == "binary" else ((p - onehot) ** 2).sum(axis=1), weights=w
         ),
+        "f1_macro": lambda: sk.f1_score(y, chosen, average="macro", **f1),
+        "precision_macro": lambda: sk.precision_score(y, chosen, average="macro", zero_division=0, **f1),
+        "recall_macro": lambda: sk.recall_score(y, chosen, average="macro", zero_division=0, **f1),
+        "top_3": lambda: np.average(np.sort(p, axis=1)[:, -3] <= p[np.arange(len(y)), y.astype(int)], weights=w),
+        "calibration_error": lambda: _calibration_error(y, p, w),
         "mae": lambda: sk.mean_absolute_error(y, p[:, 0], sample_weight=w),
         "rmse": lambda: sk.root_mean_squared_error(y, p[:, 0], sample_weight=w),
     }
     return float(found[name]())
 
 
+def _calibration_error(y: Floats, p: Floats, w: Floats) -> float:
+    """By hand: ten bins of equally many rows, by what was said."""
+    said, came = (p[:, 1], y == 1) if p.shape[1] == 2 else (p.max(axis=1), p.argmax(axis=1) == y)
+    order = np.argsort(said, kind="stable").reshape(10, 20)
+    return sum(abs((w[part] * (said[part] - came[part])).sum()) for part in order) / w.sum()
+
+
 @pytest.mark.parametrize(
-    ("metric", "kind"), [pytest.param(one, kind, id=f"{kind}-{one.name}") for one in METRICS for kind in one.kinds]
+    ("metric", "kind"),
+    [pytest.param(one, kind, id=f"{kind}-{one.name}") for one in (*METRICS, *COMPARED) for kind in one.kinds],
 )
 def test_equals_sklearn_plain_and_weighted(metric: Metric, kind: Kind) -> None:
     y, p, weights = _rows(kind)

@@ -13,7 +13,7 @@ def pooled(states: torch.Tensor, parts: tuple[str, ...], chunks: list[list[int]]
     sums = DocumentSums(3, states.shape[1], parts, 2.0, CPU)
     for chunk in chunks:
         at = torch.tensor(chunk)
-        sums.add(states[at], torch.ones_like(at), AGES[at], LAST[at])
+        sums.add(states[at], torch.ones_like(at), AGES[at], LAST[at], torch.ones(len(at)))
     return {part: value[1] for part, value in sums.result().items()}
 
 

@@ -54,6 +54,21 @@ def facts() -> dict[str, Any]:
         ],
         "leaderboard": board,
         "leaderboard_test": [row("income", "agg", "roc_auc", 0.6, split="test")],
+        "published": {
+            "rows": [
+                {
+                    "task": "income",
+                    "method": "CoLES <x>",
+                    "metric": "roc_auc",
+                    "split": "test",
+                    "mean": 0.7,
+                    "std": None,
+                }
+                | {"source": "A paper", "origin": "published"}
+            ],
+            "source": "A paper",
+            "caveats": ["Not the same folds."],
+        },
         "tables": {"events": {"path": "lake/events", "version": 1, "rows": 75000}},
         "backbone": {"parameters": 600_000, "tokens_trained": 2_200_000},
         "versions": {"pyspark": "4.2.0"},

@@ -97,11 +97,18 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-def _training(files: list[Path], folder: Path, conf: TrainingConf = CONF, **settings: Any) -> Training:
+def _training(
+    files: list[Path],
+    folder: Path,
+    conf: TrainingConf = CONF,
+    held_out: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> Training:
     store = WindowStore.build(files, ["compact", "enriched"], folder / "tokens.bin")
     pack_tokens, packs = conf.packing(1)
     reader = Reader(store, {"compact": 1.0, "enriched": 0.5}, pack_tokens, packs, 7, Ranks())
-    held_out = {"compact": store.packs_of("compact", token_budget=256, most_tokens=600)}
+    if held_out is None:
+        held_out = {"compact": store.packs_of("compact", token_budget=256, most_tokens=600)}
     return Training(PlainEngine(_model(), conf, packs), reader, held_out, conf, folder, **settings)
 
 
@@ -152,6 +159,48 @@ def test_budgets_of_tokens_and_minutes(files: list[Path], tmp_path: Path) -> Non
     short = CONF.model_copy(update={"max_minutes": 0.1})
     done = _training(files, tmp_path / "time", short, clock=lambda: float(next(now))).run()
     assert done.step % 20 == 0 and done.seconds >= 6
+
+
+def test_patience_ends_the_training_and_keeps_the_best_weights(files: list[Path], tmp_path: Path) -> None:
+    conf = CONF.model_copy(update={"patience": 2, "evaluations": 20})
+    kept: list[tuple[int, dict[str, Tensor]]] = []
+    training = _training(files, tmp_path, conf, keep=lambda: kept.append((training._done.step, weights())))
+
+    def weights() -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in training._engine.module.state_dict().items()}
+
+    given = iter([3.0, 2.5, 2.0, 2.2, 2.1, 1.0])
+    training.held_out_loss = lambda kind: next(given)  # type: ignore[method-assign]
+    training._held_out_losses = lambda: {"compact": 2.0}  # type: ignore[method-assign]
+    done = training.run()
+    assert training.share < 1.0
+    assert (done.best, done.stale, len(kept)) == (2.0, 2, 3) and list(given) == [1.0]
+    assert kept[-1][0] < done.step and done.held_out == {"compact": 2.0}
+    assert any(not torch.equal(kept[-1][1][name], now) for name, now in weights().items())
+
+
+def test_patience_survives_a_kill(files: list[Path], tmp_path: Path) -> None:
+    conf = CONF.model_copy(update={"patience": 3, "evaluations": 10, "checkpoint_minutes": 1e-9})
+    whole = _training(files, tmp_path, conf)
+    whole.run()
+    again = _training(files, tmp_path, conf)
+    assert again._done.best is not None and again._done.best < 3
+    assert again._done.held_out.keys() == {"compact"}
+    with pytest.raises(ConfigError, match="held_out"):
+        _training(files, tmp_path / "none", conf, held_out={}).run()
+
+
+def test_other_ranks_go_on_with_the_same_budget(files: list[Path], tmp_path: Path) -> None:
+    often = CONF.model_copy(update={"checkpoint_minutes": 1e-9})
+    _training(files, tmp_path, often).run()
+    [*_, newest] = sorted((tmp_path / "checkpoints").glob("step-*"))
+    state = torch.load(newest / "state", weights_only=False)
+    place = state["client"]["place"]
+    assert place["step"] > 0 and (newest / "ranks").read_text() == "1"
+    torch.save(state | {"client": state["client"] | {"ranks": 2}}, newest / "state")
+    resumed = _training(files, tmp_path, often)
+    assert resumed._done.tokens == state["client"]["tokens"]
+    assert resumed._done.place == Place(epoch=place["epoch"])
 
 
 def test_divergence_is_told(files: list[Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import time
 from typing import Literal
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 _KEPT_BYTES = 1 << 30
+_KERNELS_KEPT = "32"
 _BF16_GAIN = 1.3  # below it the casts eat what the products win
 
 
@@ -27,6 +29,17 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def bound_kernel_caches() -> None:
+    """Keeps oneDNN from holding more than a few compiled kernels; call it before the first matrix product.
+
+    Products in bf16 are compiled for each shape, and packs come in ever new ones. By default 1,024 kernels are kept:
+    measured on two cores with a 0.7 M parameter Llama, a rank grew to 1.8 GB in 200 steps, where fp32, which needs no
+    such kernels, stayed below 1 GB; with 32 it keeps to 1.0 GB at the same speed. What the environment says stands.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's own, and torch's around it
+        os.environ.setdefault(name, _KERNELS_KEPT)
 
 
 def faster_precision(device: str) -> Literal["fp32", "bf16"]:

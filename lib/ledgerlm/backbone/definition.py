@@ -35,6 +35,11 @@ class EmbeddingDefinition(Conf):
     context: int | None = Field(None, ge=8, description="tokens per window with BOS; left out, the backbone's own")
     max_tokens: int | None = Field(None, ge=8, description="newest tokens of a document that are read; left out, all")
     truncation: Literal["newest"] = Field("newest", description="which events win under max_tokens")
+    windows: Literal["tokens", "equal"] = Field(
+        "tokens",
+        description="how the windows of a long document become one mean and deviation: tokens: each token counts the "
+        "same, so a window counts by its tokens; equal: each window counts the same",
+    )
     dtype: Precision = Field(
         "auto", description="fp32; bf16: matrix products in bfloat16, sums in fp32; auto: what is faster here"
     )

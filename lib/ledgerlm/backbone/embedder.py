@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ledgerlm.backbone.cpu import faster_precision, keep_freed_memory
+from ledgerlm.backbone.cpu import bound_kernel_caches, faster_precision, keep_freed_memory
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.loss import CausalLoss
 from ledgerlm.backbone.model import CARD, load_backbone, read_card, run_pack
@@ -110,6 +110,7 @@ class Embedder:
         if threads is not None:
             torch.set_num_threads(threads)
         keep_freed_memory()
+        bound_kernel_caches()
         self.definition = definition
         self._device = torch.device(device)
         self._pack_tokens = pack_tokens
@@ -146,7 +147,8 @@ class Embedder:
         final = run_pack(self._model, tokens.pack, self._device)
         states = self._layer_mean.take()
         document, age = self._tensor(tokens.document), self._tensor(tokens.age)
-        sums.add(states[self._tensor(tokens.pooled)], document, age, self._tensor(tokens.last))
+        last, weight = self._tensor(tokens.last), self._tensor(tokens.weight)
+        sums.add(states[self._tensor(tokens.pooled)], document, age, last, weight)
         if self._head is None:
             return
         at = self._tensor(tokens.scored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,41 @@ WINDOWS = T.StructType(
     ]
 )
 _ARROW = pa.schema([("kind", pa.string()), ("split", pa.string()), ("input_ids", pa.list_(pa.int32()))])
+ENRICHED = "enriched"
 _TOKENISED_AT_ONCE = 64  # documents
 _POLL_SECONDS = 0.5
+
+
+def training_texts(
+    clients: DataFrame,
+    documents: DataFrame,
+    rewrites: DataFrame | None,
+    *,
+    formats: Sequence[str],
+    variants: int | None = None,
+    enriched_formats: Sequence[str] = (),
+) -> DataFrame:
+    """The texts of training clients that a backbone learns from.
+
+    Args:
+        clients: the `clients` table.
+        documents: the `documents` table.
+        rewrites: the `enriched_documents` table; None when none are wanted.
+        formats: document formats; `enriched` among them is the rewrites.
+        variants: rewrites of a document, the first ones; None for all.
+        enriched_formats: formats of the rewrites; none for all.
+
+    Returns:
+        client_id, kind (format, or `enriched`), text.
+    """
+    train = clients.where("split = 'train'").select("client_id")
+    chosen = documents.where(F.col("format").isin([name for name in formats if name != ENRICHED]))
+    texts = chosen.select("client_id", F.col("format").alias("kind"), "text")
+    if rewrites is not None:
+        some = rewrites if variants is None else rewrites.where(F.col("variant") < variants)
+        some = some.where(F.col("format").isin(list(enriched_formats))) if enriched_formats else some
+        texts = texts.unionByName(some.select("client_id", F.lit(ENRICHED).alias("kind"), "text"))
+    return texts.join(train, "client_id", how="left_semi")
 
 
 def split_by_client(texts: DataFrame, *, held_out: float, seed: int) -> DataFrame:

@@ -59,9 +59,12 @@ class CausalLoss(nn.Module):
 
 
 def loss_inputs(pack: Pack, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Tensor, Tensor]:
-    """Arguments of `CausalLoss.forward` for a pack; the first token of a window is never a target."""
+    """Arguments of `CausalLoss.forward` for a pack: what is learnt of each window, never its first token."""
     inner = np.ones(len(pack.input_ids), dtype=bool)
     inner[pack.cu_seqlens[1:] - 1] = False
+    if pack.targets is not None:
+        to_end = np.repeat(pack.cu_seqlens[1:], pack.lengths) - np.arange(len(inner)) - 1
+        inner &= to_end <= np.repeat(pack.targets, pack.lengths)
     places = np.flatnonzero(inner)
     targets = pack.input_ids[places + 1].astype(np.int64)
     return model_inputs(pack, device), torch.from_numpy(places).to(device), torch.from_numpy(targets).to(device)
@@ -74,25 +77,29 @@ class _SummedLoss(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, weight: Tensor, places: Tensor, targets: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         rows = max(1, (_CPU_LOGITS if states.device.type == "cpu" else _GPU_LOGITS) // weight.shape[0])
-        wanted = any(ctx.needs_input_grad[:2])
-        if wanted:
-            state_grad, weight_grad = torch.zeros_like(states), torch.zeros_like(weight, dtype=torch.float32)
+        for_states, for_weight = ctx.needs_input_grad[:2]
+        state_grad = torch.zeros_like(states) if for_states else None
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
         for at, target in zip(torch.split(places, rows), torch.split(targets, rows), strict=True):
             known = states[at]
             probability = functional.linear(known, weight).float().softmax(-1)
             right = probability.gather(1, target[:, None])
             total -= right.clamp_min(_SMALLEST).log_().sum()
-            if wanted:
-                slope = probability.scatter_(1, target[:, None], right - 1).to(weight.dtype)
+            if state_grad is None and weight_grad is None:
+                continue
+            slope = probability.scatter_(1, target[:, None], right - 1).to(weight.dtype)
+            if state_grad is not None:
                 state_grad[at] = slope @ weight
+            if weight_grad is not None:
                 weight_grad += slope.T @ known
-        if wanted:
-            ctx.save_for_backward(state_grad, weight_grad)
-            ctx.weight_type = weight.dtype
+        ctx.save_for_backward(state_grad, weight_grad)
+        ctx.weight_type = weight.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         state_grad, weight_grad = ctx.saved_tensors
         factor = grads[0]
-        return state_grad * factor.to(state_grad.dtype), (weight_grad * factor).to(ctx.weight_type), None, None
+        of_states = None if state_grad is None else state_grad * factor.to(state_grad.dtype)
+        of_weight = None if weight_grad is None else (weight_grad * factor).to(ctx.weight_type)
+        return of_states, of_weight, None, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,8 +51,15 @@ def new_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerFast, *, context:
         return LlamaForCausalLM(config)
 
 
-def load_backbone(folder: Path | str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_backbone(
+    folder: Path | str, dtype: torch.dtype = torch.float32, *, quantisation: Any = None
+) -> PreTrainedModel:
     """Opens a causal language model from a local folder, safetensors only, with attention over packs.
+
+    Args:
+        folder: in Hugging Face format.
+        dtype: of the weights.
+        quantisation: from `ledgerlm.backbone.lora.quantisation`.
 
     Raises:
         ArtefactError: no such folder, no weights in safetensors, or an architecture that needs code of its own.
@@ -63,6 +71,7 @@ def load_backbone(folder: Path | str, dtype: torch.dtype = torch.float32) -> Pre
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=dtype,
+            quantization_config=quantisation,
             attn_implementation=register(),
             use_safetensors=True,
             trust_remote_code=False,

@@ -20,12 +20,14 @@ class Pack:
         position_ids: place of each token in its own window, from 0, int32 [T].
         cu_seqlens: where each window starts, and the end of the last, int32 [S + 1].
         owners: what the caller gave with each window (a document's number), int64 [S].
+        targets: how many last tokens of each window are learnt, int32 [S]; None for all but the first.
     """
 
     input_ids: Ids
     position_ids: Ids
     cu_seqlens: Ids
     owners: NDArray[np.int64]
+    targets: Ids | None = None
 
     @property
     def lengths(self) -> Ids:
@@ -33,12 +35,13 @@ class Pack:
         return np.diff(self.cu_seqlens)
 
 
-def pack(sequences: Sequence[Ids], owners: Sequence[int] | NDArray[np.int64]) -> Pack:
+def pack(sequences: Sequence[Ids], owners: Sequence[int] | NDArray[np.int64], targets: Ids | None = None) -> Pack:
     """Lays windows one after the other; sorted by length, so that windows of equal length stand together.
 
     Args:
         sequences: token ids of each window, none empty.
         owners: one number per window.
+        targets: how many last tokens of each window are learnt; None for all but the first.
     """
     lengths = np.fromiter(map(len, sequences), dtype=np.int32, count=len(sequences))
     order = np.argsort(lengths, kind="stable")
@@ -48,6 +51,7 @@ def pack(sequences: Sequence[Ids], owners: Sequence[int] | NDArray[np.int64]) ->
         position_ids=np.arange(cu_seqlens[-1], dtype=np.int32) - np.repeat(cu_seqlens[:-1], lengths[order]),
         cu_seqlens=cu_seqlens,
         owners=np.asarray(owners, dtype=np.int64)[order],
+        targets=None if targets is None else targets[order],
     )
 
 

@@ -31,7 +31,7 @@ class DocumentSums:
         if "max" in parts:
             self._max = torch.full((documents, width), -torch.inf, device=device)
 
-    def add(self, states: Tensor, document: Tensor, age: Tensor, last: Tensor) -> None:
+    def add(self, states: Tensor, document: Tensor, age: Tensor, last: Tensor, weight: Tensor) -> None:
         """Adds pooled tokens.
 
         Args:
@@ -39,11 +39,12 @@ class DocumentSums:
             document: `[N]` row of each token's document.
             age: `[N]` how many events come after the token's event in its document.
             last: `[N]` whether it is the document's last pooled token.
+            weight: `[N]` how much the token counts in the mean and the deviation.
         """
         wide = states.double()
         for part in self._parts:
             if part == "mean":
-                self._add("mean", wide, document, torch.ones_like(age, dtype=torch.float64))
+                self._add("mean", wide, document, weight.double())
             elif part == "recent":
                 self._add("recent", wide, document, torch.exp2(-age.double() / self._half_life))
             else:
@@ -51,12 +52,12 @@ class DocumentSums:
                 ones = torch.ones(len(chosen), dtype=torch.float64, device=states.device)
                 self._add(part, wide[chosen], document[chosen], ones)
         if "std" in self._wanted:
-            self._squares.index_add_(0, document, wide * wide)
+            self._squares.index_add_(0, document, wide * wide * weight.double()[:, None])
         if "max" in self._wanted:
             self._max.scatter_reduce_(0, document[:, None].expand(-1, states.shape[1]), states, "amax")
 
     def _add(self, part: str, wide: Tensor, document: Tensor, weight: Tensor) -> None:
-        self._sums[part].index_add_(0, document, wide if part == "mean" else wide * weight[:, None])
+        self._sums[part].index_add_(0, document, wide * weight[:, None])
         self._weights[part].index_add_(0, document, weight)
 
     def result(self) -> dict[str, Tensor]:

@@ -8,7 +8,27 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ledgerlm.runs.config import Conf
+from ledgerlm.backbone.lora import LoraConf
+from ledgerlm.runs.config import Conf, find_file, load_yaml
+
+
+def backbone_settings(name: str, published: str | None) -> dict[str, Any]:
+    """Settings of the finetune job for a known backbone.
+
+    Args:
+        name: file of `conf/backbones/`.
+        published: data set of that file's `published` section whose settings win over the file's own.
+
+    Raises:
+        ConfigError: no such file.
+        ValueError: no such data set in it.
+    """
+    settings = load_yaml(find_file(f"backbones/{name}.yaml"))
+    of_data: dict[str, dict[str, Any]] = settings.pop("published", {})
+    if published is not None and published not in of_data:
+        known = ", ".join(of_data) or "none"
+        raise ValueError(f"conf/backbones/{name}.yaml has no published settings for '{published}'; known: {known}")
+    return {**settings, **(of_data[published] if published else {})}
 
 
 class LlamaShape(Conf):
@@ -41,12 +61,19 @@ class TrainingConf(Conf):
     warm_up: float = Field(0.05, ge=0, lt=1, description="share of the training in which the rate rises")
     weight_decay: float = Field(0.01, ge=0, description="AdamW weight decay; norms get none")
     betas: tuple[float, float] = Field((0.9, 0.95), description="AdamW moments")
+    eps: float = Field(1e-8, gt=0, description="AdamW's addend to the root of the second moment")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     epochs: float = Field(3.0, gt=0, description="passes over the training windows")
     max_tokens: int | None = Field(None, gt=0, description="most tokens read in training, over all ranks")
     max_minutes: float | None = Field(None, gt=0, description="most minutes in the loop; the rate falls in time for it")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: what a short trial finds faster")
     evaluations: int = Field(8, ge=1, description="times the held-out loss is taken, the last at the end")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="evaluations without a lower held-out loss after which training ends; the weights of the lowest "
+        "are the result; left out, training goes to the end and its last weights are",
+    )
     held_out_tokens: int = Field(50_000, ge=0, description="most held-out tokens read at a time, over all ranks")
     checkpoint_minutes: float = Field(2.0, gt=0, description="minutes between checkpoints")
 
@@ -81,6 +108,7 @@ class WorkerConf(Conf):
     folder: Path = Field(description="folder for checkpoints, metrics and the result; shared by all ranks")
     base: Path | None = Field(None, description="model to fine-tune; none: a Llama from scratch")
     shape: LlamaShape = Field(LlamaShape(), description="shape of the Llama from scratch")
+    lora: LoraConf | None = Field(None, description="train adapters beside the frozen weights of `base`")
     context: int = Field(768, ge=16, description="tokens of a window with its BOS")
     passes: dict[str, float] = Field(description="for each kind of text how often it is read in an epoch")
     training: TrainingConf = Field(TrainingConf(), description="the training loop")

@@ -28,16 +28,18 @@ class WindowStore:
         starts: first token of each window, and the end of the last, int64 [N + 1].
         kinds: place of each window's kind in `kind_names`, int8 [N].
         kind_names: what kinds of text there are (`compact`, `enriched` ...).
+        targets: how many last tokens of each window are learnt, int32 [N]; None for all but the first.
     """
 
     tokens: Ids
     starts: NDArray[np.int64]
     kinds: NDArray[np.int8]
     kind_names: tuple[str, ...]
+    targets: Ids | None = None
 
     @classmethod
     def build(cls, files: Sequence[Path], kind_names: Sequence[str], target: Path) -> WindowStore:
-        """Streams staged Parquet files (`kind`, `input_ids`) into one flat file.
+        """Streams staged Parquet files (`kind`, `input_ids`, and `targets` where not all is learnt) into one file.
 
         Args:
             files: read in this order.
@@ -45,18 +47,24 @@ class WindowStore:
             target: file that the tokens are written to; replaced when it exists.
         """
         lengths, kinds = [np.zeros(0, np.int64)], [np.zeros(0, np.int8)]
+        targets: list[Ids] = []
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as flat:
             for path in files:
-                for batch in pq.ParquetFile(path).iter_batches(_READ_ROWS, columns=["kind", "input_ids"]):
+                file = pq.ParquetFile(path)
+                known = [name for name in ("kind", "input_ids", "targets") if name in file.schema_arrow.names]
+                for batch in file.iter_batches(_READ_ROWS, columns=known):
                     ids = batch.column("input_ids")
                     lengths.append(np.diff(ids.offsets.to_numpy()).astype(np.int64))
                     named = batch.column("kind").to_numpy(zero_copy_only=False)
                     kinds.append(np.searchsorted(np.sort(kind_names), named.astype(str)).astype(np.int8))
                     ids.flatten().to_numpy().astype(np.int32, copy=False).tofile(flat)
+                    if "targets" in known:
+                        targets.append(batch.column("targets").to_numpy().astype(np.int32))
         starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))))
         tokens = np.memmap(target, np.int32, "r") if starts[-1] else np.zeros(0, np.int32)
-        return cls(tokens, starts, np.concatenate(kinds), tuple(sorted(kind_names)))
+        learnt = np.concatenate(targets) if targets else None
+        return cls(tokens, starts, np.concatenate(kinds), tuple(sorted(kind_names)), learnt)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -65,7 +73,8 @@ class WindowStore:
 
     def pack(self, members: NDArray[np.int64]) -> Pack:
         """The pack of these windows."""
-        return pack([self.tokens[self.starts[place] : self.starts[place + 1]] for place in members], members)
+        rows = [self.tokens[self.starts[place] : self.starts[place + 1]] for place in members]
+        return pack(rows, members, None if self.targets is None else self.targets[members])
 
     def packs_of(self, kind: str, *, token_budget: int, most_tokens: int) -> list[Pack]:
         """The first windows of a kind, in packs of at most `token_budget` tokens and `most_tokens` in all."""

@@ -38,6 +38,7 @@ class PackTokens:
         document: row of each pooled token's document, int64 [N].
         age: how many events follow the token's event in its document, int32 [N].
         last: whether it is its document's last token, bool [N].
+        weight: how much it counts in means over the document, float32 [N].
         scored: positions of the tokens whose surprise counts, int64 [M]; none is the first of its window.
         scored_document: row of each scored token's document, int64 [M].
         scored_field: field of each scored token, int64 [M].
@@ -49,6 +50,7 @@ class PackTokens:
     document: NDArray[np.int64]
     age: NDArray[np.int32]
     last: NDArray[np.bool_]
+    weight: NDArray[np.float32]
     scored: NDArray[np.int64]
     scored_document: NDArray[np.int64]
     scored_field: NDArray[np.int64]
@@ -118,11 +120,18 @@ class TokenBuffer:
             document=self._document[at],
             age=self._age[at],
             last=self._last[at] & ~first[pooled],
+            weight=self._weights(np.repeat(np.arange(len(members)), packed.lengths)[pooled]),
             scored=scored,
             scored_document=self._document[scored_at],
             scored_field=self._fields[scored_at].astype(np.int64),
             scored_age=self._age[scored_at],
         )
+
+    def _weights(self, window: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Weight of each pooled token, given its window's number in the pack."""
+        if self._definition.windows == "tokens":
+            return np.ones(len(window), np.float32)
+        return (1 / np.bincount(window)[window]).astype(np.float32)
 
 
 def _read(text: str, encoding: Encoding, definition: EmbeddingDefinition) -> _Document:

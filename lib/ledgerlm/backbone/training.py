@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ledgerlm.backbone.checkpoints import TAG, newest, note_ranks
 from ledgerlm.backbone.loss import loss_inputs
 from ledgerlm.backbone.metrics import read_metrics
 from ledgerlm.backbone.packs import Pack
@@ -25,7 +26,6 @@ from ledgerlm.errors import ConfigError, DataError
 
 # Ranks exchange the clock and the loss at every so many steps.
 _BEAT = 20
-_TAG = "state"
 
 
 class Engine(Protocol):
@@ -55,13 +55,27 @@ class Engine(Protocol):
 
 @dataclass(slots=True)
 class Progress:
-    """Where the training stands; stored with each checkpoint."""
+    """Where the training stands; stored with each checkpoint.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: tokens read, over all ranks.
+        seconds: spent in the loop.
+        place: where reading stands.
+        evaluated: held-out losses taken.
+        best: lowest held-out loss so far, under `patience`.
+        stale: evaluations since then.
+        held_out: mean loss of each kind of text, of the weights that are the result; known when training has ended.
+    """
 
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     place: Place = field(default_factory=Place)
     evaluated: int = 0
+    best: float | None = None
+    stale: int = 0
+    held_out: dict[str, float | None] = field(default_factory=dict)
 
 
 Report = Callable[[Mapping[str, float], Path | None], None]
@@ -80,6 +94,7 @@ class Training:
         *,
         device: str = "cpu",
         report: Report | None = None,
+        keep: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepares a training and goes back to its newest checkpoint, if there is one.
@@ -92,12 +107,13 @@ class Training:
             folder: where checkpoints and `metrics.jsonl` are kept; the same for all ranks.
             device: where the model is.
             report: told about each held-out loss and each checkpoint, on every rank alike.
+            keep: called on every rank when, under `patience`, the held-out loss is the lowest so far.
             clock: seconds; only differences count.
         """
         self._engine, self._reader, self._ranks = engine, reader, reader.ranks
         self._held_out, self._conf, self._device = held_out, conf, device
         self._checkpoints, self._log = folder / "checkpoints", folder / "metrics.jsonl"
-        self._report, self._clock = report or _unheard, clock
+        self._report, self._keep, self._clock = report or _unheard, keep or _nothing, clock
         self._budget = math.ceil(reader.epoch_tokens() * conf.epochs)
         self._budget = min(self._budget, conf.max_tokens or self._budget)
         if self._budget < 1:
@@ -118,15 +134,21 @@ class Training:
             done = max(done, self._done.seconds / (60 * self._conf.max_minutes))
         return min(done, 1.0)
 
+    @property
+    def _ended(self) -> bool:
+        return self.share >= 1.0 or (self._conf.patience is not None and self._done.stale >= self._conf.patience)
+
     def run(self) -> Progress:
-        """Trains to the end of the budget; returns where it ended."""
+        """Trains to the end of the budget, or until patience ends; returns where it ended."""
         self._engine.train()
         start = self._clock() - self._done.seconds
         losses = torch.zeros(2, dtype=torch.float64, device=self._device)
         before = (self._done.tokens, self._done.seconds)
         for step in self._reader.steps(self._done.place):
-            if self.share >= 1.0:
+            if self._ended:
                 break
+            # What dropout leaves out depends on the place alone, so a resumed training leaves out the same.
+            torch.manual_seed(hash((self._reader.seed, self._ranks.rank, self._done.step)) % (1 << 63))
             for group in self._engine.optimizer.param_groups:
                 group["lr"] = self._conf.rate(self.share)
             losses += self._step(step.packs)
@@ -143,6 +165,8 @@ class Training:
                 self._save_if_due()
                 # The held-out loss and checkpoints are not training time.
                 start += self._clock() - pause
+        if self._done.best is None:
+            self._done.held_out = self._held_out_losses()
         return self._done
 
     def _step(self, packs: Sequence[Pack]) -> Tensor:
@@ -168,6 +192,9 @@ class Training:
         total, count = self._ranks.total(sums)
         return float(total / count) if count else None
 
+    def _held_out_losses(self) -> dict[str, float | None]:
+        return {kind: self.held_out_loss(kind) for kind in self._held_out}
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         self._engine.train(False)
@@ -179,10 +206,23 @@ class Training:
         if due <= self._done.evaluated:
             return
         self._done.evaluated = due
-        loss = self.held_out_loss(next(iter(self._held_out)))
+        loss = self.held_out_loss(next(iter(self._held_out))) if self._held_out else None
         if loss is not None:
             self._write({"held_out_loss": loss})
             self._report({"step": self._done.step, "held_out_loss": loss}, None)
+        if self._conf.patience is not None:
+            self._weigh(loss)
+
+    def _weigh(self, loss: float | None) -> None:
+        """Keeps the weights when they are the best so far."""
+        if loss is None:
+            raise ConfigError("finetune's patience needs held-out documents; raise held_out or held_out_tokens")
+        if self._done.best is not None and loss >= self._done.best:
+            self._done.stale += 1
+            return
+        self._done.best, self._done.stale = loss, 0
+        self._done.held_out = self._held_out_losses()
+        self._keep()
 
     def _beat(self, losses: Tensor, before: tuple[int, float]) -> None:
         total, count = self._ranks.total(losses.cpu().numpy())
@@ -202,7 +242,7 @@ class Training:
                 log.write(json.dumps(line) + "\n")
 
     def _save_if_due(self) -> None:
-        if self._done.seconds - self._saved_at >= 60 * self._conf.checkpoint_minutes and self.share < 1.0:
+        if self._done.seconds - self._saved_at >= 60 * self._conf.checkpoint_minutes and not self._ended:
             self._saved_at = self._done.seconds
             self.save()
 
@@ -214,7 +254,8 @@ class Training:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
         self._ranks.wait()
-        self._engine.save_checkpoint(str(aside), _TAG, asdict(self._done))
+        self._engine.save_checkpoint(str(aside), TAG, {**asdict(self._done), "ranks": self._ranks.size})
+        note_ranks(aside, self._ranks)
         self._ranks.wait()
         if self._ranks.first:
             shutil.rmtree(target, ignore_errors=True)
@@ -226,15 +267,18 @@ class Training:
         self._report({"step": self._done.step}, target)
 
     def _resume(self) -> Progress:
-        found = sorted(self._checkpoints.glob("step-*"))
+        found = newest(self._checkpoints)
         self._ranks.wait()
         state: dict[str, Any] = {}
-        if found:
-            path, state = self._engine.load_checkpoint(str(found[-1]), _TAG)
+        if found is not None:
+            path, state = self._engine.load_checkpoint(str(found), TAG)
             if path is None:
-                raise DataError(f"the checkpoint {found[-1]} cannot be read; delete it to start again")
-        known = {key: state[key] for key in ("step", "tokens", "seconds", "evaluated") if key in state}
-        done = Progress(**known, place=Place(**state.get("place", {})))
+                raise DataError(f"the checkpoint {found} cannot be read; delete it to start again")
+        known = {one.name: state[one.name] for one in fields(Progress) if one.name in state}
+        done = Progress(**known | {"place": Place(**state.get("place", {}))})
+        if state.get("ranks", self._ranks.size) != self._ranks.size:
+            # Other ranks share the windows in another way: the pass over them begins anew, the budget stands.
+            done.place = Place(epoch=done.place.epoch)
         if self._ranks.first:
             self._cut_log(done.step)
         return done
@@ -247,6 +291,10 @@ class Training:
 
 
 def _unheard(_metrics: Mapping[str, float], _checkpoint: Path | None) -> None:
+    pass
+
+
+def _nothing() -> None:
     pass
 
 

@@ -8,7 +8,8 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from ledgerlm.backbone.cpu import faster_precision, keep_freed_memory
+from ledgerlm.backbone.checkpoints import adapted
+from ledgerlm.backbone.cpu import bound_kernel_caches, faster_precision, keep_freed_memory
+from ledgerlm.backbone.lora import merge, quantisation, save_adapter, with_lora
 from ledgerlm.backbone.loss import CausalLoss
 from ledgerlm.backbone.model import load_backbone, new_llama
 from ledgerlm.backbone.packs import Pack
@@ -27,7 +30,12 @@ from ledgerlm.backbone.training import Report, Training, parameter_groups
 from ledgerlm.errors import ConfigError
 from ledgerlm.text.tokenizer import load_tokenizer
 
+if TYPE_CHECKING:
+    from peft import PeftModel
+
 Precision = Literal["bf16", "fp32"]
+# Folder of the model to be published, while training may still find a better one.
+_KEPT = "kept"
 # Written by us, so that the loop and DeepSpeed cannot disagree.
 _OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 
@@ -37,15 +45,22 @@ def train_rank(conf: WorkerConf, report: Report) -> None:
     _quiet()
     torch.set_num_threads(conf.threads)
     keep_freed_memory()
+    bound_kernel_caches()
     ranks = Ranks.current()
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if conf.device == "cuda" else "cpu"
     precision = _precision(conf, ranks)
     reader, held_out = _data(conf, ranks)
-    model = _model(conf, precision)
-    engine = start_deepspeed(model, conf, reader.packs_per_step, precision)
-    training = Training(engine, reader, held_out, conf.training, conf.folder, device=device, report=report)
+    model, adapters = _model(conf, precision)
+    universal = adapted(conf.folder / "checkpoints", ranks)
+    engine = start_deepspeed(model, conf, reader.packs_per_step, precision, universal=universal)
+
+    def keep() -> None:
+        _write_model(model, adapters, conf, ranks, precision)
+
+    training = Training(engine, reader, held_out, conf.training, conf.folder, device=device, report=report, keep=keep)
     done = training.run()
-    losses = {kind: training.held_out_loss(kind) for kind in held_out}
+    if conf.training.patience is None:
+        keep()
     facts = {
         "precision": precision,
         "ranks": ranks.size,
@@ -53,13 +68,27 @@ def train_rank(conf: WorkerConf, report: Report) -> None:
         "tokens_trained": done.tokens,
         "tokens_per_epoch": reader.epoch_tokens(),
         "training_seconds": done.seconds,
-        "held_out": losses,
+        "stopped_early": conf.training.patience is not None and training.share < 1.0,
+        "held_out": done.held_out,
     }
-    _export(model, conf, ranks, facts)
+    if ranks.first:
+        (conf.folder / "training.json").write_text(json.dumps(facts))
+        if (conf.folder / _KEPT).exists():  # else an attempt was killed when all was done
+            shutil.rmtree(conf.result, ignore_errors=True)
+            (conf.folder / _KEPT).rename(conf.result)
 
 
-def start_deepspeed(model: PreTrainedModel, conf: WorkerConf, packs_per_step: int, precision: Precision) -> Any:
+def start_deepspeed(
+    model: PreTrainedModel, conf: WorkerConf, packs_per_step: int, precision: Precision, *, universal: bool = False
+) -> Any:
     """DeepSpeed engine around `CausalLoss` with a fused AdamW.
+
+    Args:
+        model: what is trained, as far as its weights want gradients.
+        conf: settings.
+        packs_per_step: packs of this rank for one optimizer step.
+        precision: of weights and products.
+        universal: whether the checkpoint to resume from has DeepSpeed's universal form.
 
     Raises:
         ConfigError: the DeepSpeed settings set what ledgerlm sets.
@@ -78,6 +107,7 @@ def start_deepspeed(model: PreTrainedModel, conf: WorkerConf, packs_per_step: in
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         **conf.deepspeed,
+        "checkpoint": {**conf.deepspeed.get("checkpoint", {}), "load_universal": universal},
     }
     loss = CausalLoss(model)
     stage = conf.deepspeed.get("zero_optimization", {}).get("stage", 0)
@@ -88,6 +118,7 @@ def start_deepspeed(model: PreTrainedModel, conf: WorkerConf, packs_per_step: in
         parameter_groups(loss, conf.training.weight_decay),
         lr=conf.training.learning_rate,
         betas=conf.training.betas,
+        eps=conf.training.eps,
         fused=True,
     )
     buffers = {name: buffer.clone() for name, buffer in loss.named_buffers()}
@@ -126,16 +157,25 @@ def _precision(conf: WorkerConf, ranks: Ranks) -> Precision:
     return precision
 
 
-def _model(conf: WorkerConf, precision: Precision) -> PreTrainedModel:
-    dtype = torch.bfloat16 if precision == "bf16" and conf.base else torch.float32
-    model = (
-        load_backbone(conf.base, dtype)
-        if conf.base
-        else new_llama(conf.shape, load_tokenizer(conf.tokenizer), context=conf.context, seed=conf.seed)
-    )
+def first_model(conf: WorkerConf, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The model before training: the base, or a Llama with random weights."""
+    if conf.base is None:
+        return new_llama(conf.shape, load_tokenizer(conf.tokenizer), context=conf.context, seed=conf.seed)
+    return load_backbone(conf.base, dtype, quantisation=quantisation(conf.lora) if conf.lora else None)
+
+
+def _model(conf: WorkerConf, precision: Precision) -> tuple[PreTrainedModel, PeftModel | None]:
+    """What is trained, and, with LoRA, PEFT's view of it."""
+    model = first_model(conf, _stored_type(conf, precision))
+    adapters = with_lora(model, conf.lora, seed=conf.seed) if conf.lora else None
     if conf.recompute:
-        model.gradient_checkpointing_enable()
-    return model
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model, adapters
+
+
+def _stored_type(conf: WorkerConf, precision: Precision) -> torch.dtype:
+    """Type of the result's weights: the base model's where there is one."""
+    return torch.bfloat16 if conf.base and precision == "bf16" else torch.float32
 
 
 def _data(conf: WorkerConf, ranks: Ranks) -> tuple[Reader, dict[str, list[Pack]]]:
@@ -155,28 +195,48 @@ def _data(conf: WorkerConf, ranks: Ranks) -> tuple[Reader, dict[str, list[Pack]]
     return reader, held_out
 
 
-def _export(model: PreTrainedModel, conf: WorkerConf, ranks: Ranks, facts: Mapping[str, Any]) -> None:
-    """Writes the weights in fp32 (or the base model's type) as a Hugging Face folder, aside and then renamed."""
+def _write_model(
+    model: PreTrainedModel, adapters: PeftModel | None, conf: WorkerConf, ranks: Ranks, precision: Precision
+) -> None:
+    """Writes the weights as they are now as a Hugging Face folder, aside and then renamed; all ranks must call it."""
+    dtype = _stored_type(conf, precision)
+    weights = _whole_weights(adapters or model, dtype, trained=adapters is not None)
+    if not ranks.first:
+        return
+    aside, target = conf.folder / "kept.aside", conf.folder / _KEPT
+    shutil.rmtree(aside, ignore_errors=True)
+    if adapters is None:
+        with torch.device("meta"):
+            plain: PreTrainedModel = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
+        plain.load_state_dict(weights, strict=False, assign=True)
+        plain.tie_weights()
+    else:
+        assert conf.base is not None  # adapters stand beside its weights
+        save_adapter(adapters, aside / "adapter", weights)
+        plain = merge(load_backbone(conf.base, dtype), aside / "adapter")
+    save_model(plain, conf, aside)
+    shutil.rmtree(target, ignore_errors=True)
+    aside.rename(target)
+
+
+def _whole_weights(model: nn.Module, dtype: torch.dtype, *, trained: bool) -> dict[str, torch.Tensor]:
+    """Weights by name on the CPU, gathered from all ranks' shards; only those that are trained, if so asked."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     weights = {}
-    dtype = torch.bfloat16 if conf.base and facts["precision"] == "bf16" else torch.float32
     for name, parameter in model.named_parameters():
+        if trained and not parameter.requires_grad:
+            continue
         full = safe_get_full_fp32_param(parameter)
         weights[name] = (parameter if full is None else full).detach().to("cpu", dtype)
-    if not ranks.first:
-        return
-    with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(model.config, dtype=dtype)
-    plain.load_state_dict(weights, strict=False, assign=True)
-    plain.tie_weights()
-    aside = conf.folder / "result.aside"
-    shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(conf.result, ignore_errors=True)
-    plain.save_pretrained(aside)
-    load_tokenizer(conf.tokenizer).save_pretrained(aside)
-    (conf.folder / "training.json").write_text(json.dumps(facts))
-    aside.rename(conf.result)
+    return weights
+
+
+def save_model(model: PreTrainedModel, conf: WorkerConf, folder: Path) -> None:
+    """Writes a model with its tokenizer as a Hugging Face folder in safetensors."""
+    disable_progress_bar()
+    model.save_pretrained(folder)
+    load_tokenizer(conf.tokenizer).save_pretrained(folder)
 
 
 def _quiet() -> None:

@@ -27,8 +27,10 @@ class AggConf(Conf):
 
     categorical: tuple[str, ...] | None = Field(None, description="columns of codes; default the spec's")
     numeric: tuple[str, ...] | None = Field(None, description="columns of numbers but the amount; default the spec's")
-    by_code: tuple[str, ...] = Field(
-        ("log_amount",), description="numbers with a mean and a deviation for each code: log_amount, amount, log_days…"
+    by_code: tuple[str, ...] | None = Field(
+        None,
+        description="numbers with a mean and a deviation for each code: log_amount, amount, log_days…; default "
+        "log_amount, for data without amounts the spec's numbers",
     )
     calendar: bool = Field(True, description="take hour (where there is one) and weekday of an event as codes")
     max_codes: int = Field(200, ge=1, description="most frequent codes of a column that get features of their own")

@@ -12,13 +12,22 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 from pydantic import Field
 
 from ledgerlm.enrich.source import SourceDocument
+from ledgerlm.enrich.tokens import defused
 from ledgerlm.errors import ConfigError
 from ledgerlm.runs.config import Conf, find_file, load_yaml, nearest, parse
 
 FORMATS = ("json", "markdown", "html", "xml", "yaml", "table", "narrative", "grouped")
 
-ENGINES = {"template": "ledgerlm.enrich.template:TemplateEngine"}
+ENGINES = {
+    "template": "ledgerlm.enrich.template:TemplateEngine",
+    "transformers": "ledgerlm.enrich.engines.transformers_engine:TransformersEngine",
+    "vllm": "ledgerlm.enrich.engines.vllm_engine:VllmEngine",
+    "openai": "ledgerlm.enrich.engines.openai_engine:OpenAiEngine",
+}
 """Name in a configuration to `module:Class`. The module is imported in the worker that runs the engine only."""
+
+Wording = Literal["exact", "recognisable"]
+"""Category names word for word, or in other words of which one is telling."""
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -37,14 +46,16 @@ class Request:
 
     Attributes:
         seed: decides every free choice of this rewrite; the same seed gives the same text where the engine can.
-        format: one of `FORMATS`.
+        format: one of `FORMATS`, `free`, or a text recipe's name.
         source: the facts to be told.
+        notes: texts that were written before and that this one builds on.
         messages: (role, content) turns for a chat template; empty for an engine without prompts.
     """
 
     seed: int
     format: str
     source: SourceDocument
+    notes: tuple[str, ...] = ()
     messages: tuple[tuple[str, str], ...] = ()
 
 
@@ -70,7 +81,8 @@ class EnrichmentEngine(Protocol):
     """Rewrites documents. Built once in each worker process: `Engine(Engine.Options(...))` loads the model.
 
     `generate` is given a batch and answers in its order, one generation a request. It may raise: the batch is then
-    halved until the failing request stands alone.
+    halved until the failing request stands alone. An `EngineError` says that the engine itself is out of order (a
+    server that does not answer): it stops the stage, which goes on at the unfinished shards when it is run again.
     """
 
     Options: ClassVar[type[Conf]]
@@ -125,28 +137,43 @@ def make_engine(name: str, options: dict[str, Any]) -> EnrichmentEngine:
 
 
 class Prompt(Conf):
-    """A prompt file: `$format` and `$document` stand where they belong, each filled in one pass, so text of a document
-    that looks like a placeholder stays text."""
+    """A prompt file. `$format`, `$document`, `$notes` and `$mark` stand where they belong, each filled in one pass, so
+    text of a document that looks like a placeholder stays text. `$mark` is a word that no document can foresee."""
 
     system: str = Field(description="the system turn")
     user: str = Field(description="the user turn")
+    formats: dict[str, str] = Field(
+        default_factory=dict, description="what `$format` says for each format; left out, the format's name"
+    )
+    wording: Wording = Field("exact", description="how category names may be told; the check follows it")
 
     @property
     def prompt_id(self) -> str:
         """Hash of the wording, so that a changed prompt is another prompt."""
-        return hashlib.sha256(f"{self.system}\0{self.user}".encode()).hexdigest()[:12]
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:12]
 
-    def messages(self, *, format: str, document: str) -> tuple[tuple[str, str], ...]:
-        """The turns of one request."""
-        words = {"format": format, "document": document}
-        return tuple((role, Template(text).substitute(words)) for role, text in self.model_dump().items())
+    @property
+    def characters(self) -> int:
+        """Length of a request without its document."""
+        return len(self.system) + len(self.user)
+
+    def messages(self, *, format: str, document: str, notes: str = "", seed: int = 0) -> tuple[tuple[str, str], ...]:
+        """The turns of one request; special tokens in the document and the notes have lost their force."""
+        words = {
+            "format": self.formats.get(format, format),
+            "document": defused(document),
+            "notes": defused(notes),
+            "mark": hashlib.sha256(str(seed).encode()).hexdigest()[:8],
+        }
+        turns = (("system", self.system), ("user", self.user))
+        return tuple((role, Template(text).substitute(words)) for role, text in turns)
 
 
 def load_prompt(name: str) -> Prompt:
     """Reads a prompt file (a path, or one of the shipped `conf/prompts/`).
 
     Raises:
-        ConfigError: missing file, unknown key, or a placeholder that is not `$format` or `$document`.
+        ConfigError: missing file, unknown key, or an unknown placeholder.
     """
     path = find_file(name)
     prompt = parse(Prompt, load_yaml(path), source=str(path))
@@ -154,6 +181,6 @@ def load_prompt(name: str) -> Prompt:
         prompt.messages(format="", document="")
     except (KeyError, ValueError) as error:
         raise ConfigError(
-            f"{path}: placeholder {error} is not known; use $format, $document, and $$ for a dollar"
+            f"{path}: placeholder {error} is not known; use $format, $document, $notes, $mark, and $$ for a dollar"
         ) from error
     return prompt

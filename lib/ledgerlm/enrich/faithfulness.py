@@ -9,10 +9,13 @@ What is checked, over the events that the engine was given:
 * every time is written: dates in any usual form, weekdays short or long, hours as `19h`, `19:..` or `7 pm`, day gaps
   as often as the source has them (a gap of no days needs no words);
 * every category is written, upper or lower case, with HTML, XML, JSON or Markdown escapes undone; or the share of them
-  that the configuration asks for, for engines that paraphrase;
+  that the configuration asks for; under a prompt that lets names be put in other words, one telling word of each is
+  enough (one of four letters or more, or another form of it), while names with digits stay whole;
 * every other number is written once;
 * of events without an amount, the values of the most varied field are written as often as the source has them;
 * a number with decimals, or from 100 on, stands in the source or follows from it (a sum, a mean, a count ...).
+
+Of a summary, which leaves events out on purpose, only the first two and the last are checked.
 
 What it can't see: an event told twice, values moved from one event to another, small whole numbers that are made up,
 and false statements in words.
@@ -23,7 +26,7 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from decimal import Decimal
 from typing import Literal
@@ -31,15 +34,11 @@ from typing import Literal
 from pydantic import Field
 
 from ledgerlm.enrich.amounts import Numbers, find_numbers, is_rounding, statistics, value_of
-from ledgerlm.enrich.engine import Generation
+from ledgerlm.enrich.engine import Generation, Wording
 from ledgerlm.enrich.source import ABSENT, Kind, SourceDocument
+from ledgerlm.enrich.tokens import SPECIAL_TOKENS
 from ledgerlm.runs.config import Conf
 
-SPECIAL_TOKENS = re.compile(
-    r"<\|[^|<>\n]{0,60}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:bos|eos|pad|unk|mask)>|\[(?:PAD|CLS|SEP|MASK|UNK)\]"
-    r"|</?(?:start_of_turn|end_of_turn|think|tool_call)>",
-    re.IGNORECASE,
-)
 _WEEKDAY_NAMES = {
     "Mon": "Monday",
     "Tue": "Tuesday",
@@ -50,6 +49,8 @@ _WEEKDAY_NAMES = {
     "Sun": "Sunday",
 }
 _CODE_POINT = re.compile(r"\\u([0-9a-fA-F]{4})")
+_WORD = re.compile(r"[^\W\d_]{4,}")
+_DIGIT = re.compile(r"\d")
 _NAMED = 5  # missing values that a fault names
 
 Code = Literal[
@@ -73,6 +74,10 @@ class CheckConf(Conf):
     categories: float = Field(
         1.0, ge=0, le=1, description="share of a document's distinct category values to be found word for word"
     )
+    wording: Wording | None = Field(
+        None, description="exact or recognisable category names; left out, as the prompt has it, exact without one"
+    )
+    complete: bool = Field(True, description="whether every event must be told; off for summaries")
     signs: bool = Field(
         True, description="whether -5 and 5 are different amounts; off for engines that say it in words"
     )
@@ -93,9 +98,15 @@ class Fault(Conf):
 
 
 class FaithfulnessCheck:
-    """Checks any number of rewrites of one source."""
+    """Checks any number of rewrites of one source.
 
-    def __init__(self, source: SourceDocument, conf: CheckConf) -> None:
+    Args:
+        source: the events told.
+        conf: how strictly.
+        parts: parts of the source, whose sums and counts a summary may state as well.
+    """
+
+    def __init__(self, source: SourceDocument, conf: CheckConf, parts: Sequence[SourceDocument] = ()) -> None:
         self._source = source
         self._conf = conf
         self._amounts = self._amounts_of(Kind.AMOUNT)
@@ -109,7 +120,7 @@ class FaithfulnessCheck:
         }
         self._categories = {text: fold(text) for text in self._values(Kind.CATEGORY)}
         self._anchors = _anchors(source)
-        self._known = statistics(source)
+        self._known = statistics(source).union(*(statistics(part) for part in parts))
 
     def faults(self, generation: Generation) -> list[Fault]:
         """What is wrong with a rewrite, in the order of the checks; empty when nothing is."""
@@ -117,16 +128,19 @@ class FaithfulnessCheck:
         if unfit is not None:
             return [unfit]
         numbers = find_numbers(html.unescape(generation.text))
-        words = fold(generation.text)
-        missing: tuple[tuple[Code, list[str]], ...] = (
+        found: list[tuple[Code, list[str]]] = [("number_invented", self._invented(numbers))]
+        if self._conf.complete:
+            found = [*self._missing(numbers, fold(generation.text)), *found]
+        return [Fault(code=code, detail=_listed(values)) for code, values in found if values]
+
+    def _missing(self, numbers: Numbers, words: str) -> tuple[tuple[Code, list[str]], ...]:
+        return (
             ("amount_missing", _shown(self._amounts - self._supply(numbers))),
             ("time_missing", self._missing_times(numbers, words)),
             ("category_missing", self._missing_categories(words)),
             ("number_missing", _shown(self._numbers.keys() - self._supply(numbers).keys())),
-            ("event_missing", [text for text, wanted in self._anchors.items() if occurrences(words, text) < wanted]),
-            ("number_invented", self._invented(numbers)),
+            ("event_missing", self._missing_events(words)),
         )
-        return [Fault(code=code, detail=_listed(values)) for code, values in missing if values]
 
     def _unfit(self, generation: Generation) -> Fault | None:
         text, longest = generation.text, self._conf.max_characters
@@ -162,8 +176,18 @@ class FaithfulnessCheck:
         named = [text for text, forms in self._times.items() if not any(occurrences(words, form) for form in forms)]
         return gaps + named
 
+    def _missing_events(self, words: str) -> list[str]:
+        if self._conf.wording == "recognisable":  # names told in other words cannot be counted
+            return []
+        return [text for text, wanted in self._anchors.items() if occurrences(words, text) < wanted]
+
     def _missing_categories(self, words: str) -> list[str]:
-        missing = [text for text, folded in self._categories.items() if not occurrences(words, folded)]
+        told = _stems(words) if self._conf.wording == "recognisable" else frozenset()
+        missing = [
+            text
+            for text, folded in self._categories.items()
+            if not (occurrences(words, folded) or (not _DIGIT.search(folded) and told & _stems(folded)))
+        ]
         allowed = (1 - self._conf.categories) * len(self._categories)
         return missing if len(missing) > allowed else []
 
@@ -181,12 +205,13 @@ def fold(text: str) -> str:
     """Text as it is compared, source values and rewrites alike: no entities, no escapes, no case, single blanks."""
     plain = html.unescape(html.unescape(text)) if "&" in text else text
     if "\\" in plain:
-        plain = (
-            re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code.group(1), 16)), plain)
-            .replace("\\n", " ")
-            .replace("\\", "")
-        )
+        plain = _CODE_POINT.sub(lambda code: chr(int(code.group(1), 16)), plain).replace("\\n", " ").replace("\\", "")
     return " ".join(plain.replace("''", "'").replace('""', '"').casefold().split())
+
+
+def _stems(words: str) -> frozenset[str]:
+    """The beginnings of the telling words of a folded text: five letters stand for a word and its forms."""
+    return frozenset(word[:5] for word in _WORD.findall(words))
 
 
 def occurrences(words: str, phrase: str) -> int:

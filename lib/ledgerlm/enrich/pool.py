@@ -12,7 +12,8 @@ from typing import Any
 from pydantic import Field
 
 from ledgerlm.enrich.engine import make_engine
-from ledgerlm.enrich.rewrite import RewriteConf, Rewriter
+from ledgerlm.enrich.recipes.writer import RecipeConf, RecipeWriter
+from ledgerlm.enrich.rewrite import RewriteConf, Rewriter, Writer
 from ledgerlm.enrich.shards import Shard, ShardStats, enrich_shard
 from ledgerlm.errors import EngineError
 from ledgerlm.runs.config import Conf
@@ -34,20 +35,23 @@ class PoolConf(Conf):
         return {"num_cpus": self.cpus, "num_gpus": self.gpus, "max_restarts": 0, **reserved}
 
 
+def make_writer(conf: RewriteConf | RecipeConf, seed: int) -> Writer:
+    """Loads the engine and puts the writer of these texts around it."""
+    engine = make_engine(conf.engine, conf.options)
+    return Rewriter(engine, conf, seed) if isinstance(conf, RewriteConf) else RecipeWriter(engine, conf, seed)
+
+
 class Worker:
     """An actor: one engine, loaded in the constructor."""
 
-    def __init__(self, conf: RewriteConf, seed: int, session: str) -> None:
-        self._rewriter = Rewriter(make_engine(conf.engine, conf.options), conf, seed)
-        self._conf = conf
+    def __init__(self, conf: RewriteConf | RecipeConf, seed: int, session: str) -> None:
+        self._writer = make_writer(conf, seed)
+        self._batch_size = conf.batch_size
         self._session = session
 
     def enrich(self, shard: Shard) -> ShardStats:
         """Finishes one shard."""
-        conf = self._conf
-        return enrich_shard(
-            self._rewriter, shard, batch_size=conf.batch_size, variants=conf.variants, session=self._session
-        )
+        return enrich_shard(self._writer, shard, batch_size=self._batch_size, session=self._session)
 
 
 class Pool:
@@ -57,9 +61,9 @@ class Pool:
     piles up while shards wait: no more are handed out than there are workers.
     """
 
-    def __init__(self, conf: PoolConf, rewrite: RewriteConf, seed: int) -> None:
+    def __init__(self, conf: PoolConf, writer: RewriteConf | RecipeConf, seed: int) -> None:
         self._conf = conf
-        self._arguments = (rewrite, seed, uuid.uuid4().hex)
+        self._arguments = (writer, seed, uuid.uuid4().hex)
 
     def run(self, shards: Sequence[Shard], finished: Callable[[ShardStats], None]) -> list[ShardStats]:
         """Finishes all shards.

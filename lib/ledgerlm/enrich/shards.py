@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ledgerlm.enrich.engine import Generation
-from ledgerlm.enrich.rewrite import Document, Rewrite, Rewriter, Task, judge
+from ledgerlm.enrich.rewrite import Document, Rewrite, Task, Writer, judge
 
 STAGED = pa.schema(
     [
@@ -72,6 +72,8 @@ class ShardStats:
         documents: documents read.
         kept: rewrites that passed the check.
         refused: reason to number of rewrites that did not.
+        formats: format to numbers of rewrites kept and refused.
+        again: attempts beyond the first.
         characters: of the kept rewrites.
         input_tokens, output_tokens: as the engine counts them; 0 where it does not.
         seconds: work time.
@@ -87,6 +89,9 @@ class ShardStats:
     output_tokens: int
     seconds: float
     engine_id: str
+    prompt_id: str
+    formats: dict[str, tuple[int, int]]
+    again: int
     resumed: bool = field(default=False)
 
     @classmethod
@@ -138,12 +143,13 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
 
-def enrich_shard(rewriter: Rewriter, shard: Shard, *, batch_size: int, variants: int, session: str) -> ShardStats:
+def enrich_shard(writer: Writer, shard: Shard, *, batch_size: int, session: str) -> ShardStats:
     """Makes the rewrites of a shard and writes them, or finds them finished.
 
     Args:
+        writer: engine, prompts and check.
+        shard: what to do.
         batch_size: rewrites in memory at once.
-        variants: rewrites of each document.
         session: names the pool that is at work; see `Journal`.
     """
     finished = ShardStats.load(shard.record)
@@ -153,13 +159,13 @@ def enrich_shard(rewriter: Rewriter, shard: Shard, *, batch_size: int, variants:
     journal = Journal(shard.target.with_suffix(".journal"), session)
     tally = Tally()
     aside = _aside(shard.target)
-    with pq.ParquetWriter(aside, STAGED) as writer:
-        for documents in _documents(shard.source, max(1, batch_size // variants)):
-            rewrites = _rewrite(rewriter, documents, journal, tally.rewrites)
+    with pq.ParquetWriter(aside, STAGED) as file:
+        for documents in _documents(shard.source, max(1, batch_size // writer.texts)):
+            rewrites = _rewrite(writer, documents, journal, tally.rewrites)
             tally.add(documents, rewrites)
-            writer.write_table(_table(rewriter, rewrites))
+            file.write_table(_table(writer, rewrites))
     aside.replace(shard.target)
-    stats = tally.stats(shard.number, rewriter.engine_id, time.monotonic() - began)
+    stats = tally.stats(shard.number, writer, time.monotonic() - began)
     write_aside(shard.record, json.dumps(asdict(stats)))
     journal.close()
     return stats
@@ -177,12 +183,12 @@ def _document(client_id: str, as_of_us: int, text: str, input_hash: str) -> Docu
     return Document(client_id=client_id, as_of=as_of, text=text, input_hash=input_hash)
 
 
-def _rewrite(rewriter: Rewriter, documents: Sequence[Document], journal: Journal, first: int) -> list[Rewrite]:
-    tasks = rewriter.plan(documents)
+def _rewrite(writer: Writer, documents: Sequence[Document], journal: Journal, first: int) -> list[Rewrite]:
+    tasks = writer.plan(documents)
     rewrites: list[Rewrite] = []
     for rows, condemned in journal.batches(range(first, first + len(tasks))):
         batch = tasks[rows.start - first : rows.stop - first]
-        rewrites += [_given_up(task) for task in batch] if condemned else rewriter.make(batch)
+        rewrites += [_given_up(task) for task in batch] if condemned else writer.make(batch)
     return rewrites
 
 
@@ -191,19 +197,19 @@ def _given_up(task: Task) -> Rewrite:
     return judge(task, Generation(text="", finish_reason="error", detail=detail))
 
 
-def _table(rewriter: Rewriter, rewrites: Sequence[Rewrite]) -> pa.Table:
-    return pa.Table.from_pylist([_row(rewriter, rewrite) for rewrite in rewrites], schema=STAGED)
+def _table(writer: Writer, rewrites: Sequence[Rewrite]) -> pa.Table:
+    return pa.Table.from_pylist([_row(writer, rewrite) for rewrite in rewrites], schema=STAGED)
 
 
-def _row(rewriter: Rewriter, rewrite: Rewrite) -> dict[str, Any]:
+def _row(writer: Writer, rewrite: Rewrite) -> dict[str, Any]:
     task, document = rewrite.task, rewrite.task.document
     return {
         "client_id": document.client_id,
         "as_of": document.as_of,
         "variant": task.variant,
         "format": task.format,
-        "engine": rewriter.engine_id,
-        "prompt_id": rewriter.prompt_id,
+        "engine": writer.engine_id,
+        "prompt_id": writer.prompt_id,
         "seed": task.seed,
         "text": rewrite.generation.text,
         "input_hash": document.input_hash,
@@ -221,6 +227,8 @@ class Tally:
         self._documents = 0
         self._kept = 0
         self._refused: Counter[str] = Counter()
+        self._formats: dict[str, list[int]] = {}
+        self._again = 0
         self._characters = 0
         self._tokens = [0, 0]
 
@@ -231,11 +239,14 @@ class Tally:
         self._documents += len(documents)
         self._kept += len(kept)
         self._refused.update(rewrite.reason for rewrite in rewrites if rewrite.reason is not None)
+        for rewrite in rewrites:
+            self._formats.setdefault(rewrite.task.format, [0, 0])[rewrite.reason is not None] += 1
+        self._again += sum(rewrite.task.attempt for rewrite in rewrites)
         self._characters += sum(len(rewrite.generation.text) for rewrite in kept)
         self._tokens[0] += sum(rewrite.generation.input_tokens for rewrite in rewrites)
         self._tokens[1] += sum(rewrite.generation.output_tokens for rewrite in rewrites)
 
-    def stats(self, shard: int, engine_id: str, seconds: float) -> ShardStats:
+    def stats(self, shard: int, writer: Writer, seconds: float) -> ShardStats:
         """The sums as a shard's statistics."""
         return ShardStats(
             shard=shard,
@@ -246,7 +257,10 @@ class Tally:
             input_tokens=self._tokens[0],
             output_tokens=self._tokens[1],
             seconds=round(seconds, 3),
-            engine_id=engine_id,
+            engine_id=writer.engine_id,
+            prompt_id=writer.prompt_id,
+            formats={name: (kept, refused) for name, (kept, refused) in self._formats.items()},
+            again=self._again,
         )
 
 

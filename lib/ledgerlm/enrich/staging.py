@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.enrich.estimate import Volume
 from ledgerlm.enrich.shards import Shard
+from ledgerlm.text.serialize import CHARACTERS_A_TOKEN
 
 KEPT = ("client_id", "as_of", "variant", "format", "engine", "prompt_id", "seed", "text", "input_hash")
 
@@ -32,10 +33,12 @@ def to_enrich(documents: DataFrame, clients: DataFrame | None, *, format: str) -
 
 def volume(documents: DataFrame, *, max_events: int) -> Volume:
     """Sums over the documents, in one pass."""
-    share = F.least(F.lit(1.0), F.lit(max_events) / F.greatest(F.lit(1), F.col("event_count_used")))
-    told = F.coalesce(F.sum(F.length("text") * share), F.lit(0.0))
-    [sums] = documents.agg(F.count("*").alias("documents"), told.cast("long").alias("characters")).collect()
-    return Volume(documents=sums["documents"], characters=sums["characters"])
+    events = F.least(F.lit(max_events), F.col("event_count_used"))
+    share = events / F.greatest(F.lit(1), F.col("event_count_used"))
+    characters = F.coalesce(F.sum(F.length("text") * share), F.lit(0.0)).cast("long").alias("characters")
+    told = F.coalesce(F.sum(events), F.lit(0)).alias("events")
+    [sums] = documents.agg(F.count("*").alias("documents"), characters, told).collect()
+    return Volume(documents=sums["documents"], characters=sums["characters"], events=sums["events"])
 
 
 def sharded(documents: DataFrame, shards: int) -> DataFrame:
@@ -65,6 +68,39 @@ def shards_of(staged: Path, target: Path) -> list[Shard]:
 def kept(rewrites: DataFrame) -> DataFrame:
     """Rows for `enriched_documents`."""
     return rewrites.where("reason IS NULL").select(*KEPT)
+
+
+def as_documents(rewrites: DataFrame, sources: DataFrame, *, max_events: int, serializer: str) -> DataFrame:
+    """Kept texts of a recipe as rows for `documents`.
+
+    Args:
+        rewrites: rows as the workers staged them.
+        sources: the documents that they were made of.
+        max_events: newest events of a document that the recipe read; older ones count as cut.
+        serializer: recipe with its version and engine.
+
+    Returns:
+        Columns of the documents table without `run_id`; `first_event_time` is null where the recipe did not read all.
+    """
+    counted = sources.select(
+        "client_id", "as_of", "event_count_used", "event_count_cut", "first_event_time", "last_event_time"
+    )
+    rows = rewrites.where("reason IS NULL").select("client_id", "as_of", "format", "text")
+    used = F.least(F.lit(max_events), F.col("event_count_used"))
+    hashed = F.sha2(F.concat(F.lit(f"{serializer}\n"), F.col("text")), 256)
+    return rows.join(counted, ["client_id", "as_of"], how="inner").select(
+        "client_id",
+        "as_of",
+        "format",
+        "text",
+        used.alias("event_count_used"),
+        (F.col("event_count_used") + F.col("event_count_cut") - used).alias("event_count_cut"),
+        F.when(used == F.col("event_count_used"), F.col("first_event_time")).alias("first_event_time"),
+        "last_event_time",
+        F.ceil(F.length("text") / CHARACTERS_A_TOKEN).cast("int").alias("token_estimate"),
+        hashed.alias("input_hash"),
+        F.lit(serializer).alias("serializer"),
+    )
 
 
 def refused(rewrites: DataFrame) -> DataFrame:

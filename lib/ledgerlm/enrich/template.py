@@ -8,8 +8,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ledgerlm.enrich.engine import Generation, Request
+from ledgerlm.enrich.engine import FORMATS, Generation, Request
 from ledgerlm.enrich.layouts import AMPLE, COMPACT, Page
+from ledgerlm.enrich.recipes.rules import SUMMARIES, summary
 from ledgerlm.enrich.wording import analysis, labels
 from ledgerlm.runs.config import Conf
 
@@ -25,7 +26,10 @@ class TemplateOptions(Conf):
 
 
 class TemplateEngine:
-    """Writes the events of a document in a seeded layout and wording, and a short analysis that is true of them."""
+    """Writes the events of a document in a seeded layout and wording, and a short analysis that is true of them.
+
+    The summaries that text recipes ask for are written by rules as well.
+    """
 
     Options: ClassVar[type[Conf]] = TemplateOptions
     uses_prompt: ClassVar[bool] = False
@@ -44,6 +48,9 @@ class TemplateEngine:
 
     def _write(self, request: Request) -> str:
         rng = Random(request.seed)
-        source, ample = request.source, () if self._options.density == "compact" else AMPLE.get(request.format, ())
-        layout = rng.choice((*COMPACT[request.format], *ample))
+        if request.format in SUMMARIES:
+            return summary(request.format, request.source, request.notes, rng)
+        source, style = request.source, rng.choice(FORMATS) if request.format == "free" else request.format
+        ample = () if self._options.density == "compact" else AMPLE.get(style, ())
+        layout = rng.choice((*COMPACT[style], *ample))
         return layout(Page(source=source, names=labels(source.fields, rng), analysis=analysis(source, rng), rng=rng))

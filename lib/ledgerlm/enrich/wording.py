@@ -52,8 +52,8 @@ def analysis(source: SourceDocument, rng: Random) -> list[str]:
     sentences += [_leaders(source, place, rng) for place in categories[: rng.choice((1, 1, 2))]]
     weekdays = source.places(Kind.WEEKDAY)
     if weekdays and rng.random() < 0.5:
-        day, count = _ranked(source.counts(weekdays[0]))[0]
-        sentences.append(f"{rng.choice(('Busiest weekday', 'Most often on'))}: {day} ({_times(count)}).")
+        day, count = ranked(source.counts(weekdays[0]))[0]
+        sentences.append(f"{rng.choice(('Busiest weekday', 'Most often on'))}: {day} ({times(count)}).")
     return sentences
 
 
@@ -82,27 +82,29 @@ def _totals(source: SourceDocument, rng: Random) -> list[str]:
     if above and below:
         opening = rng.choice(("Positive amounts add up to", "Sum of the positive amounts", "Positive in total"))
         return [
-            f"{opening} {_plain(above)}, {rng.choice(('negative', 'the negative ones', 'below zero'))} {_plain(below)}."
+            f"{opening} {plain(above)}, {rng.choice(('negative', 'the negative ones', 'below zero'))} {plain(below)}."
         ]
-    return [f"{rng.choice(('Total', 'Sum', 'Together'))} {_plain(above or below)}."]
+    return [f"{rng.choice(('Total', 'Sum', 'Together'))} {plain(above or below)}."]
 
 
-def _plain(value: Decimal | int) -> str:
+def plain(value: Decimal | int) -> str:
+    """A number without exponent and trailing zeros."""
     return f"{Decimal(value).normalize():f}"
 
 
 def _leaders(source: SourceDocument, place: int, rng: Random) -> str:
     name = source.fields[place].name
     top = ", ".join(
-        f"{value} ({_times(count)})" for value, count in _ranked(source.counts(place))[: rng.choice((1, 2, 3))]
+        f"{value} ({times(count)})" for value, count in ranked(source.counts(place))[: rng.choice((1, 2, 3))]
     )
     return rng.choice((f"Top {name}: {top}.", f"Mostly {name} {top}.", f"Leading {name}: {top}."))
 
 
-def _times(count: int) -> str:
+def times(count: int) -> str:
+    """A count in words that no amount can be taken for."""
     return "once" if count == 1 else f"{count} times"
 
 
-def _ranked(counts: Counter[str]) -> list[tuple[str, int]]:
+def ranked(counts: Counter[str]) -> list[tuple[str, int]]:
     """Most frequent first, ties by name."""
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,11 +12,16 @@ from ledgerlm.evaluation.intervals import Predictions, bootstrap, corrected_t_te
 from ledgerlm.evaluation.metrics import Metric, metrics_of
 from ledgerlm.evaluation.protocol import Sample
 from ledgerlm.heads.tasks import Floats
+from ledgerlm.lake.schemas import LEADERBOARD
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
 
 # Method -> split -> predictions of each fold.
 Judged = Mapping[str, Mapping[str, Sequence[Predictions]]]
 MAJORITY = "majority"
 BAYES = "bayes"
+SPLITS = ("cross_validation", "test")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +48,16 @@ class Entry:
         return asdict(self)
 
 
+def leaderboard_rows(spark: SparkSession, entries: Sequence[Entry]) -> DataFrame:
+    """The entries as rows of the `leaderboard` table."""
+    from pyspark.sql.types import StructType
+
+    schema = StructType(list(LEADERBOARD.columns))
+    return spark.createDataFrame(
+        [tuple(entry.row()[name] for name in schema.fieldNames()) for entry in entries], schema
+    )
+
+
 def leaderboard(sample: Sample, judged: Judged, *, baseline: str, count: int, seed: int) -> list[Entry]:
     """Figures of all methods on one task.
 
@@ -59,7 +74,7 @@ def leaderboard(sample: Sample, judged: Judged, *, baseline: str, count: int, se
     """
     entries = []
     for metric in metrics_of(sample.task.kind):
-        for split in ("cross_validation", "test"):
+        for split in SPLITS:
             methods = {
                 name: of_split[split]
                 for name, of_split in judged.items()

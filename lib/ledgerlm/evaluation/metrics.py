@@ -73,21 +73,39 @@ def _one_vs_rest(measure: Callable[[NDArray[np.bool_], Floats, Floats], Floats])
     return macro
 
 
-def _f1_by_class(y: Floats, p: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """F1 (0 where neither predicted nor there) and weight of each class; both resamples x classes."""
-    chosen = p.argmax(axis=1)
-    f1, support = [], []
-    for k in range(p.shape[1]):
-        there = weights @ (y == k)
-        hits = weights @ ((y == k) & (chosen == k))
-        f1.append(_ratio(2 * hits, there + weights @ (chosen == k), empty=0.0))
-        support.append(there)
-    return np.stack(f1, axis=1), np.stack(support, axis=1)
+@dataclass(frozen=True, slots=True)
+class ClassFigures:
+    """How well each class is told from the others, all resamples x classes; 0 where nothing was predicted or there.
+
+    Attributes:
+        precision: share of the rows predicted to be of the class that are.
+        recall: share of the class's rows that are predicted to be.
+        f1: their harmonic mean.
+        support: weight of the class's rows.
+    """
+
+    precision: Floats
+    recall: Floats
+    f1: Floats
+    support: Floats
+
+
+def by_class(y: Floats, p: Floats, weights: Floats) -> ClassFigures:
+    """Precision, recall and F1 of each class, the likeliest class being the prediction."""
+    true = np.eye(p.shape[1])[y.astype(int)]
+    chosen = np.eye(p.shape[1])[p.argmax(axis=1)]
+    there, said, hits = weights @ true, weights @ chosen, weights @ (true * chosen)
+    return ClassFigures(
+        precision=_ratio(hits, said, empty=0.0),
+        recall=_ratio(hits, there, empty=0.0),
+        f1=_ratio(2 * hits, there + said, empty=0.0),
+        support=there,
+    )
 
 
 def _f1_weighted(y: Floats, p: Floats, weights: Floats) -> Floats:
-    f1, support = _f1_by_class(y, p, weights)
-    return _ratio((f1 * support).sum(axis=1), support.sum(axis=1))
+    found = by_class(y, p, weights)
+    return _ratio((found.f1 * found.support).sum(axis=1), found.support.sum(axis=1))
 
 
 def _mean_of(loss: Callable[[Floats, Floats], Floats]) -> Measure:
@@ -97,6 +115,31 @@ def _mean_of(loss: Callable[[Floats, Floats], Floats]) -> Measure:
         return _ratio(weights @ loss(y, p), weights.sum(axis=1))
 
     return mean
+
+
+def top(count: int) -> Measure:
+    """Share of the rows whose true class is among the `count` likeliest."""
+
+    def within(y: Floats, p: Floats) -> Floats:
+        own = p[np.arange(len(y)), y.astype(int)]
+        return np.asarray((p > own[:, None]).sum(axis=1) < count, np.float64)
+
+    return _mean_of(within)
+
+
+def confidence(y: Floats, p: Floats) -> tuple[Floats, Floats]:
+    """What was said and whether it came: of the second of two classes, else of the predicted class."""
+    if p.shape[1] == 2:
+        return p[:, 1], (y == 1).astype(np.float64)
+    return p.max(axis=1), (p.argmax(axis=1) == y).astype(np.float64)
+
+
+def _calibration_error(y: Floats, p: Floats, weights: Floats, bins: int = 10) -> Floats:
+    """Expected calibration error (Naeini 2015) over bins of equally many rows, as `pictures.calibration_bins`."""
+    said, came = confidence(y, p)
+    parts = np.array_split(np.argsort(said, kind="stable"), min(bins, len(said)))
+    gaps = [np.abs(weights[:, part] @ (said - came)[part]) for part in parts]
+    return _ratio(np.sum(gaps, axis=0), weights.sum(axis=1))
 
 
 def _log_loss(y: Floats, p: Floats) -> Floats:
@@ -121,7 +164,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(name="roc_auc_ovr", kinds=("multiclass",), measure=_one_vs_rest(auc)),
     Metric(name="average_precision", kinds=("binary",), measure=lambda y, p, w: precision_area(y == 1, p[:, 1], w)),
     Metric(name="average_precision", kinds=("multiclass",), measure=_one_vs_rest(precision_area)),
-    Metric(name="f1", kinds=("binary",), measure=lambda y, p, w: _f1_by_class(y, p, w)[0][:, 1]),
+    Metric(name="f1", kinds=("binary",), measure=lambda y, p, w: by_class(y, p, w).f1[:, 1]),
     Metric(name="f1_weighted", kinds=_CLASSES, measure=_f1_weighted),
     Metric(name="accuracy", kinds=_CLASSES, measure=_mean_of(lambda y, p: (p.argmax(axis=1) == y).astype(float))),
     Metric(name="log_loss", kinds=_CLASSES, measure=_mean_of(_log_loss), higher_is_better=False),
@@ -130,6 +173,15 @@ METRICS: tuple[Metric, ...] = (
         name="mae", kinds=("regression",), measure=_mean_of(lambda y, p: np.abs(y - p[:, 0])), higher_is_better=False
     ),
     Metric(name="rmse", kinds=("regression",), measure=_rmse, higher_is_better=False),
+)
+
+# What a comparison of finished heads shows beside METRICS.
+COMPARED: tuple[Metric, ...] = (
+    Metric(name="f1_macro", kinds=_CLASSES, measure=lambda y, p, w: by_class(y, p, w).f1.mean(axis=1)),
+    Metric(name="precision_macro", kinds=_CLASSES, measure=lambda y, p, w: by_class(y, p, w).precision.mean(axis=1)),
+    Metric(name="recall_macro", kinds=_CLASSES, measure=lambda y, p, w: by_class(y, p, w).recall.mean(axis=1)),
+    Metric(name="top_3", kinds=("multiclass",), measure=top(3)),
+    Metric(name="calibration_error", kinds=_CLASSES, measure=_calibration_error, higher_is_better=False),
 )
 
 

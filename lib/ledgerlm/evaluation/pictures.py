@@ -11,6 +11,7 @@ from sklearn.metrics import confusion_matrix, roc_curve
 from sklearn.preprocessing import StandardScaler
 
 from ledgerlm.evaluation.intervals import Predictions
+from ledgerlm.evaluation.metrics import confidence
 from ledgerlm.evaluation.protocol import Sample
 from ledgerlm.heads.tasks import Floats, Ints
 from ledgerlm.heads.vectors import Matrix
@@ -46,10 +47,7 @@ def calibration_bins(y: Floats, p: Floats, bins: int = 10) -> list[dict[str, flo
     Returns:
         predicted, observed and rows of each bin, rising.
     """
-    if p.shape[1] == 2:
-        said, came = p[:, 1], y == 1
-    else:
-        said, came = p.max(axis=1), p.argmax(axis=1) == y
+    said, came = confidence(y, p)
     parts = np.array_split(np.argsort(said, kind="stable"), min(bins, len(said)))
     return [
         {"predicted": _number(said[part].mean()), "observed": _number(came[part].mean()), "rows": len(part)}

@@ -72,10 +72,18 @@ def labelled_rows(
     from pyspark.sql import functions as F
 
     wanted = labels.where(F.col("task").isin([task.name for task in tasks]))
-    if max_rows is not None and (total := wanted.count()) > max_rows:
-        wanted = wanted.where(F.pmod(F.xxhash64("client_id"), F.lit(10_000)) < int(max_rows / total * 10_000))
+    wanted = wanted if max_rows is None else bounded(wanted, max_rows)
     split = clients.select("client_id", "split")
     return wanted.select("client_id", "as_of", "task", "label").join(split, on="client_id", how="inner")
+
+
+def bounded(rows: DataFrame, max_rows: int) -> DataFrame:
+    """At most about `max_rows` rows: whole clients are left out by the hash of their id, the same ones every time."""
+    from pyspark.sql import functions as F
+
+    if (total := rows.count()) <= max_rows:
+        return rows
+    return rows.where(F.pmod(F.xxhash64("client_id"), F.lit(10_000)) < int(max_rows / total * 10_000))
 
 
 def read_rows(rows: DataFrame) -> pd.DataFrame:

@@ -370,7 +370,7 @@ def _value(field: FieldSpec, spec: DataSetSpec) -> Column:
     if field.extract:
         text = present(F.regexp_extract(text, field.extract, 1))
     text = recoded(text, field.values)
-    return masked(text, spec.mask) if field.kind == "text" else text
+    return masked(text, spec.mask, spec.mask_words) if field.kind == "text" else text
 
 
 def _reason(spec: DataSetSpec, numeric: Mapping[str, Column]) -> tuple[Column, Column]:

@@ -16,7 +16,7 @@ from ledgerlm.runs.config import Conf, find_file, load_yaml, nearest, parse
 Kind = Literal["categorical", "numeric", "text"]
 TaskKind = Literal["binary", "multiclass", "regression"]
 Show = Literal["text", "day", "log_int", "log_2", "rank"]
-Mask = Literal["iban", "card", "email"]
+Mask = Literal["iban", "card", "email", "phone", "name"]
 
 
 class SpecPart(Conf):
@@ -302,6 +302,9 @@ class SplitSpec(SpecPart):
     share: float = Field(0.1, ge=0.0, lt=1.0, description="share of labelled clients in the test split")
     seed: int = Field(42, description="seed of the shuffle or the hash")
     limit: int = Field(1_000_000, ge=1, description="most labelled clients that the shuffle rule takes")
+    unseen: str | None = Field(
+        None, description="SQL condition on client attributes; who meets it is a test client (an unseen bank)"
+    )
 
 
 class DataSetSpec(SpecPart):
@@ -320,7 +323,12 @@ class DataSetSpec(SpecPart):
     clients: tuple[ClientFileSpec, ...] = Field((), description="attribute files; the first that has a value wins")
     labels: tuple[LabelSpec, ...] = ()
     as_of: dt.datetime | None = Field(None, description="instant of labels and documents that have none of their own")
-    mask: tuple[Mask, ...] = Field(("iban", "card", "email"), description="what is masked in fields of kind text")
+    mask: tuple[Mask, ...] = Field(
+        ("iban", "card", "email", "phone", "name"), description="what is masked in fields of kind text"
+    )
+    mask_words: tuple[str, ...] = Field(
+        (), description="names that are masked in fields of kind text wherever they stand; some hundred at most"
+    )
     pseudonymise: PseudonymSpec | None = Field(None, description="left out: client ids stay as they are")
     split: SplitSpec = SplitSpec()
     published: tuple[PublishedField, ...] = Field(

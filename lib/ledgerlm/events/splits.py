@@ -36,7 +36,7 @@ def with_split(clients: DataFrame, labelled: DataFrame, conf: SplitSpec) -> Data
         conf: the rule.
 
     Returns:
-        `clients` and split, `train` or `test`; a client without a label is a training client.
+        `clients` and split, `train` or `test`; a client without a label is a training client, unless `unseen` holds.
 
     Raises:
         DataError: when the shuffle rule is asked for above its limit.
@@ -58,5 +58,29 @@ def with_split(clients: DataFrame, labelled: DataFrame, conf: SplitSpec) -> Data
         place = F.conv(digits, 16, 10).cast("double") / 16.0**_HASH_DIGITS
         chosen = labelled.select("client_id").where(place < conf.share)
     marked = clients.join(chosen.withColumn("_test", F.lit(True)), "client_id", how="left")
-    split = F.when(F.col("_test"), "test").otherwise("train")
+    kept_away = F.expr(conf.unseen) if conf.unseen else F.lit(False)
+    split = F.when(F.col("_test") | F.coalesce(kept_away, F.lit(False)), "test").otherwise("train")
     return marked.withColumn("split", split).drop("_test")
+
+
+def with_newest_split(clients: DataFrame, labels: DataFrame, share: float) -> DataFrame:
+    """Adds the column `split` by time: who was labelled last is tested on, so training never looks ahead.
+
+    Args:
+        clients: client_id, one row a client, and further columns.
+        labels: client_id, as_of.
+        share: share of labelled clients in the test split, about: one instant never lies on both sides.
+
+    Returns:
+        `clients` and split; a client without a label is a training client.
+
+    Raises:
+        DataError: when all labels are of one instant.
+    """
+    last = labels.groupBy("client_id").agg(F.max("as_of").alias("_last"))
+    row = last.agg(F.percentile_approx("_last", 1 - share, 10_000).alias("cut"), F.min("_last").alias("first")).first()
+    if row is None or row["cut"] is None or row["cut"] == row["first"]:
+        raise DataError("split.rule: time needs labels of several instants; use the rule hash")
+    marked = clients.join(last, "client_id", how="left")
+    newest = F.coalesce(F.col("_last") >= F.lit(row["cut"]), F.lit(False))
+    return marked.withColumn("split", F.when(newest, "test").otherwise("train")).drop("_last")

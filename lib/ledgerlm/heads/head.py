@@ -18,7 +18,7 @@ from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Block, Source
 from ledgerlm.runs.config import Conf, parse
 
-HeadKind = Literal["lightgbm", "logistic_regression", "gbt"]
+HeadKind = Literal["lightgbm", "logistic_regression", "random_forest", "gbt"]
 CARD = "head.json"
 TREES = "model.txt"
 MLLIB = "mllib"

@@ -1,4 +1,4 @@
-"""MLlib heads: logistic regression and gradient-boosted trees that train and score in Spark, in MLlib's own format."""
+"""MLlib heads: logistic regression, random forest and boosted trees, trained and scored in Spark."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field
 from pyspark.ml import Estimator, Pipeline, PipelineModel
-from pyspark.ml.classification import GBTClassifier, LogisticRegression
+from pyspark.ml.classification import GBTClassifier, LogisticRegression, RandomForestClassifier
 from pyspark.ml.feature import MaxAbsScaler, VectorAssembler
 from pyspark.ml.functions import array_to_vector, vector_to_array
-from pyspark.ml.regression import GBTRegressor, LinearRegression
+from pyspark.ml.regression import GBTRegressor, LinearRegression, RandomForestRegressor
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -26,7 +26,7 @@ from ledgerlm.heads.vectors import KEY, Block, to_matrix
 from ledgerlm.lake.schemas import VECTOR
 from ledgerlm.runs.config import Conf
 
-MllibKind = Literal["logistic_regression", "gbt"]
+MllibKind = Literal["logistic_regression", "random_forest", "gbt"]
 _DENSE = "vector"
 
 
@@ -49,7 +49,7 @@ def fit_mllib(
         joined: from `join_sources`, with column `label` (from the tasks' classes).
         blocks: columns of the matrix.
         task: what is predicted.
-        kind: logistic_regression (for a regression task a linear regression), or gbt.
+        kind: logistic_regression (for a regression task a linear regression), random_forest, or gbt.
         conf: settings.
         seed: of the trees.
 
@@ -72,6 +72,7 @@ def fit_mllib(
 
 def _estimator(task: Task, kind: MllibKind, conf: MllibConf, seed: int) -> Estimator[Any]:
     linear: dict[str, Any] = {"maxIter": conf.max_iter, "regParam": conf.reg_param, "elasticNetParam": conf.elastic_net}
+    forest: dict[str, Any] = {"numTrees": conf.max_iter, "maxDepth": conf.max_depth, "seed": seed}
     trees: dict[str, Any] = {
         "maxIter": conf.max_iter,
         "maxDepth": conf.max_depth,
@@ -80,6 +81,8 @@ def _estimator(task: Task, kind: MllibKind, conf: MllibConf, seed: int) -> Estim
     }
     if kind == "logistic_regression":
         return LinearRegression(**linear) if task.kind == "regression" else LogisticRegression(**linear)
+    if kind == "random_forest":
+        return RandomForestRegressor(**forest) if task.kind == "regression" else RandomForestClassifier(**forest)
     if task.kind == "multiclass":
         raise ConfigError(f"task {task.name} has {task.outputs} classes; MLlib's gbt knows two: use lightgbm")
     return GBTRegressor(**trees) if task.kind == "regression" else GBTClassifier(**trees)

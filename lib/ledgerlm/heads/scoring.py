@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark.sql import types as T
 
+from ledgerlm.errors import ConfigError
 from ledgerlm.heads.boosting import Boosted
 from ledgerlm.heads.head import HeadCard, load_trees
 from ledgerlm.heads.tasks import Floats, Ints
@@ -56,6 +57,25 @@ def score_rows(joined: DataFrame, folder: Path, head_id: str, *, reasons: int = 
     """
     work = partial(_score_batches, folder=str(folder), head_id=head_id, reasons=reasons, threads=threads)
     return joined.mapInArrow(work, SCORED)
+
+
+def heads_of(facts: Mapping[str, Any], stage: str, name: str = "") -> list[str]:
+    """Ids of the heads that a finished stage names in its facts.
+
+    Args:
+        facts: its facts; `heads` is a list of ids, or of mappings with `head_id` and perhaps `name`.
+        stage: its name, for the message.
+        name: the one wanted; none for all.
+
+    Raises:
+        ConfigError: when there is no such head.
+    """
+    listed = [{"head_id": head} if isinstance(head, str) else head for head in facts.get("heads", ())]
+    found = [str(head["head_id"]) for head in listed if not name or head.get("name") == name]
+    if not found:
+        names = ", ".join(str(head.get("name", head["head_id"])) for head in listed) or "no heads"
+        raise ConfigError(f"stage '{stage}' has {names}" + (f", not '{name}'" if name else ""))
+    return found
 
 
 def with_deciles(scored: DataFrame, accuracy: int = 10_000) -> DataFrame:

@@ -304,6 +304,31 @@ def read_matrix(joined: DataFrame, blocks: Sequence[Block]) -> Matrix:
     )
 
 
+def method_matrices(
+    representations: Mapping[str, Sequence[Source]],
+    tables: Mapping[str, DataFrame],
+    facts: Callable[[str], Mapping[str, Any]],
+    keys: DataFrame,
+    *,
+    union: bool = False,
+) -> dict[str, Matrix]:
+    """The vectors of several methods over the same rows, each source read once.
+
+    Args:
+        representations: method -> its sources.
+        tables: the `features` and `embeddings` tables, as far as the sources name them.
+        facts: gives the facts of a finished stage by its name, or by its job's.
+        keys: client_id, as_of of the rows wanted; distinct.
+        union: keep rows that only some sources know, with zeros and a flag; else only those that all know.
+    """
+    pinned = {name: [one.pinned(facts) for one in chosen] for name, chosen in representations.items()}
+    sources = list(dict.fromkeys(source for chosen in pinned.values() for source in chosen))
+    rows = join_sources(sources, tables, union=union).join(keys, on=list(KEY), how="inner")
+    named = component_names([source for chosen in representations.values() for source in chosen], facts)
+    matrix = read_matrix(rows, learn_blocks(rows, union=union, named=named))
+    return {name: matrix.of_sources([sources.index(source) for source in chosen]) for name, chosen in pinned.items()}
+
+
 def encode_rows(
     batches: Iterator[pa.RecordBatch], blocks: Sequence[Block], keep: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:

@@ -197,6 +197,144 @@ LEADERBOARD = Table(
     key=("task", "method", "metric", "split"),
 )
 
+LOW_DATA = Table(
+    name="low_data",
+    columns=(
+        _required("task", STRING),
+        _required("method", STRING),
+        _required("metric", STRING),
+        _required("labelled", T.IntegerType()),
+        _required("mean", DOUBLE),
+        _required("std", DOUBLE),
+        _required("draws", T.IntegerType()),
+        _optional("baseline", STRING),
+        _optional("delta", DOUBLE),
+        _optional("delta_std", DOUBLE),
+    ),
+    key=("task", "method", "metric", "labelled"),
+)
+SENTENCES = Table(
+    name="sentences",
+    columns=(
+        CLIENT,
+        AS_OF,
+        _required("document", T.IntegerType()),
+        _required("place", T.IntegerType()),
+        _required("domain", STRING),
+        _required("text", STRING),
+    ),
+    key=("client_id", "as_of", "place"),
+)
+TEXT_STATES = Table(
+    name="text_states",
+    columns=(
+        CLIENT,
+        AS_OF,
+        _required("state_set", STRING),
+        _required("backbone_id", STRING),
+        _required(
+            "sentences",
+            T.ArrayType(
+                T.StructType(
+                    [
+                        _optional("document", T.IntegerType()),
+                        _optional("domain", STRING),
+                        _optional("state", VECTOR),
+                        _optional("text", STRING),
+                    ]
+                )
+            ),
+        ),
+    ),
+    key=("client_id", "as_of", "state_set"),
+)
+CONTACTS = Table(
+    name="contacts",
+    columns=(
+        CLIENT,
+        AS_OF,
+        _required("campaign", STRING),
+        _required("head_id", STRING),
+        _required("probability", DOUBLE),
+        _optional("uplift", DOUBLE),
+        _optional("uplift_transformed", DOUBLE),
+        _required("expected_profit", DOUBLE),
+        _required("contact", T.BooleanType()),
+        _optional("blocked", STRING),
+        _required("reasons", T.ArrayType(REASON)),
+    ),
+    key=("client_id", "as_of", "campaign"),
+)
+RECOMMENDATIONS = Table(
+    name="recommendations",
+    columns=(
+        CLIENT,
+        AS_OF,
+        _required("offer", STRING),
+        _required("head_id", STRING),
+        _required("rank", T.IntegerType()),
+        _required("goal", STRING),
+        _required("probability", DOUBLE),
+        _required("expected_value", DOUBLE),
+        _required("reason", STRING),
+    ),
+    key=("client_id", "as_of", "offer", "head_id"),
+    checks={"worth_making": "expected_value > 0"},
+)
+CAMPAIGN_LISTS = Table(
+    name="campaign_lists",
+    columns=(
+        CLIENT,
+        AS_OF,
+        _required("campaign", STRING),
+        _required("head_id", STRING),
+        _required("rank", T.IntegerType()),
+        _required("goal", STRING),
+        _required("probability", DOUBLE),
+        _required("expected_response", DOUBLE),
+        _required("expected_value", DOUBLE),
+        _required("cost", DOUBLE),
+        _required("reason", STRING),
+    ),
+    key=("client_id", "as_of", "campaign", "head_id"),
+    checks={"worth_making": "expected_value > 0"},
+)
+CROSS_SELL = Table(
+    name="cross_sell",
+    columns=(
+        CLIENT,
+        AS_OF,
+        _required("product", STRING),
+        _required("head_id", STRING),
+        _required("kind", STRING),
+        _required("rank", T.IntegerType()),
+        _required("goal", STRING),
+        _required("probability", DOUBLE),
+        _required("expected_value", DOUBLE),
+        _required("reason", STRING),
+    ),
+    key=("client_id", "as_of", "product", "head_id"),
+    checks={"kind_known": "kind IN ('cross_sell', 'up_sell')"},
+)
+STOCK_FORECASTS = Table(
+    name="stock_forecasts",
+    columns=(
+        AS_OF,
+        _required("region", STRING),
+        _required("category", STRING),
+        _required("head_id", STRING),
+        _required("horizon_days", T.IntegerType()),
+        _required("expected", DOUBLE),
+        _required("low", DOUBLE),
+        _required("high", DOUBLE),
+        _required("before", DOUBLE),
+        _optional("observed", DOUBLE),
+        _required("reason", STRING),
+    ),
+    key=("as_of", "region", "category", "head_id"),
+    checks={"interval_holds_it": "low <= expected AND expected <= high"},
+)
+
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
@@ -212,5 +350,13 @@ TABLES: dict[str, Table] = {
         SCORES,
         BAYES,
         LEADERBOARD,
+        RECOMMENDATIONS,
+        CAMPAIGN_LISTS,
+        CROSS_SELL,
+        STOCK_FORECASTS,
+        LOW_DATA,
+        SENTENCES,
+        TEXT_STATES,
+        CONTACTS,
     )
 }

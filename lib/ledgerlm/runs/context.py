@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Mapping
@@ -135,16 +136,31 @@ class Context:
         return self.write("quarantine", rows, where=f"stage = '{self.stage}'")
 
     def facts(self, name: str) -> Mapping[str, Any]:
-        """Facts of the latest finished stage with that stage name, or else that job.
+        """Facts of the latest finished stage before this one with that stage name, or else that job.
 
         Raises:
             ConfigError: when no such stage has finished.
         """
-        stages = [stage.name for stage in self.pipeline.stages if name in (stage.name, stage.job.name)]
+        before = list(itertools.takewhile(lambda stage: stage.name != self.stage, self.pipeline.stages))
+        named = [stage.name for stage in before if stage.name == name]
+        stages = named or [stage.name for stage in before if stage.job.name == name]
         finished = [record for stage in stages if (record := self.records.load(stage)) is not None and record.done]
         if not finished:
             raise ConfigError(f"{self.pipeline.file}: stage {self.stage} needs a finished stage '{name}' before it")
         return finished[-1].facts
+
+    def backbone(self, name: str | None) -> Path:
+        """Folder of a backbone.
+
+        Args:
+            name: a finetune stage before this one, or a folder; None for the latest such stage.
+
+        Raises:
+            ConfigError: when no such stage has finished.
+        """
+        if name is None or name in (stage.name for stage in self.pipeline.stages):
+            return Path(self.facts(name or "finetune")["backbone"]).resolve()
+        return Path(name).expanduser().resolve()
 
     def failpoint(self, name: str) -> None:
         """Dies here as from `kill -9` when LEDGERLM_FAILPOINT names `STAGE:name`; the chaos tests' way in."""

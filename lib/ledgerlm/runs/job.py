@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ledgerlm.runs.config import Conf
 
@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 
 
 class JobConf(Conf):
-    """Base of the jobs' configurations: what stands under `stages.NAME` of a pipeline, without `job`."""
+    """Base of the jobs' configurations: what stands under `stages.NAME` of a pipeline, without `job`.
+
+    Attributes:
+        HOW: settings that say how the work is done, not what comes of it (how many workers, say); they may change
+            between two attempts of a stage and are not part of its fingerprint.
+    """
+
+    HOW: ClassVar[frozenset[str]] = frozenset()
+
+    def stages_named(self) -> Sequence[str]:
+        """Stages whose facts are used because this configuration names them."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +73,9 @@ class Job:
         reads: tables it reads; a stage is done again when a stage that writes one of them was.
         writes: tables it writes.
         needs: jobs whose facts or artefacts it uses; they count like tables it reads.
+            Where its configuration names the stages instead (`JobConf.stages_named`), only those count.
         sources: identity of what it reads from outside the lake (paths, sizes, times), as JSON values.
+        expect: lines for --dry-run on what the stage would take; it reads tables and changes nothing.
     """
 
     name: str
@@ -73,6 +86,7 @@ class Job:
     writes: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     sources: Callable[[DataSetSpec], Any] | None = None
+    expect: Callable[[Context, Any], Sequence[str]] | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Runs this job's stages of a pipeline; the same as `ledgerlm NAME ARGV`. Returns the exit code."""

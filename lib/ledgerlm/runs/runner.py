@@ -136,6 +136,15 @@ class Runner:
             progress=self.progress,
         )
 
+    def expectation(self, stage: Stage) -> Sequence[str]:
+        """What the stage would take, as far as its job can tell; nothing is recorded."""
+        if stage.job.expect is None:
+            return ()
+        record = StageRecord(
+            name=stage.name, job=stage.job.name, engine=stage.job.engine, fingerprint=self.fingerprint(stage), attempt=0
+        )
+        return stage.job.expect(self._context(record), stage.conf)
+
     def _stands(self, record: StageRecord) -> bool:
         """Whether what the stage wrote is still there; on this machine that is seen without starting Spark."""
         if not all(Path(folder).exists() for folder in record.artefacts):
@@ -148,20 +157,24 @@ class Runner:
 
     def fingerprint(self, stage: Stage) -> str:
         """Hash of all that decides what the stage writes: itself, the data, and the stages it builds on."""
-        before = self.pipeline.stages[: self.pipeline.stages.index(stage)]
-        reads = set(stage.job.reads)
-        built_on = [one for one in before if reads & set(one.job.writes) or one.job.name in stage.job.needs]
         return digest(
             {
                 "job": stage.job.name,
-                "conf": stage.conf.model_dump(mode="json"),
+                "conf": stage.conf.model_dump(mode="json", exclude=set(stage.conf.HOW)),
                 "seed": self.pipeline.conf.seed,
                 "data": self.spec.model_dump(mode="json"),
                 "sources": stage.job.sources(self.spec) if stage.job.sources else None,
                 "version": versions()["ledgerlm"],
-                "built_on": {one.name: self.fingerprint(one) for one in built_on},
+                "built_on": {one.name: self.fingerprint(one) for one in self._built_on(stage)},
             }
         )
+
+    def _built_on(self, stage: Stage) -> list[Stage]:
+        """The stages before it that write what it reads, or whose facts it uses."""
+        before = self.pipeline.stages[: self.pipeline.stages.index(stage)]
+        reads, jobs = set(stage.job.reads), set(stage.job.needs)
+        named = set(stage.conf.stages_named()) or {one.name for one in before if one.job.name in jobs}
+        return [one for one in before if reads & set(one.job.writes) or one.name in named]
 
 
 def summary(record: StageRecord) -> str:

@@ -114,6 +114,7 @@ FORMATS: dict[str, Format] = {
         # Few tokens an event: see "The compact document" in docs/architecture.md.
         Format(
             name="compact",
+            version=2,  # whole numbers up to twelve are exact
             head=lambda fields: "|".join(shown.name for shown in fields) + "\n",
             cell=lambda shown: Cell(before=shown.short, absent="-"),
             between="|",

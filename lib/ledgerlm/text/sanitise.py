@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
@@ -18,6 +21,7 @@ _ANGLES = rf"[<\uFF1C\uFE64]({_INNER})[>\uFF1E\uFE65]"
 _OPENING = r"[<\uFF1C\uFE64](?![\d =])"
 _SQUARES = r"[\[\uFF3B](/?\w{1,32})[\]\uFF3D]"  # [INST], [/INST], [CLS], [TOOL_CALLS]
 _AROUND = f" *{SEPARATOR} *"
+_KEPT, _BREAKS = "\t\n\v\f\r\x85", "\t\n\v\f\r\x85|"
 
 # What `sanitise` may change lies outside these; other signs are letters, marks and digits of any script.
 _HARMLESS = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) not in "|<[")
@@ -46,6 +50,16 @@ def sanitise(text: Column, max_length: int) -> Column:
     text = F.regexp_replace(text, f"([^{SEPARATOR}]{{{max_length}}})[^{SEPARATOR}]+", "$1")
     text = F.trim(F.regexp_replace(text, f" {SEPARATOR}", SEPARATOR))
     return F.regexp_replace(text, _OPENING, "(")  # last: cutting and trimming can bring a sign to the end
+
+
+def sanitised(text: str, max_length: int) -> str:
+    """One value as `sanitise` makes it, for a service that answers one client at a time without Spark."""
+    kept = (sign for sign in text if sign in _KEPT or unicodedata.category(sign) not in ("Cc", "Cf", "Co", "Cs"))
+    text = re.sub(_ANGLES, r"(\1)", "".join(kept), flags=re.ASCII)
+    text = re.sub(_SQUARES, r"(\1)", text, flags=re.ASCII)
+    blank = "".join(" " if sign in _BREAKS or unicodedata.category(sign).startswith("Z") else sign for sign in text)
+    text = re.sub(" +", " ", blank).strip(" ")[:max_length].strip(" ")
+    return re.sub(_OPENING, "(", text, flags=re.ASCII)
 
 
 def suspicious(text: Column, escaped: str = "") -> Column:

@@ -146,7 +146,7 @@ def assemble(histories: DataFrame, fields: Fields) -> DataFrame:
 
     Returns:
         client_id, as_of, `codes` array<int> (event after event, a place for each field; 1 is an unknown code),
-        `numbers` array<float> (the same), event_count_used, event_count_cut.
+        `numbers` array<float> (the same), event_count_used, event_count_cut, last_event_time.
     """
     coded = reduce(lambda rows, item: _encode(rows, item[0], item[1]), enumerate(fields.codes.values()), histories)
     of_client = Window.partitionBy(*_KEY)
@@ -154,12 +154,15 @@ def assemble(histories: DataFrame, fields: Fields) -> DataFrame:
         *_KEY,
         F.row_number().over(of_client.orderBy(*(F.desc(name) for name in _ORDER))).alias("age"),
         F.count(F.lit(1)).over(of_client).alias("total"),
+        "event_time",
         F.array(*(F.col(f"_code{place}") for place in range(len(fields.codes)))).alias("codes"),
         F.col("numbers").cast("array<float>").alias("numbers"),
     ).where(F.col("age") <= fields.max_events)
     event = F.struct((-F.col("age")).alias("place"), "codes", "numbers")
     gathered = ranked.groupBy(*_KEY).agg(
-        F.sort_array(F.collect_list(event)).alias("events"), F.max("total").cast("int").alias("total")
+        F.sort_array(F.collect_list(event)).alias("events"),
+        F.max("total").cast("int").alias("total"),
+        F.max("event_time").alias("last_event_time"),
     )
     used = F.size("events")
     return gathered.select(
@@ -168,6 +171,7 @@ def assemble(histories: DataFrame, fields: Fields) -> DataFrame:
         F.flatten(F.col("events.numbers")).alias("numbers"),
         used.alias("event_count_used"),
         (F.col("total") - used).alias("event_count_cut"),
+        "last_event_time",
     )
 
 

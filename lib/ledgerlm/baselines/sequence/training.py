@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-import torch.distributed
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ledgerlm.backbone.cpu import keep_freed_memory
 from ledgerlm.backbone.ranks import Ranks
 from ledgerlm.baselines.sequence.batches import Histories, draw_slices
+from ledgerlm.baselines.sequence.checkpoint import average_gradients, load_checkpoint, save_checkpoint
 from ledgerlm.baselines.sequence.encoder import Encoder
 from ledgerlm.baselines.sequence.objective import Objective
 from ledgerlm.baselines.sequence.settings import EncoderCard, RankConf
@@ -67,7 +63,7 @@ class Training:
 
     def run(self, report: Report) -> None:
         """Trains the epochs that are left; each ends with a checkpoint and a report."""
-        self._resume()
+        load_checkpoint(self.conf.folder, self.objective, self.optimizer, self.curve)
         for epoch in range(len(self.curve), self.conf.training.epochs):
             began = time.monotonic()
             for group in self.optimizer.param_groups:
@@ -75,12 +71,11 @@ class Training:
             line = {"epoch": float(epoch + 1), **self._epoch(epoch), **self._held_out_numbers()}
             line["seconds"] = time.monotonic() - began
             self.curve.append(line)
-            self._save()
+            save_checkpoint(self.conf.folder, self.objective, self.optimizer, self.curve, self.ranks)
             report(line)
 
     def learning_rate(self, epoch: int) -> float:
         """Learning rate of an epoch, from 0: a fixed schedule, divided by ten at each plateau of the held-out loss."""
-        """Learning rate of an epoch, from 0: stepwise falling."""
         settings = self.conf.training
         rate = settings.learning_rate * settings.step_factor ** (epoch // settings.step_epochs)
         if settings.plateau_epochs is None:
@@ -108,7 +103,7 @@ class Training:
             outcome = self.objective(batch)
             self.optimizer.zero_grad()
             outcome.loss.backward()
-            self._average_gradients()
+            average_gradients(list(self.objective.parameters()), self.ranks)
             if self.conf.training.clip is not None:
                 torch.nn.utils.clip_grad_norm_(self.objective.parameters(), self.conf.training.clip)
             self.optimizer.step()
@@ -117,19 +112,6 @@ class Training:
                 sums[name] += value
         total = dict(zip(sums, self.ranks.total(np.array(list(sums.values()))).tolist(), strict=True))
         return {name: value if name == "events" else value / (steps * self.ranks.size) for name, value in total.items()}
-
-    def _average_gradients(self) -> None:
-        if self.ranks.size == 1:
-            return
-        parameters = list(self.objective.parameters())
-        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
-        flat = torch.cat([each.reshape(-1) for each in gradients])
-        torch.distributed.all_reduce(flat)
-        flat /= self.ranks.size
-        start = 0
-        for each in parameters:
-            each.grad = flat[start : start + each.numel()].view_as(each)
-            start += each.numel()
 
     @torch.no_grad()
     def _held_out_numbers(self) -> dict[str, float]:
@@ -149,43 +131,6 @@ class Training:
                 sums[f"held_out_{name}"] += value / steps
         total = self.ranks.total(np.array(list(sums.values()))) / self.ranks.size
         return dict(zip(sums, total.tolist(), strict=True))
-
-    def _save(self) -> None:
-        """Checkpoint of this epoch, by the first worker: weights and Adam's moments as safetensors, a JSON curve."""
-        if self.ranks.first:
-            aside, folder = self.conf.folder / "checkpoint.aside", self.conf.folder / "checkpoint"
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            save_file(dict(self._state()), aside / "state.safetensors")
-            (aside / "curve.json").write_text(json.dumps(self.curve))
-            shutil.rmtree(folder, ignore_errors=True)
-            aside.rename(folder)
-        self.ranks.wait()
-
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
-        for name, value in self.objective.state_dict().items():
-            yield f"model/{name}", value.detach().cpu().contiguous()
-        for place, state in self.optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                yield f"adam/{place}/{name}", torch.as_tensor(value).cpu().contiguous()
-
-    def _resume(self) -> None:
-        folder = self.conf.folder / "checkpoint"
-        if not (folder / "curve.json").exists():
-            return
-        model: dict[str, Tensor] = {}
-        moments: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for key, value in load_file(folder / "state.safetensors").items():
-            kind, _, rest = key.partition("/")
-            if kind == "model":
-                model[rest] = value
-            else:
-                place, _, name = rest.partition("/")
-                moments[int(place)][name] = value
-        self.objective.load_state_dict(model)
-        groups: list[Any] = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": dict(moments), "param_groups": groups})
-        self.curve = json.loads((folder / "curve.json").read_text())
 
 
 def train_rank(conf: RankConf, report: Report) -> None:

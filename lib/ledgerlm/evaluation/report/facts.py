@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ledgerlm.evaluation.published import published
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.schemas import TABLES
 from ledgerlm.runs.record import git_commit, now, versions
@@ -22,7 +23,8 @@ def collect(pipeline: Pipeline, spec: DataSetSpec, run: Run, spark: SparkSession
 
     Returns:
         `run_id`, `pipeline`, `stages`, `leaderboard` (cross-validation rows), `leaderboard_test` (the fixed test
-        clients), `tables`, `backbone`, `versions`, and under `details` the facts of each stage by its name.
+        clients), `published` (figures of others), `tables`, `backbone`, `versions`, and under `details` the facts of
+        each stage by its name.
     """
     details = {stage.record.name: dict(stage.record.facts) for stage in run.stages}
     board = _leaderboard(run.stages)
@@ -38,6 +40,7 @@ def collect(pipeline: Pipeline, spec: DataSetSpec, run: Run, spark: SparkSession
         "stages": [_stage(stage) for stage in run.stages],
         "leaderboard": [row for row in board if row.get("split") != "test"],
         "leaderboard_test": [row for row in board if row.get("split") == "test"],
+        "published": _published(spec.name),
         "tables": _tables(Lake(pipeline.lake_root, spark)),
         "backbone": _backbone(run.stages),
         "versions": versions(),
@@ -68,6 +71,11 @@ def _stage(stage: Finished) -> dict[str, Any]:
 
 def _leaderboard(stages: tuple[Finished, ...]) -> list[dict[str, Any]]:
     return [dict(row) for stage in stages for row in stage.record.facts.get("leaderboard", [])]
+
+
+def _published(data_set: str) -> dict[str, Any]:
+    found = published(data_set)
+    return {} if found is None else {"rows": found.rows(), "source": found.source, "caveats": list(found.caveats)}
 
 
 def _tables(lake: Lake) -> dict[str, dict[str, Any]]:

@@ -52,11 +52,23 @@ def _colour(place: int) -> str:
     return COLOURS[place % len(COLOURS)]
 
 
-def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, *, dots: bool = False) -> str:
-    """One line for each named series of (x values, y values)."""
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x: str,
+    y: str,
+    *,
+    dots: bool = False,
+    logarithmic: bool = False,
+) -> str:
+    """One line for each named series of (x values, y values); with a logarithmic x axis, ticks at the values."""
     figure, axes = _canvas()
     for place, (name, (across, up)) in enumerate(series.items()):
         axes.plot(across, up, color=_colour(place), label=name, lw=1.8, marker="o" if dots else None, ms=4)
+    if logarithmic:
+        values = sorted({value for across, _ in series.values() for value in across})
+        axes.set_xscale("log")
+        axes.set_xticks(values, [f"{value:g}" for value in values])
+        axes.minorticks_off()
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if len(series) > 1:

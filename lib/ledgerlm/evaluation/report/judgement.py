@@ -56,7 +56,7 @@ def _task(name: str, task: Facts, stage: Facts, facts: Facts) -> Section:
         f"to {stage['baseline']} is paired: the same clients, folds and resamples."
     )
     blocks = [_board(rows, metric), _forests(rows, metric, stage["baseline"])]
-    blocks += [_test_board(_ordered(facts["leaderboard_test"], name, metric), metric)]
+    blocks += [_test_board(_ordered(facts["leaderboard_test"], name, metric), metric), _published(name, facts)]
     blocks += [*_curves(task), _all_metrics(facts["leaderboard"], name), *_importance(task)]
     return Section(title=f"Task {name}", note=note, blocks=[block for block in blocks if block is not None])
 
@@ -92,6 +92,22 @@ def _test_board(rows: Sequence[Mapping[str, Any]], metric: str) -> Block | None:
         cells,
         heading="The fixed test clients",
         note="No tokenizer, backbone or dictionary has seen them. Few clients: mind the width of the intervals.",
+    )
+
+
+def _published(task: str, facts: Facts) -> Block | None:
+    """What others reached, best first, marked as theirs."""
+    rows = [row for row in facts["published"].get("rows", []) if row["task"] == task]
+    if not rows:
+        return None
+    metric, split = rows[0]["metric"], {"test": "the fixed test clients", "cross_validation": "cross-validation"}
+    cells = [[row["method"], row["mean"], row["std"], row["origin"]] for row in _ordered(rows, task, metric)]
+    return table(
+        ["method", metric, "deviation", "origin"],
+        cells,
+        heading="Reached elsewhere",
+        note=f"Not from this run: {facts['published']['source']}; to be set beside {split[rows[0]['split']]}. "
+        + " ".join(facts["published"]["caveats"]),
     )
 
 

@@ -78,7 +78,11 @@ def _block(block: Mapping[str, Any]) -> Block:
 def _drawing(figure: Mapping[str, Any]) -> Drawing:
     draw = {
         "lines": lambda: lines(
-            {name: (xy[0], xy[1]) for name, xy in figure["series"].items()}, figure["x"], figure["y"], dots=True
+            {name: (xy[0], xy[1]) for name, xy in figure["series"].items()},
+            figure["x"],
+            figure["y"],
+            dots=True,
+            logarithmic=figure.get("logarithmic", False),
         ),
         "bars": lambda: bars(figure["values"], figure["x"]),
         "heatmap": lambda: heatmap(figure["rows"], figure["columns"], figure["values"]),

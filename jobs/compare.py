@@ -1,0 +1,127 @@
+"""Compares finished heads by their scores on the same labelled rows: figures with intervals, by class and slice."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from pydantic import Field, model_validator
+from pyspark.sql import functions as F
+
+from ledgerlm.errors import ConfigError
+from ledgerlm.evaluation.compare import (
+    Compared,
+    comparison_rows,
+    entries_of,
+    figures_of,
+    judged_slices,
+    reached,
+)
+from ledgerlm.evaluation.leaderboard import BAYES, Entry, leaderboard_rows
+from ledgerlm.evaluation.report.comparison import section
+from ledgerlm.heads.scoring import heads_of
+from ledgerlm.heads.tasks import declared_tasks, find_tasks
+from ledgerlm.runs.context import Context
+from ledgerlm.runs.job import Job, JobConf, StageResult
+
+
+class CompareConf(JobConf):
+    """Settings of the compare job."""
+
+    methods: dict[str, str] = Field(
+        min_length=1, description="method name -> STAGE whose heads scored, or STAGE:NAME for one of several"
+    )
+    tasks: tuple[str, ...] = Field(min_length=1, description="binary or multiclass tasks in labels")
+    slices: dict[str, str] = Field(
+        {"test": "split = 'test'"},
+        min_length=1,
+        description="name -> SQL condition over columns of clients and labels, judged apart",
+    )
+    baseline: str = Field(description="method that the others are set against")
+    bootstrap: int = Field(500, ge=100, description="resamples of clients for the intervals")
+    max_rows: int = Field(100_000, ge=100, description="labels read to the driver; whole clients are left out above it")
+
+    @model_validator(mode="after")
+    def _known_baseline(self) -> CompareConf:
+        if self.baseline not in self.methods:
+            raise ValueError(f"baseline: no method '{self.baseline}'")
+        if BAYES in self.methods:
+            raise ValueError(f"methods: the name '{BAYES}' is taken by the simulator's own probabilities")
+        return self
+
+    def stages_named(self) -> Sequence[str]:
+        """The stages that scored."""
+        return [source.partition(":")[0] for source in self.methods.values()]
+
+
+def run(ctx: Context, conf: CompareConf) -> StageResult:
+    """Reads labels beside all scores, judges each task and slice, and writes leaderboard rows."""
+    every = ctx.read("labels")
+    tasks = find_tasks(every, conf.tasks, declared_tasks(ctx.spec))
+    if quantities := [task.name for task in tasks if task.kind == "regression"]:
+        raise ConfigError(f"compare judges classes, but {', '.join(quantities)} is a quantity; leave it out of tasks")
+    heads = {method: _heads(ctx, source) for method, source in conf.methods.items()}
+    rows = comparison_rows(
+        every.where(F.col("task").isin([task.name for task in tasks])),
+        ctx.read("clients"),
+        ctx.read("scores"),
+        ctx.read("bayes") if ctx.exists("bayes") else None,
+        heads=heads,
+        slices=conf.slices,
+        max_rows=conf.max_rows,
+    )
+    frame: pd.DataFrame = rows.toArrow().to_pandas()
+    entries: list[Entry] = []
+    report, facts = [], []
+    for compared in judged_slices(frame, tasks, tuple(heads), tuple(conf.slices)):
+        ctx.progress.say(f"    {compared.task.name} on {compared.slice}: {len(compared.y):,} rows")
+        own = _entries(ctx, conf, compared)
+        shares = reached(compared)
+        entries += own
+        report.append(section(compared, own, shares, conf.baseline))
+        facts.append(_facts(compared, own, shares))
+    written = ctx.write("leaderboard", leaderboard_rows(ctx.spark, entries), where=f"split LIKE '{ctx.stage}/%'")
+    return StageResult(
+        rows_in=len(frame),
+        rows_out=written.rows,
+        tables={"leaderboard": written.version},
+        facts={"baseline": conf.baseline, "compared": facts, "report": report},
+    )
+
+
+def _heads(ctx: Context, source: str) -> Sequence[str]:
+    stage, _, name = source.partition(":")
+    return heads_of(ctx.facts(stage), stage, name)
+
+
+def _entries(ctx: Context, conf: CompareConf, compared: Compared) -> list[Entry]:
+    figures = {method: figures_of(compared, p, count=conf.bootstrap, seed=ctx.seed) for method, p in compared.p.items()}
+    return entries_of(compared, figures, split=f"{ctx.stage}/{compared.slice}", baseline=conf.baseline)
+
+
+def _facts(compared: Compared, entries: Sequence[Entry], shares: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "task": compared.task.name,
+        "slice": compared.slice,
+        "classes": list(compared.task.class_names),
+        "rows": len(compared.y),
+        "left_out": compared.left_out,
+        "figures": [entry.row() for entry in entries],
+        "reached": shares,
+    }
+
+
+JOB = Job(
+    name="compare",
+    engine="spark + numpy",
+    conf=CompareConf,
+    run=run,
+    reads=("labels", "clients", "scores", "bayes"),
+    writes=("leaderboard",),
+)
+main = JOB.main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Cross-sell and up-sell: products that a client does not hold, or the next better one, and who is likely to want them.
+
+Who holds a product is told by a condition over client columns, by recent events, or by both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+from pyspark.sql import functions as F
+
+from ledgerlm.applications.offers import Offer
+from ledgerlm.events.goals import GoalRule, with_goal
+from ledgerlm.runs.config import Conf
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+class Holding(Conf):
+    """How it shows that a client holds a product."""
+
+    clients: str | None = Field(None, description="SQL condition over client columns")
+    events: GoalRule | None = Field(None, description="events that only holders have")
+    days: int = Field(180, ge=1, description="days before as_of in which such events count")
+
+
+class Product(Offer):
+    """A product that may be sold to clients who do not hold it."""
+
+    kind: Literal["cross_sell", "up_sell"] = Field("cross_sell", description="up_sell: a better one of what they hold")
+    held: Holding = Field(description="who has it already and is no candidate")
+
+
+def holders(
+    events: DataFrame,
+    clients: DataFrame,
+    rows: DataFrame,
+    products: Sequence[Product],
+    dictionaries: DataFrame | None,
+) -> DataFrame:
+    """Who holds which product at as_of.
+
+    Args:
+        events: the `events` table; only events before as_of are looked at.
+        clients: the `clients` table.
+        rows: client_id, as_of.
+        products: the catalogue.
+        dictionaries: the `dictionaries` table, if there is one.
+
+    Returns:
+        client_id, as_of, offer (the product's name); distinct.
+    """
+    asked = rows.select("client_id", "as_of").distinct()
+    found = asked.withColumn("offer", F.lit("")).limit(0)
+    for product in products:
+        if product.held.clients is not None:
+            own = clients.where(product.held.clients).select("client_id")
+            named = asked.join(own, on="client_id", how="leftsemi").withColumn("offer", F.lit(product.name))
+            found = found.unionByName(named)
+        if product.held.events is not None:
+            fitting = with_goal(events, [product.held.events], dictionaries).where("goal IS NOT NULL")
+            start = F.col("as_of") - F.make_dt_interval(F.lit(product.held.days))
+            seen = asked.join(fitting.select("client_id", "event_time"), on="client_id", how="inner")
+            seen = seen.where((F.col("event_time") < F.col("as_of")) & (F.col("event_time") >= start))
+            found = found.unionByName(seen.select("client_id", "as_of", F.lit(product.name).alias("offer")))
+    return found.distinct()
+
+
+def without_holders(candidates: DataFrame, held: DataFrame) -> DataFrame:
+    """Candidates for products that the client does not hold.
+
+    Args:
+        candidates: from `offers.candidates`.
+        held: from `holders`.
+    """
+    return candidates.join(held, on=["client_id", "as_of", "offer"], how="leftanti")
+
+
+def with_kind(rows: DataFrame, products: Sequence[Product]) -> DataFrame:
+    """Adds `kind`: cross_sell or up_sell."""
+    kinds = F.create_map(*(F.lit(part) for product in products for part in (product.name, product.kind)))
+    return rows.withColumn("kind", kinds[F.col("offer")])

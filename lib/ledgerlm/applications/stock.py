@@ -1,0 +1,205 @@
+"""Stock forecasts: how many purchases of each category to expect in each region, from goals and recent activity.
+
+A client's expected purchases of a category in the horizon are his recent purchases a day times the horizon, times the
+category's share given each goal, weighted by the probabilities of the goals. The shares, and how far counts stray from
+such sums, are learnt at earlier dates whose horizon had ended by the date of the forecast.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+from pyspark.sql import functions as F
+
+from ledgerlm.runs.config import Conf
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+    from ledgerlm.heads.tasks import Task
+
+_KEY = ("client_id", "as_of")
+_Z = 1.644854  # standard normal quantile of a 90 % interval
+# Purchases that every client is taken to have made beside his own, so that nobody's activity is zero.
+_PRIOR = 0.5
+
+
+class StockConf(Conf):
+    """What is counted, where, and over which days."""
+
+    category: str = Field("mcc", description="event field of the category; by its description where there is one")
+    where: str = Field("amount < 0", description="SQL condition over event columns: what is a purchase")
+    region: str = Field(description="SQL expression over client columns: where the client shops")
+    horizon: int = Field(30, ge=1, description="days after as_of that are forecast")
+    window: int = Field(90, ge=1, description="days before as_of that tell a client's activity")
+
+
+def purchases(events: DataFrame, conf: StockConf, category: str) -> DataFrame:
+    """client_id, event_time, category of each purchase; `category` names the column that holds it."""
+    kept = events.where(conf.where).where(F.col(category).isNotNull())
+    return kept.select("client_id", "event_time", F.col(category).alias("category"))
+
+
+def activity(bought: DataFrame, rows: DataFrame, conf: StockConf) -> DataFrame:
+    """Expected purchases of each client in the horizon if he goes on as before.
+
+    Returns:
+        client_id, as_of, pace (purchases); one row for each of `rows`.
+    """
+    asked = rows.select(*_KEY).distinct()
+    start = F.col("as_of") - F.make_dt_interval(F.lit(conf.window))
+    seen = bought.join(asked, on="client_id", how="inner")
+    seen = seen.where((F.col("event_time") < F.col("as_of")) & (F.col("event_time") >= start))
+    counted = seen.groupBy(*_KEY).count()
+    made = F.coalesce("count", F.lit(0)) + F.lit(_PRIOR)
+    pace = made * (conf.horizon / conf.window)
+    return asked.join(counted, on=list(_KEY), how="left").select(*_KEY, pace.alias("pace"))
+
+
+def outcomes(bought: DataFrame, rows: DataFrame, conf: StockConf) -> DataFrame:
+    """client_id, as_of, category, count: what each client bought in the horizon; absent where nothing."""
+    asked = rows.select(*_KEY).distinct()
+    end = F.col("as_of") + F.make_dt_interval(F.lit(conf.horizon))
+    seen = bought.join(asked, on="client_id", how="inner")
+    seen = seen.where((F.col("event_time") >= F.col("as_of")) & (F.col("event_time") < end))
+    return seen.groupBy(*_KEY, "category").count()
+
+
+def expected_goals(scores: DataFrame, task: Task) -> DataFrame:
+    """client_id, as_of, goal, weight: the probability of each goal, one row a client and goal."""
+    entries = F.array(
+        *(
+            F.struct(F.lit(name).alias("goal"), F.col("probabilities")[place].cast("double").alias("weight"))
+            for place, name in enumerate(task.class_names)
+        )
+    )
+    return scores.select(*_KEY, F.explode(entries).alias("_one")).select(*_KEY, "_one.*")
+
+
+def learn_shares(goals: DataFrame, paces: DataFrame, counted: DataFrame) -> DataFrame:
+    """Purchases of each category for one purchase of pace, given each goal; soft counts over the learning dates.
+
+    Returns:
+        goal, category, share.
+    """
+    weighted = goals.join(paces, on=list(_KEY), how="inner")
+    total = weighted.groupBy("goal").agg(F.sum(F.col("weight") * F.col("pace")).alias("total"))
+    each = goals.join(counted, on=list(_KEY), how="inner").groupBy("goal", "category")
+    made = each.agg(F.sum(F.col("weight") * F.col("count")).alias("made"))
+    return made.join(F.broadcast(total), on="goal").select(
+        "goal", "category", (F.col("made") / F.col("total")).alias("share")
+    )
+
+
+def cells(goals: DataFrame, paces: DataFrame, shares: DataFrame, regions: DataFrame) -> DataFrame:
+    """Expected purchases by date, region and category.
+
+    Args:
+        goals: from `expected_goals`.
+        paces: from `activity`.
+        shares: from `learn_shares`.
+        regions: client_id, region.
+
+    Returns:
+        as_of, region, category, expected, pace (purchases of the region's clients if they go on as before).
+    """
+    placed = goals.join(paces, on=list(_KEY), how="inner").join(regions, on="client_id", how="inner")
+    # Goals are summed up by region first: a handful of rows meets the shares, not every client.
+    mass = placed.groupBy("as_of", "region", "goal").agg(F.sum(F.col("weight") * F.col("pace")).alias("mass"))
+    spread = mass.join(F.broadcast(shares), on="goal", how="inner")
+    return spread.groupBy("as_of", "region", "category").agg(
+        F.sum(F.col("mass") * F.col("share")).alias("expected"), F.sum("mass").alias("pace")
+    )
+
+
+def observed(counted: DataFrame, regions: DataFrame) -> DataFrame:
+    """as_of, region, category, observed: what came."""
+    return (
+        counted.join(regions, on="client_id", how="inner")
+        .groupBy("as_of", "region", "category")
+        .agg(F.sum("count").alias("observed"))
+    )
+
+
+def dispersion(learnt: DataFrame) -> DataFrame:
+    """How much further than a Poisson count a category strays, from the cells of the learning dates (quasi-Poisson).
+
+    Args:
+        learnt: expected and observed by as_of, region, category.
+
+    Returns:
+        category, phi: the mean of (observed - expected)^2 / expected, at least 1.
+    """
+    strayed = F.pow(F.col("observed") - F.col("expected"), 2) / F.greatest("expected", F.lit(0.1))
+    return learnt.groupBy("category").agg(F.greatest(F.avg(strayed), F.lit(1.0)).alias("phi"))
+
+
+def with_interval(forecast: DataFrame, strays: DataFrame) -> DataFrame:
+    """Adds `low` and `high`, the 90 % interval: expected -+ 1.64 sqrt(phi x expected)."""
+    reach = F.lit(_Z) * F.sqrt(F.coalesce("phi", F.lit(1.0)) * F.col("expected"))
+    joined = forecast.join(F.broadcast(strays), on="category", how="left")
+    return joined.withColumns(
+        {"low": F.greatest(F.col("expected") - reach, F.lit(0.0)), "high": F.col("expected") + reach}
+    ).drop("phi")
+
+
+def with_rivals(
+    forecast: DataFrame, bought: DataFrame, rows: DataFrame, regions: DataFrame, conf: StockConf
+) -> DataFrame:
+    """Adds `before`: purchases of the window before as_of, scaled to the horizon, which is the frequency rule."""
+    asked = rows.select(*_KEY).distinct()
+    start = F.col("as_of") - F.make_dt_interval(F.lit(conf.window))
+    seen = bought.join(asked, on="client_id", how="inner").join(regions, on="client_id", how="inner")
+    seen = seen.where((F.col("event_time") < F.col("as_of")) & (F.col("event_time") >= start))
+    scaled = F.count(F.lit(1)) * F.lit(conf.horizon / conf.window)
+    counted = seen.groupBy("as_of", "region", "category").agg(scaled.alias("before"))
+    joined = forecast.join(counted, on=["as_of", "region", "category"], how="left")
+    return joined.withColumn("before", F.coalesce("before", F.lit(0.0)))
+
+
+def reason_in_words(conf: StockConf) -> Column:
+    """Why a number is expected: against the pace of the days before."""
+    change = 100 * (F.col("expected") / F.greatest("before", F.lit(0.1)) - 1)
+    return F.concat(
+        F.format_number("before", 0),
+        F.lit(f" if the last {conf.window} days went on; "),
+        F.when(change >= 0, F.lit("+")).otherwise(F.lit("")),
+        F.format_number(change, 0),
+        F.lit(" % by the goals that clients of the region are likely to have and what such clients bought before"),
+    )
+
+
+def backtest(forecast: DataFrame) -> dict[str, Any]:
+    """Error of the forecast where the outcome is known, beside its rivals.
+
+    The frequency rule says that the window goes on; chance spreads the region's pace evenly over the categories.
+
+    Args:
+        forecast: expected, low, high, before, pace, observed by as_of, region, category.
+
+    Returns:
+        cells, purchases, for each method the sum of absolute errors over the purchases (`wape`), gain of the forecast
+        over each rival (share of the rival's error that it saves), and coverage of the intervals.
+    """
+    known = forecast.where("observed IS NOT NULL")
+    categories = F.lit(known.select("category").distinct().count())
+    rivals = {"scores": F.col("expected"), "frequency": F.col("before"), "random": F.col("pace") / categories}
+    errors = [F.sum(F.abs(F.col("observed") - said)).alias(name) for name, said in rivals.items()]
+    inside = F.col("observed").between(F.col("low"), F.col("high"))
+    row = known.agg(
+        F.count(F.lit(1)).alias("cells"),
+        F.sum("observed").alias("purchases"),
+        F.avg(inside.cast("double")).alias("coverage"),
+        *errors,
+    ).first()
+    if row is None or not row["cells"] or not row["purchases"]:
+        return {"cells": 0}
+    wape = {name: row[name] / row["purchases"] for name in rivals}
+    return {
+        "cells": row["cells"],
+        "purchases": int(row["purchases"]),
+        "coverage": row["coverage"],
+        "wape": wape,
+        "gain": {name: 1 - wape["scores"] / wape[name] for name in ("frequency", "random")},
+    }

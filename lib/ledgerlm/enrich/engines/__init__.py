@@ -1,0 +1,1 @@
+"""Enrichment engines that are language models; each module imports its library only when the engine is built."""

@@ -1,0 +1,191 @@
+"""Next goals: rules turn the events after a cut into what the client did first within a horizon."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from functools import reduce
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, model_validator
+from pyspark.sql import functions as F
+
+from ledgerlm.errors import ConfigError
+from ledgerlm.events.dictionaries import with_description
+from ledgerlm.runs.config import Conf
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+NONE = "none"
+_ORDER = ("event_time", "event_seq", "event_id")
+
+
+class GoalRule(Conf):
+    """What makes an event reach a goal; all conditions must hold."""
+
+    name: str = Field(min_length=1, description="the goal, also the text of its label")
+    fields: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="event field -> descriptions (or codes, where it has no dictionary)"
+    )
+    amount: Literal["in", "out", "any"] = Field("any", description="out: amount below zero; in: above zero")
+    when: str | None = Field(
+        None, description="SQL condition over event columns; FIELD_text is the description of a field named in a rule"
+    )
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if not self.fields and self.when is None:
+            raise ValueError(f"goal {self.name}: give fields, when, or both")
+        return self
+
+
+class CutsConf(Conf):
+    """The instants (UTC midnight) that part what is known from what is to come, the same for all clients."""
+
+    dates: tuple[dt.date, ...] = Field((), description="days, or else first, last and every_months")
+    first: dt.date | None = Field(None, description="first day of a sliding cut")
+    last: dt.date | None = Field(None, description="no cut after it")
+    every_months: int = Field(1, ge=1, description="months between sliding cuts")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        sliding = self.first is not None and self.last is not None
+        if bool(self.dates) == sliding or (self.first is None) != (self.last is None):
+            raise ValueError("give either dates, or first and last")
+        if self.first is not None and self.first.day > 28:
+            raise ValueError(f"first must be on day 1 to 28 of a month, not {self.first}")
+        return self
+
+    def days(self) -> list[dt.date]:
+        """The cuts, ascending."""
+        if self.first is None or self.last is None:
+            return sorted(set(self.dates))
+        found, months = [], self.first.year * 12 + self.first.month - 1
+        while (day := dt.date(months // 12, months % 12 + 1, self.first.day)) <= self.last:
+            found.append(day)
+            months += self.every_months
+        return found
+
+
+class GoalsConf(Conf):
+    """Goals from events: what a client does first after a cut, or nothing of it."""
+
+    task: str = Field("next_goal", description="the tasks are TASK_30d, TASK_90d ... by horizon")
+    rules: tuple[GoalRule, ...] = Field(min_length=1, description="the goals; an event reaches the first that fits")
+    horizons: tuple[int, ...] = Field((30,), min_length=1, description="days after the cut in which a goal counts")
+    cuts: CutsConf = Field(description="when")
+    min_events: int = Field(1, ge=1, description="events before the cut that a client must have")
+    none: bool = Field(True, description="label clients who reach no goal as 'none'; else they have no label")
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [rule.name for rule in self.rules]
+        if len(set(names)) < len(names) or NONE in names:
+            raise ValueError(f"goals {', '.join(names)}: names must differ, and '{NONE}' is the class of no goal")
+        if min(self.horizons) < 1:
+            raise ValueError(f"horizons {self.horizons} must be one day or more")
+        return self
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Text of each label, in the order of the numbers."""
+        return (*(rule.name for rule in self.rules), *((NONE,) if self.none else ()))
+
+
+def task_name(conf: GoalsConf, horizon: int) -> str:
+    """Name of the task of one horizon, such as `next_goal_30d`."""
+    return f"{conf.task}_{horizon}d"
+
+
+def with_goal(events: DataFrame, rules: Sequence[GoalRule], dictionaries: DataFrame | None = None) -> DataFrame:
+    """Adds `goal` int to each event: the place of the first rule that it fits, null for none.
+
+    Args:
+        events: the `events` table.
+        rules: the goals.
+        dictionaries: the `dictionaries` table; a field named in a rule is matched by its description, so that banks
+            with codes of their own share the rules.
+
+    Raises:
+        ConfigError: for a field that events lack.
+    """
+    named = list(dict.fromkeys(field for rule in rules for field in rule.fields))
+    if unknown := set(named) - set(events.columns):
+        raise ConfigError(f"goals: no event field {', '.join(sorted(unknown))}; there are {', '.join(events.columns)}")
+    described = reduce(lambda rows, field: with_description(rows, dictionaries, field, f"{field}_text"), named, events)
+    goal = reduce(
+        lambda rest, item: F.when(_fits(item[1]), item[0]).otherwise(rest),
+        reversed(list(enumerate(rules))),
+        F.lit(None).cast("int"),
+    )
+    return described.withColumn("goal", goal).drop(*(f"{field}_text" for field in named))
+
+
+def _fits(rule: GoalRule) -> Column:
+    parts = [F.col(f"{field}_text").isin(list(texts)) for field, texts in rule.fields.items()]
+    parts += [F.expr(rule.when)] if rule.when is not None else []
+    sign = {"in": F.col("amount") > 0, "out": F.col("amount") < 0}
+    parts += [sign[rule.amount]] if rule.amount != "any" else []
+    return reduce(lambda one, other: one & other, parts)
+
+
+def goal_labels(
+    events: DataFrame, clients: DataFrame, conf: GoalsConf, dictionaries: DataFrame | None = None
+) -> DataFrame:
+    """Labels each client at each cut with the goal reached first in the horizon.
+
+    History is what lies before the cut; an event at the very instant of the cut belongs to what is to come. A cut whose
+    horizon reaches beyond the day of the last event in the table gets no label, since what came is not known.
+
+    Args:
+        events: the `events` table.
+        clients: the `clients` table; others' events are left out.
+        conf: goals, horizons and cuts.
+        dictionaries: as for `with_goal`.
+
+    Returns:
+        client_id, task, as_of, label (place of the goal in `conf.classes`), label_text; key (client_id, task, as_of).
+    """
+    cuts = [_instant(day) for day in conf.cuts.days()]
+    own = events.join(clients.select("client_id"), on="client_id", how="leftsemi")
+    asked = _asked(own, cuts, conf)
+    reached = with_goal(own, conf.rules, dictionaries).where("goal IS NOT NULL")
+    later = reached.withColumn("as_of", F.explode(_cuts_before(cuts, max(conf.horizons))))
+    firsts = later.groupBy("client_id", "as_of").agg(F.min(F.struct(*_ORDER, "goal")).alias("first"))
+    found = asked.join(firsts, on=["client_id", "as_of"], how="left")
+    inside = F.col("first.event_time") < F.col("as_of") + F.make_dt_interval(F.col("horizon"))
+    place = F.when(inside, F.col("first.goal"))
+    labelled = found.withColumn("place", F.coalesce(place, F.lit(len(conf.rules))) if conf.none else place)
+    names = F.array(*(F.lit(name) for name in conf.classes))
+    return labelled.where("place IS NOT NULL").select(
+        "client_id",
+        F.concat(F.lit(f"{conf.task}_"), F.col("horizon").cast("string"), F.lit("d")).alias("task"),
+        "as_of",
+        F.col("place").cast("double").alias("label"),
+        F.get(names, F.col("place")).alias("label_text"),
+    )
+
+
+def _instant(day: dt.date) -> Column:
+    midnight = dt.datetime.combine(day, dt.time(), tzinfo=dt.UTC)
+    return F.timestamp_seconds(F.lit(int(midnight.timestamp())))
+
+
+def _cuts_before(cuts: Sequence[Column], horizon: int) -> Column:
+    """The cuts that an event is to come for, within the horizon."""
+    reach = F.make_dt_interval(F.lit(horizon))
+    time = F.col("event_time")
+    return F.filter(F.array(*cuts), lambda cut: (cut <= time) & (time < cut + reach))
+
+
+def _asked(events: DataFrame, cuts: Sequence[Column], conf: GoalsConf) -> DataFrame:
+    """client_id, as_of, horizon: what is asked of clients with enough history, where the answer is known."""
+    counts = [F.struct(cut.alias("as_of"), F.count_if(F.col("event_time") < cut).alias("before")) for cut in cuts]
+    histories = events.groupBy("client_id").agg(F.array(*counts).alias("cuts"))
+    each = histories.select("client_id", F.explode("cuts").alias("cut")).where(F.col("cut.before") >= conf.min_events)
+    horizons = F.array(*(F.lit(days) for days in conf.horizons))
+    asked = each.select("client_id", F.col("cut.as_of").alias("as_of"), F.explode(horizons).alias("horizon"))
+    end = events.agg((F.date_trunc("day", F.max("event_time")) + F.make_dt_interval(F.lit(1))).alias("end"))
+    known = asked.crossJoin(F.broadcast(end))
+    return known.where(F.col("as_of") + F.make_dt_interval(F.col("horizon")) <= F.col("end")).drop("end")

@@ -1,0 +1,163 @@
+"""Simple baselines for any task of classes: frequency, a client's own frequency, Markov of order 1 to 3 with back-off.
+
+They read a history as a sequence of symbols (goals or categories, by rules), and are counted by Spark on training rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+from pyspark.sql import Window
+from pyspark.sql import functions as F
+
+from ledgerlm.events.goals import GoalRule, with_goal
+from ledgerlm.heads.scoring import SCORED
+from ledgerlm.heads.tasks import Task, class_index
+from ledgerlm.runs.config import Conf
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+_KEY = ("client_id", "as_of")
+_ORDER = ("event_time", "event_seq", "event_id")
+LONGEST = 3
+
+
+class GuessingConf(Conf):
+    """How histories are read and counts are smoothed."""
+
+    symbols: tuple[GoalRule, ...] = Field(
+        min_length=1, description="what an event counts as; own_frequency takes those named as classes of the task"
+    )
+    orders: tuple[int, ...] = Field((1, 2, 3), description="orders of the Markov heads, 1 to 3; none for no such head")
+    weight: float = Field(
+        5.0, gt=0, description="events (or rows) that the shorter memory counts as, where the longer one is smoothed"
+    )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the heads."""
+        return ("frequency", "own_frequency", *(f"markov_{order}" for order in self.orders))
+
+
+def symbol_rows(events: DataFrame, rows: DataFrame, conf: GuessingConf, dictionaries: DataFrame | None) -> DataFrame:
+    """What each history consists of before as_of.
+
+    Args:
+        events: the `events` table.
+        rows: client_id, as_of.
+        conf: the symbols.
+        dictionaries: the `dictionaries` table, if there is one.
+
+    Returns:
+        client_id, as_of, `recent` array<string> (up to three newest symbols, newest first), `counts` map<string,
+        bigint>; one row for each of `rows`, empty where nothing was found.
+    """
+    names = F.array(*(F.lit(rule.name) for rule in conf.symbols))
+    told = with_goal(events, conf.symbols, dictionaries).where("goal IS NOT NULL")
+    told = told.select("client_id", *_ORDER, F.get(names, F.col("goal")).alias("symbol"))
+    asked = rows.select(*_KEY).distinct()
+    seen = told.join(asked, on="client_id", how="inner").where(F.col("event_time") < F.col("as_of"))
+    newest = Window.partitionBy(*_KEY).orderBy(*(F.desc(name) for name in _ORDER))
+    placed = seen.withColumn("age", F.row_number().over(newest))
+    recent = F.collect_list(F.when(F.col("age") <= LONGEST, F.struct("age", "symbol")))
+    each = placed.groupBy(*_KEY, "symbol").agg(F.count(F.lit(1)).alias("count"), recent.alias("recent"))
+    gathered = each.groupBy(*_KEY).agg(
+        F.map_from_entries(F.collect_list(F.struct("symbol", "count"))).alias("counts"),
+        F.sort_array(F.flatten(F.collect_list("recent"))).alias("recent"),
+    )
+    joined = asked.join(gathered, on=list(_KEY), how="left")
+    return joined.select(
+        *_KEY,
+        F.coalesce(F.col("recent.symbol"), F.array().cast("array<string>")).alias("recent"),
+        F.coalesce("counts", F.create_map().cast("map<string, bigint>")).alias("counts"),
+    )
+
+
+def guesses(read: DataFrame, labels: DataFrame, task: Task, conf: GuessingConf) -> dict[str, DataFrame]:
+    """Probabilities of every row by each head.
+
+    Order m is smoothed by order m - 1: (n(label, last m symbols) + w p(label | last m - 1)) / (n(last m symbols) + w),
+    and order 0 is the frequency of the labels. A client's own frequency is smoothed by the symbols' share among all.
+
+    Args:
+        read: from `symbol_rows`.
+        labels: client_id, as_of, label of the training rows.
+        task: what is predicted.
+        conf: smoothing and orders.
+
+    Returns:
+        Head name -> rows as other heads score them (`scoring.SCORED`), one for each of `read`.
+    """
+    counted = [F.count_if(F.col("_class") == place).alias(f"n{place}") for place in range(task.outputs)]
+    training = read.join(labels.withColumn("_class", class_index(task)), on=list(_KEY), how="inner")
+    training = training.withColumns({f"_last{order}": _last(order) for order in range(1, LONGEST + 1)})
+    total = training.agg(*counted).select(
+        _smoothed(F.array(*_names(task)), F.lit(1.0 / task.outputs), 1.0).alias("_p0")
+    )
+    rows = read.withColumns({f"_last{order}": _last(order) for order in range(1, LONGEST + 1)})
+    rows = rows.crossJoin(F.broadcast(total))
+    for order in range(1, max(conf.orders, default=0) + 1):
+        memory = f"_last{order}"
+        table = training.where(F.col(memory).isNotNull()).groupBy(memory).agg(*counted)
+        known = table.select(memory, F.array(*_names(task)).alias("_n"))
+        found = F.when(F.col("_n").isNull(), F.col(f"_p{order - 1}")).otherwise(
+            _blended("_n", f"_p{order - 1}", conf.weight)
+        )
+        rows = rows.join(known, on=memory, how="left").withColumn(f"_p{order}", found).drop("_n")
+    rows = rows.crossJoin(F.broadcast(_shares(training, task)))
+    own = F.array(
+        *(F.coalesce(F.try_element_at("counts", F.lit(name)), F.lit(0)).cast("double") for name in task.class_names)
+    )
+    rows = rows.withColumn("_own", own).withColumn("_own", _blended("_own", "_share", conf.weight))
+    columns = {"frequency": "_p0", "own_frequency": "_own"} | {f"markov_{order}": f"_p{order}" for order in conf.orders}
+    return {name: _scored(rows, column, task) for name, column in columns.items()}
+
+
+def _names(task: Task) -> list[Column]:
+    return [F.col(f"n{place}").cast("double") for place in range(task.outputs)]
+
+
+def _last(order: int) -> Column:
+    """The newest `order` symbols as one text; null where there are fewer."""
+    return F.when(F.size("recent") >= order, F.concat_ws("\u001f", F.slice("recent", 1, order)))
+
+
+def _smoothed(counts: Column, share: Column, weight: float) -> Column:
+    total = F.aggregate(counts, F.lit(0.0), lambda one, other: one + other)
+    return F.transform(counts, lambda count: (count + weight * share) / (total + weight))
+
+
+def _blended(counts: str, prior: str, weight: float) -> Column:
+    total = F.aggregate(F.col(counts), F.lit(0.0), lambda one, other: one + other)
+    return F.zip_with(counts, prior, lambda count, p: (count + weight * p) / (total + weight))
+
+
+def _shares(training: DataFrame, task: Task) -> DataFrame:
+    """`_share`: how often each class stands among the symbols of training rows, smoothed by one of each."""
+    sums = [F.coalesce(F.sum(F.try_element_at("counts", F.lit(name))), F.lit(0)) for name in task.class_names]
+    added = training.agg(*(one.cast("double").alias(f"s{place}") for place, one in enumerate(sums)))
+    counts = F.array(*(F.col(f"s{place}") for place in range(task.outputs)))
+    return added.select(_smoothed(counts, F.lit(1.0 / task.outputs), float(task.outputs)).alias("_share"))
+
+
+def _scored(rows: DataFrame, column: str, task: Task) -> DataFrame:
+    classes: Sequence[float] = task.classes
+    likeliest = F.array_position(column, F.array_max(column)) - 1
+    binary = task.kind == "binary"
+    margin = F.log(F.col(column)[1] / F.col(column)[0]) if binary else F.array_max(column)
+    labels = reduce(
+        lambda rest, place: F.when(likeliest == place, classes[place]).otherwise(rest),
+        range(len(classes)),
+        F.lit(classes[0]),
+    )
+    return rows.select(
+        *_KEY,
+        margin.alias("margin"),
+        F.col(column).cast("array<float>").alias("probabilities"),
+        labels.alias("prediction"),
+        F.array().cast(SCORED["reasons"].dataType).alias("reasons"),
+    )

@@ -1,0 +1,1 @@
+"""Instruction tuning: questions about a client in words, and the likelihood of each of a closed set of answers."""

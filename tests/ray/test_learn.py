@@ -1,0 +1,103 @@
+"""The learn and forecast jobs on real Spark and Ray Train: learnt from training clients, scored for everybody."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ledgerlm.engines.ray import RayEngine
+from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.progress import Progress
+from ledgerlm.runs.runner import Runner
+
+AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
+NAMES = ("rising", "falling")
+SPEC = """
+name: small
+source: {path: ., files: [{glob: events.csv}]}
+client: client
+time: {column: time}
+amount: {column: amount}
+as_of: 2025-01-01
+fields: [{name: category}]
+"""
+EVENTS = (
+    "client_id string, event_id string, event_time timestamp, event_seq long, amount decimal(18,4), category string"
+)
+CODES = "abcde"
+
+
+def tables(spark: SparkSession) -> dict[str, DataFrame]:
+    """240 clients who walk up or down through the categories: only the order of events tells which."""
+    random = np.random.default_rng(1)
+    events, clients, labels = [], [("nobody", "train")], [("nobody", "way", AS_OF, 0.0, NAMES[0])]
+    for number in range(240):
+        client, up = f"c{number:03d}", number % 2 == 0
+        clients.append((client, "test" if number % 5 == 0 else "train"))
+        labels.append((client, "way", AS_OF, float(not up), NAMES[not up]))
+        start, length = int(random.integers(5)), int(random.integers(6, 16))
+        for place in range(length + 3):
+            # What comes after as_of walks the other way: it would mislead who looked at it.
+            way = (1 if up else -1) * (1 if place < length else -1)
+            time = AS_OF + timedelta(days=place - length)
+            code = CODES[(start + way * place) % 5]
+            events.append((client, f"{client}-{place:03d}", time, place, Decimal(10), code))
+    return {
+        "events": spark.createDataFrame(events, EVENTS),
+        "clients": spark.createDataFrame(clients, "client_id string, split string"),
+        "labels": spark.createDataFrame(
+            labels, "client_id string, task string, as_of timestamp, label double, label_text string"
+        ),
+    }
+
+
+def test_order_is_learnt_scored_and_accounted_for(spark: SparkSession, ray_engine: RayEngine, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path / "lake"), spark)
+    for table, rows in tables(spark).items():
+        lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    learn = {
+        "task": "way",
+        "network": {"width": 16, "dense": 16, "dropout": 0.0},
+        "learning": {"epochs": 12, "batch": 16, "learning_rate": 0.01, "event_dropout": 0.0},
+        "workers": {"count": 2, "threads": 1},
+    }
+    content = {
+        "pipeline": "small",
+        "out": str(tmp_path),
+        "data": str(tmp_path / "spec.yaml"),
+        "stages": {"learn": learn, "forecast": {}, "compare": {
+            "methods": {"lstm": "forecast"}, "tasks": ["way"], "baseline": "lstm", "bootstrap": 100}},
+    }  # fmt: skip
+    (tmp_path / "run.yaml").write_text(json.dumps(content))
+    learnt, scored, compared = (
+        stage.record for stage in Runner(load_pipeline(tmp_path / "run.yaml"), Progress()).run().stages
+    )
+    head = learnt.facts["heads"][0]["head_id"]
+    # One training client has no events; the 48 test clients taught nothing.
+    assert learnt.facts["training_rows"] + learnt.facts["held_out_rows"] == 192
+    assert learnt.facts["without_events"] == 1
+    assert len(learnt.facts["curve"]) <= 12
+    assert (scored.rows_in, scored.rows_out, scored.quarantined) == (241, 240, 1)
+    scores = lake.read("scores")
+    assert {row["head_id"] for row in scores.select("head_id").distinct().collect()} == {head}
+    row = scores.agg(
+        F.max(F.abs(F.aggregate("probabilities", F.lit(0.0), lambda a, b: a + b) - 1)).alias("off"),
+        F.count_if(~F.col("decile").between(1, 10)).alias("strange"),
+    ).first()
+    assert row is not None
+    assert row["off"] < 1e-5
+    assert row["strange"] == 0
+    figures = {one["metric"]: one["mean"] for one in compared.facts["compared"][0]["figures"]}
+    assert compared.facts["compared"][0]["rows"] == 48
+    assert figures["accuracy"] > 0.9
+    assert figures["log_loss"] < 0.4
+    again = Runner(load_pipeline(tmp_path / "run.yaml"), Progress()).run()
+    assert all(stage.skipped for stage in again.stages)

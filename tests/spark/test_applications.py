@@ -1,0 +1,194 @@
+"""Applications on clients whose wishes are known: worth, reasons, holders, lists, and what a backtest must see."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ledgerlm.applications import stock
+from ledgerlm.applications.backtest import backtest
+from ledgerlm.applications.cross_sell import Holding, Product, holders, without_holders
+from ledgerlm.applications.offers import EvidenceConf, Offer, candidates, goal_counts
+from ledgerlm.applications.policy import PolicyConf
+from ledgerlm.applications.recommend import recommend
+from ledgerlm.applications.target import Campaign, campaign_lists, campaign_policy, campaign_totals
+from ledgerlm.errors import ConfigError
+from ledgerlm.events.goals import GoalRule
+from ledgerlm.heads.tasks import Task
+
+AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
+TASK = Task(name="goal", kind="multiclass", classes=(0.0, 1.0), class_names=("travel", "home"))
+EVIDENCE = EvidenceConf(
+    rules=(GoalRule(name="travel", fields={"mcc": ("7011",)}), GoalRule(name="home", fields={"mcc": ("5200",)})),
+    days=30,
+)
+OFFERS = (
+    Offer(name="card", goal="travel", acceptance=0.5, value=20, cost=1, text="card for trips"),
+    Offer(name="loan", goal="home", acceptance=0.1, value=100, cost=1, eligible="package = 'plus'"),
+)
+EVENTS = "client_id string, event_id string, event_time timestamp, event_seq long, amount decimal(18,4), mcc string"
+
+
+def event(client: str, days: float, mcc: str) -> tuple[object, ...]:
+    return (client, f"{client}{days}{mcc}", AS_OF + timedelta(days=days), 0, Decimal(-10), mcc)
+
+
+def scores(spark: SparkSession, p: dict[str, float]) -> DataFrame:
+    return spark.createDataFrame(
+        [(client, AS_OF, [one, 1 - one]) for client, one in p.items()],
+        "client_id string, as_of timestamp, probabilities array<float>",
+    )
+
+
+def test_offers_are_priced_explained_and_limited(spark: SparkSession) -> None:
+    said = scores(spark, {"a": 0.95, "b": 0.5, "c": 0.05})
+    events = spark.createDataFrame(
+        [event("a", -2, "7011"), event("a", -3, "7011"), event("a", -40, "5200"), event("b", 1, "7011"),
+         event("c", -1, "5200")], EVENTS,
+    )  # fmt: skip
+    people = spark.createDataFrame([("a", "plus"), ("b", "basic"), ("c", "plus")], "client_id string, package string")
+    counts = goal_counts(events, said, EVIDENCE, None)
+    # What came after as_of or long before it is no evidence.
+    assert {row["client_id"]: row["counts"] for row in counts.collect()} == {
+        "a": {"travel": 2},
+        "b": {},
+        "c": {"home": 1},
+    }
+    priced = candidates(said, TASK, OFFERS, counts, EVIDENCE)
+    worth = {(row["client_id"], row["offer"]): row for row in priced.collect()}
+    a = worth["a", "card"]
+    assert a["value"] == pytest.approx(0.95 * 10 - 1, abs=1e-5)
+    assert a["lift"] == pytest.approx(0.95 / np.mean([0.95, 0.5, 0.05]), rel=1e-5)
+    assert a["frequency_value"] == pytest.approx((2 + 5 * 2 / 3) / (2 + 5) * 10 - 1, rel=1e-5)
+    chosen = recommend(priced, OFFERS, people, PolicyConf(per_client=1), days=30)
+    told = {(row["client_id"], row["offer"]): row for row in chosen.collect()}
+    assert {key: row["blocked"] for key, row in told.items()} == {
+        ("a", "card"): None, ("a", "loan"): "no_value", ("b", "card"): None, ("b", "loan"): "not_eligible",
+        ("c", "card"): "no_value", ("c", "loan"): None,
+    }  # fmt: skip
+    assert told["a", "card"]["reason"] == (
+        "Next goal travel: 95 %, 1.9 times the mean of all clients; 2 events of it in the last 30 days; "
+        "expected worth 8.50: card for trips"
+    )
+    with pytest.raises(ConfigError, match="no class 'trip' of goal"):
+        candidates(said, TASK, [Offer(name="x", goal="trip", value=1)], counts, EVIDENCE)
+
+
+def test_campaigns_keep_their_budgets_and_take_the_best(spark: SparkSession) -> None:
+    random = np.random.default_rng(0)
+    p = {f"c{n:03d}": float(random.uniform()) for n in range(200)}
+    said = scores(spark, p)
+    people = said.select("client_id")
+    events = spark.createDataFrame([event("c000", -1, "7011")], EVENTS)
+    campaigns = (
+        Campaign(name="trips", goal="travel", acceptance=0.5, value=20, cost=2, budget=60),
+        Campaign(name="homes", goal="home", acceptance=0.5, value=20, cost=2, budget=41),
+    )
+    priced = candidates(said, TASK, campaigns, goal_counts(events, said, EVIDENCE, None), EVIDENCE)
+    policy = campaign_policy(campaigns, PolicyConf(per_client=1))
+    chosen = campaign_lists(priced, campaigns, people, policy, days=30).where("blocked IS NULL").persist()
+    totals = {row["campaign"]: row for row in campaign_totals(chosen).collect()}
+    assert (totals["trips"]["clients"], totals["trips"]["cost"]) == (30, 60)
+    assert (totals["homes"]["clients"], totals["homes"]["cost"]) == (20, 40)
+    rows = chosen.where("campaign = 'trips'").orderBy("rank").collect()
+    assert [row["rank"] for row in rows] == list(range(1, 31))
+    best = sorted(p.values(), reverse=True)[:30]
+    np.testing.assert_allclose([row["probability"] for row in rows], best, rtol=1e-5)
+    assert totals["trips"]["expected_responses"] == pytest.approx(sum(best) / 2, rel=1e-5)
+    assert chosen.select("client_id").distinct().count() == 50
+
+
+def test_holders_are_no_candidates(spark: SparkSession) -> None:
+    said = scores(spark, {"a": 0.9, "b": 0.9, "c": 0.9})
+    people = spark.createDataFrame([("a", "plus"), ("b", "basic"), ("c", "basic")], "client_id string, package string")
+    events = spark.createDataFrame([event("b", -5, "SAVE"), event("c", 5, "SAVE"), event("c", -90, "SAVE")], EVENTS)
+    held = Holding(clients="package = 'plus'", events=GoalRule(name="saves", fields={"mcc": ("SAVE",)}), days=60)
+    products = [Product(name="account", goal="travel", value=10, held=held)]
+    priced = candidates(said, TASK, products, goal_counts(events, said, EVIDENCE, None), EVIDENCE)
+    left = without_holders(priced, holders(events, people, priced, products, None))
+    assert [row["client_id"] for row in left.collect()] == ["c"]
+
+
+def test_backtest_tells_knowledge_from_frequency_and_chance(spark: SparkSession) -> None:
+    random = np.random.default_rng(1)
+    wants = random.uniform(size=600) < 0.3
+    known = np.where(wants, 0.8, 0.1) + random.uniform(-0.1, 0.1, 600)
+    rows = [
+        # The frequency rule sees as much of the wish as noise lets it.
+        (f"c{n:03d}", AS_OF, "card", "travel", float(p), float(0.2 * want + random.uniform()), 10.0, 1.0)
+        for n, (want, p) in enumerate(zip(wants, known, strict=True))
+    ]
+    priced = spark.createDataFrame(
+        [(*row[:4], row[4] * 10 - 1, row[5], *row[6:]) for row in rows],
+        "client_id string, as_of timestamp, offer string, goal string, value double, frequency_value double, "
+        "payoff double, cost double",
+    )
+    came = spark.createDataFrame(
+        [(row[0], AS_OF, "travel" if want else "home") for row, want in zip(rows, wants, strict=True)],
+        "client_id string, as_of timestamp, label_text string",
+    )
+    people = came.select("client_id")
+    found = backtest(priced, came, people, PolicyConf(quotas={"card": 100}), seed=1)
+    assert found["clients"] == 600
+    assert all(found[method]["contacts"] == 100 for method in ("scores", "frequency", "random"))
+    assert found["scores"]["hits"] > 95
+    assert found["scores"]["value"] == pytest.approx(found["scores"]["hits"] * 10 - 100)
+    assert found["random"]["hit_rate"] == pytest.approx(0.3, abs=0.12)
+    assert found["random"]["gain_low"] > 0
+    assert found["frequency"]["gain_low"] > 0
+    assert found["frequency"]["gain"] < found["random"]["gain"]
+    # A head that knows nothing gains nothing over chance.
+    blind = priced.withColumn("value", F.pmod(F.xxhash64("client_id", F.lit(7)), F.lit(1000)) / 1000 + 0.001)
+    lost = backtest(blind, came, people, PolicyConf(quotas={"card": 100}), seed=1)
+    assert lost["random"]["gain_low"] < 0 < lost["random"]["gain_high"]
+
+
+CONF = stock.StockConf(region="region", where="amount < 0", horizon=30, window=60)
+
+
+def test_stock_follows_the_goals_and_sees_no_future(spark: SparkSession) -> None:
+    """Clients with goal travel buy hotels, the others tools; regions differ in whom they are home to."""
+    random = np.random.default_rng(2)
+    dates = [AS_OF - timedelta(days=60), AS_OF]
+    events, goals, people = [], [], []
+    for n in range(300):
+        client, south = f"c{n:03d}", n % 2 == 0
+        people.append((client, "south" if south else "north"))
+        for month in range(-4, 1):
+            events += [event(client, 30 * (month + random.uniform()), "5999") for _ in range(4)]
+        for month in (-4, -2, 0):
+            travels = random.uniform() < (0.2 if south == (month == 0) else 0.8)
+            events += [event(client, 30 * (month + random.uniform()), "7011" if travels else "5200") for _ in range(4)]
+            sure = 0.9 if travels else 0.1
+            as_of = AS_OF + timedelta(days=30 * month)
+            goals += [(client, as_of, "travel", sure), (client, as_of, "home", 1 - sure)]
+    said = spark.createDataFrame(goals, "client_id string, as_of timestamp, goal string, weight double")
+    past, now = (said.where(F.col("as_of") == F.lit(date)) for date in dates)
+    bought = stock.purchases(spark.createDataFrame(events, EVENTS), CONF, "mcc").persist()
+    regions = spark.createDataFrame(people, "client_id string, region string")
+    came = stock.outcomes(bought, past, CONF)
+    shares = stock.learn_shares(past, stock.activity(bought, past, CONF), came).persist()
+    place = ["as_of", "region", "category"]
+    learnt = stock.cells(past, stock.activity(bought, past, CONF), shares, regions)
+    strays = stock.dispersion(learnt.join(stock.observed(came, regions), on=place, how="left").fillna(0))
+    paces = stock.activity(bought, now, CONF)
+    later = stock.observed(stock.outcomes(bought, now, CONF), regions)
+    forecast = stock.with_interval(stock.cells(now, paces, shares, regions), strays)
+    whole = stock.with_rivals(forecast, bought, now, regions, CONF).join(later, on=place, how="left").fillna(0)
+    cells = {(row["region"], row["category"]): row for row in whole.collect()}
+    assert cells["north", "7011"]["expected"] > 1.5 * cells["south", "7011"]["expected"]
+    assert all(row["low"] <= row["expected"] <= row["high"] for row in cells.values())
+    found = stock.backtest(whole)
+    # South and north change places at the newest date, which those who only look back cannot know.
+    assert found["gain"]["frequency"] > 0.2
+    assert found["gain"]["random"] > 0.1
+    # Forecast and interval are the same without the days to come.
+    blind = bought.where(F.col("event_time") < F.lit(AS_OF)).persist()
+    again = stock.cells(now, stock.activity(blind, now, CONF), shares, regions)
+    both = again.join(forecast.select(*place, F.col("expected").alias("other")), on=place)
+    assert both.where(F.abs(F.col("expected") - F.col("other")) > 1e-9).count() == 0

@@ -1,0 +1,81 @@
+"""Goals from events: the cut is respected, the first event counts, and what is not known gets no label."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from pyspark.sql import SparkSession
+
+from ledgerlm.errors import ConfigError
+from ledgerlm.events.goals import CutsConf, GoalRule, GoalsConf, goal_labels
+
+CUT = datetime(2024, 6, 1, tzinfo=UTC)
+EVENTS = "client_id string, event_id string, event_time timestamp, event_seq long, amount decimal(18,4), mcc string"
+RULES = (
+    GoalRule(name="travel", fields={"mcc": ("Hotels",)}, amount="out"),
+    GoalRule(name="bills", when="mcc = '4900'"),
+)
+CONF = GoalsConf(
+    rules=RULES, horizons=(30, 60), cuts=CutsConf(dates=(date(2024, 6, 1), date(2024, 8, 15))), min_events=2
+)
+
+
+def event(client: str, days: float, mcc: str, amount: int = -10) -> tuple[object, ...]:
+    return (client, f"{client}{days}{mcc}", CUT + timedelta(days=days), 0, Decimal(amount), mcc)
+
+
+def found(spark: SparkSession, rows: list[tuple[object, ...]], conf: GoalsConf = CONF) -> dict[tuple[str, str], str]:
+    clients = spark.createDataFrame([(c, "train") for c in "abcdef"], "client_id string, split string")
+    dictionaries = spark.createDataFrame(
+        [("mcc", "7011", "Hotels"), ("mcc", "R2", "Hotels")], "field string, code string, description string"
+    )
+    labels = goal_labels(spark.createDataFrame(rows, EVENTS), clients, conf, dictionaries).collect()
+    assert all(conf.classes[int(row["label"])] == row["label_text"] for row in labels)
+    assert {row["as_of"].replace(tzinfo=UTC) for row in labels} <= {CUT}
+    return {(row["client_id"], row["task"]): row["label_text"] for row in labels}
+
+
+def test_first_goal_after_the_cut_within_the_horizon(spark: SparkSession) -> None:
+    rows = [event(client, -day, "5411") for client in "abcde" for day in (3, 4)]
+    rows += [
+        # a: the hotel before the cut is history; the one at the very cut is what comes first.
+        event("a", -1, "4900"), event("a", 0, "7011"), event("a", 1, "4900"),
+        # b: money back from a hotel is no travel; another bank's code is.
+        event("b", 2, "7011", amount=50), event("b", 40, "R2"),
+        event("c", 29.9, "4900"), event("c", 31, "7011"),
+        event("d", 30, "7011"),
+        # f has one event of history only; a stranger is no client.
+        event("f", -1, "5411"), event("f", 1, "7011"), event("stranger", -2, "5411"), event("stranger", 1, "7011"),
+        event("e", 60, "5411"),
+    ]  # fmt: skip
+    labels = found(spark, rows)
+    assert labels == {
+        ("a", "next_goal_30d"): "travel", ("a", "next_goal_60d"): "travel",
+        ("b", "next_goal_30d"): "none", ("b", "next_goal_60d"): "travel",
+        ("c", "next_goal_30d"): "bills", ("c", "next_goal_60d"): "bills",
+        ("d", "next_goal_30d"): "none", ("d", "next_goal_60d"): "travel",
+        ("e", "next_goal_30d"): "none", ("e", "next_goal_60d"): "none",
+    }  # fmt: skip
+
+
+def test_what_lies_beyond_the_data_is_not_called_none(spark: SparkSession) -> None:
+    rows = [event("a", -3, "5411"), event("a", -2, "5411"), event("a", 35, "5411")]
+    assert found(spark, rows) == {("a", "next_goal_30d"): "none"}
+
+
+def test_without_none_only_who_reached_a_goal_is_labelled(spark: SparkSession) -> None:
+    rows = [event(client, -day, "5411") for client in "ab" for day in (1, 2)]
+    rows += [event("a", 3, "7011"), event("b", 61, "5411")]
+    assert found(spark, rows, CONF.model_copy(update={"none": False, "horizons": (30,)})) == {
+        ("a", "next_goal_30d"): "travel"
+    }
+
+
+def test_sliding_cuts_and_unknown_fields(spark: SparkSession) -> None:
+    cuts = CutsConf(first=date(2024, 11, 5), last=date(2025, 3, 5), every_months=2)
+    assert cuts.days() == [date(2024, 11, 5), date(2025, 1, 5), date(2025, 3, 5)]
+    strange = CONF.model_copy(update={"rules": (GoalRule(name="x", fields={"colour": ("red",)}),)})
+    with pytest.raises(ConfigError, match="no event field colour"):
+        found(spark, [event("a", -1, "5411")], strange)

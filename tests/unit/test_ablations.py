@@ -1,0 +1,52 @@
+"""The shipped ablations: valid, and what they have in common is done once."""
+
+from __future__ import annotations
+
+import pytest
+
+from ledgerlm.runs.config import shipped
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.progress import Progress
+from ledgerlm.runs.runner import Runner
+
+NAMES = sorted(path.stem for path in shipped("ablations").glob("*.yaml"))
+
+
+def test_the_promised_ablations_are_there() -> None:
+    assert set(NAMES) == {"components", "formats", "volume", "backbone", "layers", "low_data", "ensembles", "recipes"}
+
+
+def test_a_stage_of_one_name_is_the_same_in_every_ablation() -> None:
+    marks: dict[str, dict[str, str]] = {}
+    for name in NAMES:
+        runner = Runner(load_pipeline(f"ablations/{name}.yaml"), Progress())
+        assert runner.pipeline.out.name == "ablations"
+        for stage in runner.pipeline.stages:
+            marks.setdefault(stage.name, {})[name] = runner.fingerprint(stage)
+    for stage, found in marks.items():
+        assert len(set(found.values())) == 1, f"{stage} would be done again: {found}"
+    assert set(marks["finetune_raw"]) == set(NAMES)
+    assert len(marks["embed_raw"]) >= 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_methods_read_stages_that_stand_before_them(name: str) -> None:
+    stages = load_pipeline(f"ablations/{name}.yaml").stages
+    names = [stage.name for stage in stages]
+    for place, stage in enumerate(stages):
+        for method, sources in getattr(stage.conf, "representations", {}).items():
+            for source in sources:
+                assert source.table == "features" or source.stage in names[:place], f"{method}: {source}"
+        for named in stage.conf.stages_named():
+            assert named in names[:place], f"{stage.name} names {named}"
+
+
+def test_workers_are_no_part_of_what_is_made() -> None:
+    marks = [
+        Runner(load_pipeline("ablations/layers.yaml", overrides), Progress())
+        for overrides in ([], ["stages.finetune_raw.workers.ranks=1"], ["stages.finetune_raw.epochs=9"])
+    ]
+    finetune = [
+        runner.fingerprint(next(s for s in runner.pipeline.stages if s.name == "finetune_raw")) for runner in marks
+    ]
+    assert finetune[0] == finetune[1] != finetune[2]

@@ -1,0 +1,203 @@
+"""Heads that read events, on data whose answer is known: what they learn, and what never changes a score."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ledgerlm.backbone.ranks import Ranks
+from ledgerlm.baselines.sequence.batches import Histories
+from ledgerlm.baselines.sequence.settings import Fields
+from ledgerlm.errors import ArtefactError, DataError
+from ledgerlm.events.goals import CutsConf
+from ledgerlm.heads.recurrent.model import Network
+from ledgerlm.heads.recurrent.rows import Rows, batches_alike, batches_in_order
+from ledgerlm.heads.recurrent.scoring import probabilities
+from ledgerlm.heads.recurrent.settings import (
+    ContextFields,
+    InputsConf,
+    LearningConf,
+    NetworkConf,
+    RowsShape,
+    WorkerConf,
+)
+from ledgerlm.heads.recurrent.store import keep_recurrent, load_recurrent
+from ledgerlm.heads.recurrent.training import Training, raw_scores, train_rank
+from ledgerlm.heads.tasks import Task
+
+CODES = 6
+SHAPE = RowsShape(
+    fields=Fields(
+        codes={"mcc": tuple("abcdef")},
+        embeddings={"mcc": 4},
+        numbers=("amount", "log_days"),
+        mean=(1.0, 0.7),
+        std=(1.0, 0.4),
+        max_events=60,
+    ),
+    context=ContextFields(codes={"region": ("n", "s")}, numbers=("tenure",), mean=(0.0,), std=(1.0,)),
+)
+TASK = Task(name="walk", kind="multiclass", classes=(0.0, 1.0, 2.0), class_names=("down", "still", "up"))
+
+
+def population(count: int, seed: int = 0, share: float = 0.5) -> Rows:
+    """Clients that walk up, down or nowhere in particular through the codes; each uses every code equally often."""
+    random = np.random.default_rng(seed)
+    label = random.choice(3, count, p=[share, (1 - share) / 2, (1 - share) / 2])
+    lengths = random.integers(5, 40, count)
+    starts = np.r_[0, np.cumsum(lengths)].astype(np.int64)
+    codes = np.zeros((starts[-1], 1), np.int32)
+    for row in range(count):
+        steps = random.integers(0, CODES, lengths[row]) if label[row] == 1 else np.full(lengths[row], label[row] - 1)
+        codes[starts[row] : starts[row + 1], 0] = (random.integers(CODES) + np.cumsum(steps)) % CODES + 2
+    numbers = np.column_stack([random.normal(1.0, 1.0, len(codes)), np.abs(random.normal(0.7, 0.4, len(codes)))])
+    return Rows(
+        Histories(codes, numbers.astype(np.float32), starts),
+        random.integers(2, 4, (count, 1)).astype(np.int32),
+        random.normal(size=(count, 1)).astype(np.float32),
+        label.astype(np.int64),
+    )
+
+
+def worker(folder: Path, network: NetworkConf, learning: LearningConf | None = None) -> WorkerConf:
+    return WorkerConf(
+        rows=folder / "rows", folder=folder / "work", result=folder / "work" / "head", inputs=InputsConf(), shape=SHAPE,
+        network=network, learning=learning or LearningConf(epochs=6, batch=32), task=TASK, as_of="2025-01-01", seed=3,
+    )  # fmt: skip
+
+
+def trained(folder: Path, network: NetworkConf, learning: LearningConf) -> Training:
+    training = Training(worker(folder, network, learning), population(400), population(120, seed=1), Ranks())
+    training.run(lambda _: None)
+    return training
+
+
+NETWORKS = [
+    NetworkConf(kind="lstm", width=16, dense=16),
+    NetworkConf(kind="gru", width=16, dense=16, layers=2, pooling="last"),
+    NetworkConf(kind="cnn", width=16, dense=16, layers=2, kernel=5),
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda one: one.kind)
+def test_neither_padding_nor_company_changes_a_score(network: NetworkConf) -> None:
+    torch.manual_seed(0)
+    rows = population(12)
+    net = Network(SHAPE, network, 3).eval()
+    alone = np.concatenate([net(rows.batch(np.array([row]))).detach().numpy() for row in range(len(rows))])
+    np.testing.assert_allclose(raw_scores(net, rows), alone, atol=1e-5)
+    batch = rows.batch(np.arange(12))
+    # What stands in the padding must not matter, only the mask.
+    noise = torch.where(batch.events.mask[..., None], batch.events.numbers, torch.full_like(batch.events.numbers, 9.0))
+    codes = torch.where(batch.events.mask[..., None], batch.events.codes, torch.full_like(batch.events.codes, 3))
+    soiled = dataclasses.replace(batch, events=dataclasses.replace(batch.events, numbers=noise, codes=codes))
+    np.testing.assert_allclose(net(soiled).detach().numpy(), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", [NETWORKS[0], NETWORKS[2]], ids=lambda one: one.kind)
+def test_order_is_learnt_and_the_best_epoch_kept(network: NetworkConf, tmp_path: Path) -> None:
+    quick = LearningConf(epochs=25, patience=8, batch=32, learning_rate=0.01, event_dropout=0.0)
+    training = trained(tmp_path, network, quick)
+    fresh = population(300, seed=2)
+    right = float((raw_scores(training.network, fresh).argmax(axis=1) == fresh.labels).mean())
+    assert right > 0.85  # counting codes tells nothing: guessing is right in half of the cases
+    best = min(line["held_out_loss"] for line in training.curve)
+    assert training._held_out()["held_out_loss"] == pytest.approx(best, abs=1e-6)
+
+
+def test_training_stops_early_and_goes_on_after_a_kill(tmp_path: Path) -> None:
+    noise = population(200)
+    noise = dataclasses.replace(noise, labels=np.random.default_rng(5).integers(0, 3, len(noise)))
+    conf = worker(tmp_path, NETWORKS[0], LearningConf(epochs=40, patience=2, batch=32, learning_rate=0.02))
+    whole = Training(conf, noise, noise_held := population(60, seed=9), Ranks())
+    lines: list[float] = []
+    whole.run(lambda line: lines.append(line["loss"]))
+    assert len(lines) < 40
+
+    class Killed(Exception):
+        pass
+
+    def kill(line: object) -> None:
+        raise Killed
+
+    other = worker(tmp_path / "killed", NETWORKS[0], conf.learning)
+    with pytest.raises(Killed):
+        Training(other, noise, noise_held, Ranks()).run(kill)
+    resumed = Training(other, noise, noise_held, Ranks())
+    resumed.run(lambda _: None)
+    assert [line["loss"] for line in resumed.curve] == pytest.approx(lines, rel=1e-5)
+    np.testing.assert_allclose(raw_scores(resumed.network, noise), raw_scores(whole.network, noise), atol=1e-5)
+
+
+def test_class_weights_lift_the_rare_class(tmp_path: Path) -> None:
+    hits = {}
+    for weights in ("none", "balanced"):
+        conf = worker(tmp_path / weights, NETWORKS[0], LearningConf(epochs=2, batch=32, class_weights=weights))
+        training = Training(conf, population(400, share=0.9), population(60, seed=1, share=0.9), Ranks())
+        assert training.weights[0] == pytest.approx(1.0 if weights == "none" else 1 / (3 * 0.9), rel=0.1)
+        training.run(lambda _: None)
+        fresh = population(300, seed=2, share=0.9)
+        hits[weights] = int((raw_scores(training.network, fresh).argmax(axis=1) != 0).sum())
+    assert hits["balanced"] > hits["none"]
+
+
+def write(folder: Path, rows: Rows, files: int) -> None:
+    folder.mkdir(parents=True)
+    for number, part in enumerate(np.array_split(np.arange(len(rows)), files)):
+        spans = [slice(rows.histories.starts[row], rows.histories.starts[row + 1]) for row in part]
+        columns: dict[str, list[NDArray[np.generic]]] = {
+            "codes": [rows.histories.codes[span].reshape(-1) for span in spans],
+            "numbers": [rows.histories.numbers[span].reshape(-1) for span in spans],
+            "metadata": [rows.metadata[row] for row in part],
+            "context": [rows.context[row] for row in part],
+        }
+        table = pa.table({**columns, "label": rows.labels[part]})
+        pq.write_table(table, folder / f"part-{number}.parquet")
+
+
+def test_a_trained_head_is_calibrated_kept_under_its_hash_and_guarded(tmp_path: Path) -> None:
+    conf = worker(tmp_path, NETWORKS[0], LearningConf(epochs=2, batch=32))
+    write(tmp_path / "rows" / "held=false", population(300), 2)
+    write(tmp_path / "rows" / "held=true", population(80, seed=1), 2)
+    train_rank(conf, lambda _: None)
+    heads = tmp_path / "heads"
+    heads.mkdir()
+    head_id = keep_recurrent(conf.result, heads)
+    network, card = load_recurrent(heads / head_id)
+    assert (card.training_rows, card.held_out_rows, card.calibration.method) == (300, 80, "temperature")
+    p = probabilities(network, card, population(50, seed=4))
+    np.testing.assert_allclose(p.sum(axis=1), 1.0, atol=1e-12)
+    (heads / head_id / "head.json").write_text((heads / head_id / "head.json").read_text() + " ")
+    with pytest.raises(ArtefactError, match="hash"):
+        load_recurrent(heads / head_id)
+
+
+def test_a_class_that_nobody_shows_is_an_error(tmp_path: Path) -> None:
+    rows = population(100)
+    two = dataclasses.replace(rows, labels=rows.labels % 2)
+    with pytest.raises(DataError, match="no training client of class 'up'"):
+        Training(worker(tmp_path, NETWORKS[0]), two, rows, Ranks())
+
+
+def test_batches_hold_every_row_once_and_pad_little() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 1000)
+    drawn = list(batches_alike(lengths, 20, np.random.default_rng(1)))
+    assert len(set(np.concatenate(drawn).tolist())) == sum(len(one) for one in drawn) == 1000
+    padded = sum(lengths[one].max() * len(one) for one in drawn)
+    assert padded < 1.2 * lengths.sum()
+    in_order = list(batches_in_order(lengths, 500))
+    assert sorted(np.concatenate(in_order).tolist()) == list(range(1000))
+    assert all(lengths[one].max() * len(one) <= 500 for one in in_order)
+
+
+def test_cuts_are_dates_or_sliding() -> None:
+    with pytest.raises(ValidationError, match="either dates, or first and last"):
+        CutsConf()
