@@ -16,7 +16,7 @@ from pyspark.sql import types as T
 
 from ledgerlm.backbone.metrics import read_metrics
 from ledgerlm.backbone.settings import RayTrainConf, WorkerConf
-from ledgerlm.engines.ray import worker_error
+from ledgerlm.engines.ray import run_workers
 from ledgerlm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -174,33 +174,17 @@ def finetune(
     Raises:
         EngineError: training ended without a model.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    trainer = TorchTrainer(
-        _ray_rank,
-        train_loop_config={"worker": worker.model_dump(mode="json")},
-        torch_config=TorchConfig(backend="nccl" if settings.gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=settings.ranks,
-            use_gpu=settings.gpu,
-            resources_per_worker={"CPU": settings.threads, **({"GPU": 1} if settings.gpu else {})},
-        ),
-        run_config=RunConfig(
-            # Ray calls this folder the experiment; checkpoints that it is told of must lie in it.
-            name=worker.folder.name,
-            storage_path=str(worker.folder.absolute().parent),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-            failure_config=FailureConfig(max_failures=settings.retries),
-            worker_runtime_env={"env_vars": _environment(settings)},
-        ),
-    )
-    try:
-        with _followed(worker.folder / "metrics.jsonl", on_progress):
-            trainer.fit()
-    except TrainingFailedError as error:
-        raise worker_error(error) from error
+    with _followed(worker.folder / "metrics.jsonl", on_progress):
+        run_workers(
+            _ray_rank,
+            {"worker": worker.model_dump(mode="json")},
+            worker.folder,
+            ranks=settings.ranks,
+            threads=settings.threads,
+            gpu=settings.gpu,
+            retries=settings.retries,
+            environment=_environment(settings),
+        )
     if not worker.result.exists():
         raise EngineError(f"Ray Train ended without {worker.result}; look at Ray's worker logs")
     found: dict[str, Any] = json.loads((worker.folder / "training.json").read_text())
@@ -226,10 +210,8 @@ def _ray_rank(config: dict[str, Any]) -> None:
 
 
 def _environment(settings: RayTrainConf) -> dict[str, str]:
-    """Of the ranks' processes: threads set once, no spinning, no talk."""
+    """Of the ranks' processes: no talk."""
     quiet = {
-        "OMP_NUM_THREADS": str(settings.threads),
-        "OMP_WAIT_POLICY": "passive",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "DEEPSPEED_LOG_LEVEL": "error",

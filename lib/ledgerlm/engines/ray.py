@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -81,7 +83,61 @@ class RayEngine:
             self._started = False
 
 
-def worker_error(error: Exception) -> LedgerError:
+def run_workers(
+    work: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    folder: Path,
+    *,
+    ranks: int,
+    threads: int,
+    gpu: bool,
+    retries: int,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Runs a training function on the workers of Ray Train; Ray must have been started.
+
+    Args:
+        work: what each worker does.
+        config: given to it; JSON values.
+        folder: working folder of the training, on storage that every worker reaches. Ray calls it the experiment;
+            checkpoints that it is told of must lie in it.
+        ranks: processes.
+        threads: cores of each.
+        gpu: whether each has a GPU.
+        retries: how often the workers are started anew after a failure.
+        environment: further variables of their processes.
+
+    Raises:
+        LedgerError: the worker's own error, or EngineError for any other failure.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    # Threads are set once and do not spin.
+    variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", **(environment or {})}
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=config,
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=ranks, use_gpu=gpu, resources_per_worker={"CPU": threads, **({"GPU": 1} if gpu else {})}
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.absolute().parent),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            failure_config=FailureConfig(max_failures=retries),
+            worker_runtime_env={"env_vars": variables},
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _worker_error(error) from error
+
+
+def _worker_error(error: Exception) -> LedgerError:
     """The workers' own error when it is one that a user can act on."""
     failures = getattr(error, "worker_failures", {}) or {}
     for failure in failures.values():

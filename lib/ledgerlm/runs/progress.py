@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,16 +26,20 @@ class Task:
         self._total = total
         self._done = 0.0
         self._bar: TaskID | None = None
-        self._spoken = time.monotonic()
+        self._started = self._spoken = time.monotonic()
+        self._over = threading.Event()
 
     def __enter__(self) -> Self:
         if self._progress.live:
             self._bar = self._progress.bars.add_task(self._text, total=self._total)
+        else:
+            threading.Thread(target=self._tell_time, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
         if self._bar is not None:
             self._progress.bars.remove_task(self._bar)
 
@@ -49,6 +54,13 @@ class Task:
         self._total = self._total if total is None else total
         self._text = text or self._text
         self._show()
+
+    def _tell_time(self) -> None:
+        """Says in a log that work goes on, where nothing else has for a while."""
+        while not self._over.wait(_LINE_EVERY):
+            if time.monotonic() - self._spoken >= 2 * _LINE_EVERY:
+                self._spoken = time.monotonic()
+                self._progress.say(f"    {self._text}, {self._spoken - self._started:,.0f} s")
 
     def _show(self) -> None:
         if self._bar is not None:

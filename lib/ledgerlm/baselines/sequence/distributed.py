@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ledgerlm.baselines.sequence.settings import RankConf, WorkersConf
-from ledgerlm.engines.ray import worker_error
+from ledgerlm.engines.ray import run_workers
 from ledgerlm.errors import EngineError
 
 
@@ -25,53 +23,20 @@ def train_on_ray(conf: RankConf, workers: WorkersConf) -> list[dict[str, float]]
     Raises:
         EngineError: when training ended without an encoder.
     """
-    run_workers(_worker, conf.model_dump(mode="json"), conf.folder, workers)
+    run_workers(
+        _worker,
+        conf.model_dump(mode="json"),
+        conf.folder,
+        ranks=workers.count,
+        threads=workers.threads,
+        gpu=workers.gpu,
+        retries=workers.retries,
+    )
     facts = conf.result / "training.json"
     if not facts.exists():
         raise EngineError(f"Ray Train ended without {facts}; look at Ray's worker logs")
     curve: list[dict[str, float]] = json.loads(facts.read_text())
     return curve
-
-
-def run_workers(
-    work: Callable[[dict[str, Any]], None], config: dict[str, Any], folder: Path, workers: WorkersConf
-) -> None:
-    """Runs a training function on the workers of Ray Train; Ray must have been started.
-
-    Args:
-        work: what each worker does.
-        config: given to it; JSON values.
-        folder: working folder of the training, on storage that every worker reaches.
-        workers: processes.
-
-    Raises:
-        LedgerError: the worker's own error, or EngineError for any other failure.
-    """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    environment = {"OMP_NUM_THREADS": str(workers.threads), "OMP_WAIT_POLICY": "passive"}
-    trainer = TorchTrainer(
-        work,
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers.count,
-            use_gpu=workers.gpu,
-            resources_per_worker={"CPU": workers.threads, **({"GPU": 1} if workers.gpu else {})},
-        ),
-        run_config=RunConfig(
-            name=folder.name,
-            storage_path=str(folder.absolute().parent),
-            failure_config=FailureConfig(max_failures=workers.retries),
-            worker_runtime_env={"env_vars": environment},
-        ),
-    )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise worker_error(error) from error
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from ledgerlm.engines.ray import worker_error
+from ledgerlm.engines.ray import run_workers
 from ledgerlm.errors import EngineError
 from ledgerlm.heads.alimn.settings import DistilRankConf, FusionRankConf, FusionRanksConf
 
@@ -67,36 +67,17 @@ def distil_on_ray(conf: DistilRankConf, workers: FusionRanksConf) -> dict[str, A
 def _run(
     rank: Callable[[dict[str, Any]], None], config: dict[str, Any], folder: Path, workers: FusionRanksConf
 ) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
-
-    environment = {
-        "OMP_NUM_THREADS": str(workers.threads),
-        "OMP_WAIT_POLICY": "passive",
-        "DEEPSPEED_LOG_LEVEL": "error",
-        **({} if workers.gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}),
-    }
-    trainer = TorchTrainer(
+    on_cpu = {} if workers.gpu else {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    run_workers(
         rank,
-        train_loop_config=config,
-        torch_config=TorchConfig(backend="nccl" if workers.gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers.ranks,
-            use_gpu=workers.gpu,
-            resources_per_worker={"CPU": workers.threads, **({"GPU": 1} if workers.gpu else {})},
-        ),
-        run_config=RunConfig(
-            name=folder.name,
-            storage_path=str(folder.absolute().parent),
-            failure_config=FailureConfig(max_failures=workers.retries),
-            worker_runtime_env={"env_vars": environment},
-        ),
+        config,
+        folder,
+        ranks=workers.ranks,
+        threads=workers.threads,
+        gpu=workers.gpu,
+        retries=workers.retries,
+        environment={"DEEPSPEED_LOG_LEVEL": "error", **on_cpu},
     )
-    try:
-        trainer.fit()
-    except TrainingFailedError as error:
-        raise worker_error(error) from error
 
 
 def _fusion_rank(config: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ledgerlm.baselines.sequence.distributed import run_workers
 from ledgerlm.baselines.sequence.settings import WorkersConf
+from ledgerlm.engines.ray import run_workers
 from ledgerlm.heads.recurrent.settings import WorkerConf
 
 
@@ -16,7 +16,15 @@ def train_on_ray(conf: WorkerConf, workers: WorkersConf) -> list[dict[str, float
     Returns:
         The curve: a line for each epoch.
     """
-    run_workers(_worker, conf.model_dump(mode="json"), conf.folder, workers)
+    run_workers(
+        _worker,
+        conf.model_dump(mode="json"),
+        conf.folder,
+        ranks=workers.count,
+        threads=workers.threads,
+        gpu=workers.gpu,
+        retries=workers.retries,
+    )
     curve: list[dict[str, float]] = json.loads((conf.folder / "training.json").read_text(encoding="utf-8"))
     return curve
 
