@@ -87,7 +87,12 @@ def run(ctx: Context, conf: CompareConf) -> StageResult:
         rows_in=len(frame),
         rows_out=written.rows,
         tables={"leaderboard": written.version},
-        facts={"baseline": conf.baseline, "compared": facts, "report": report},
+        facts={
+            "baseline": conf.baseline,
+            "leaderboard": [entry.row() for entry in entries],
+            "compared": facts,
+            "report": report,
+        },
     )
 
 

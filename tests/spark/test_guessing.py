@@ -52,13 +52,13 @@ def test_counts_are_smoothed_by_the_shorter_memory(spark: SparkSession) -> None:
     p0 = (np.array([1, 1, 2]) + 1 / 3) / 5
     np.testing.assert_allclose(found["frequency"]["x"]["probabilities"], p0, rtol=1e-5)
     p1 = (np.array([0, 1, 2]) + 2 * p0) / 5  # after b: t1, t2 and t4
-    np.testing.assert_allclose(found["markov_1"]["x"]["probabilities"], p1, rtol=1e-5)
+    np.testing.assert_allclose(found["markov1"]["x"]["probabilities"], p1, rtol=1e-5)
     p2 = (np.array([0, 0, 2]) + 2 * p1) / 4  # after a, b: t1 and t4
-    np.testing.assert_allclose(found["markov_2"]["x"]["probabilities"], p2, rtol=1e-5)
+    np.testing.assert_allclose(found["markov2"]["x"]["probabilities"], p2, rtol=1e-5)
     # Nobody in training had three symbols: order 3 says what order 2 says.
-    np.testing.assert_allclose(found["markov_3"]["x"]["probabilities"], p2, rtol=1e-5)
-    assert found["markov_2"]["x"]["prediction"] == 2.0
-    np.testing.assert_allclose(found["markov_3"]["y"]["probabilities"], p0, rtol=1e-5)
+    np.testing.assert_allclose(found["markov3"]["x"]["probabilities"], p2, rtol=1e-5)
+    assert found["markov2"]["x"]["prediction"] == 2.0
+    np.testing.assert_allclose(found["markov3"]["y"]["probabilities"], p0, rtol=1e-5)
     share = (np.array([3, 4, 1]) + 1) / 11
     np.testing.assert_allclose(
         found["own_frequency"]["x"]["probabilities"], (np.array([2, 1, 0]) + 2 * share) / 5, rtol=1e-5
@@ -76,10 +76,10 @@ def test_a_walk_is_foretold_by_markov_and_not_by_frequency(spark: SparkSession, 
     events, told = frames(spark, histories, labels)
     scored = guesses(symbol_rows(events, told, CONF, None), told, TASK, CONF)
     right = {}
-    for name in ("frequency", "markov_1"):
+    for name in ("frequency", "markov1"):
         rows = scored[name].toPandas()
         right[name] = float(
             np.mean([labels[c] == "abc"[int(k)] for c, k in zip(rows["client_id"], rows["prediction"], strict=True)])
         )
-    assert right["markov_1"] == 1.0
+    assert right["markov1"] == 1.0
     assert right["frequency"] < 0.5

@@ -1,8 +1,8 @@
 """Labels of the next merchant category: which category, of a configured set, the client's next purchase falls in.
 
 The task of Ergul, Balcisoy and Bozkaya ("Instruction-Based Fine-tuning of Open-Source LLMs for Predicting Customer
-Purchase Behaviors"). An example is an event whose category is in the set; its `as_of` is the time of that event, so
-the history ends strictly before it, and events of the same instant (one basket) are in nobody's history. Categories
+Purchase Behaviors"). An example is an event whose category is in the set; its `as_of` is the instant
+after the newest event before it, so events of the same instant (one basket) are in nobody's history. Categories
 are told by their descriptions, so that banks with different codes agree.
 """
 
@@ -144,10 +144,11 @@ def next_category_examples(
         seed: of the sample.
 
     Returns:
-        client_id, as_of (time of the target), event_id and category of the target, label (place of the class in
-        sorted order, double), label_text (its name), history (events strictly before as_of), reason: null for the
-        examples, else `incomplete attributes`, `short history`, `same instant` (another event of the set at that time
-        was drawn) or `sampled out`. Unordered.
+        client_id, as_of (a microsecond after the newest event before the target: nobody knows when the client will buy
+        next, and how long the pause was would tell whether a trip went on), event_id and category of the target, label
+        (place of the class in sorted order, double), label_text (its name), history (events before the target), reason:
+        null for the examples, else `incomplete attributes`, `short history`, `same instant` (another event of the set
+        at that time was drawn) or `sampled out`. Unordered.
     """
     missing = [name for name in conf.attributes if name not in clients.columns]
     if missing:
@@ -157,7 +158,14 @@ def next_category_examples(
     of_client = Window.partitionBy("client_id")
     luck = F.xxhash64("client_id", "event_id", F.lit(seed))
     slim = categorised.select("client_id", "event_id", "event_time", "category")
-    ranked = slim.withColumn("history", F.rank().over(of_client.orderBy("event_time")) - 1)
+    # In microseconds, Spark's own resolution, so that "before" is a range.
+    earlier = of_client.orderBy(F.unix_micros("event_time")).rangeBetween(Window.unboundedPreceding, -1)
+    ranked = slim.withColumns(
+        {
+            "history": F.count(F.lit(1)).over(earlier),
+            "as_of": F.coalesce(F.timestamp_micros(F.unix_micros(F.max("event_time").over(earlier)) + 1), "event_time"),
+        }
+    )
     name = class_of(F.col("category"), classes)
     targets = ranked.withColumns({"label_text": name, "_luck": luck}).where("label_text IS NOT NULL")
     targets = targets.join(known, on="client_id", how="inner")
@@ -174,7 +182,7 @@ def next_category_examples(
     names = F.array(*(F.lit(text) for text in sorted(classes)))
     return judged.select(
         "client_id",
-        F.col("event_time").alias("as_of"),
+        "as_of",
         "event_id",
         "category",
         (F.array_position(names, F.col("label_text")) - 1).cast("double").alias("label"),

@@ -40,7 +40,7 @@ class GuessingConf(Conf):
     @property
     def methods(self) -> tuple[str, ...]:
         """Names of the heads."""
-        return ("frequency", "own_frequency", *(f"markov_{order}" for order in self.orders))
+        return ("frequency", "own_frequency", *(f"markov{order}" for order in self.orders))
 
 
 def symbol_rows(events: DataFrame, rows: DataFrame, conf: GuessingConf, dictionaries: DataFrame | None) -> DataFrame:
@@ -113,7 +113,7 @@ def guesses(read: DataFrame, labels: DataFrame, task: Task, conf: GuessingConf) 
         *(F.coalesce(F.try_element_at("counts", F.lit(name)), F.lit(0)).cast("double") for name in task.class_names)
     )
     rows = rows.withColumn("_own", own).withColumn("_own", _blended("_own", "_share", conf.weight))
-    columns = {"frequency": "_p0", "own_frequency": "_own"} | {f"markov_{order}": f"_p{order}" for order in conf.orders}
+    columns = {"frequency": "_p0", "own_frequency": "_own"} | {f"markov{order}": f"_p{order}" for order in conf.orders}
     return {name: _scored(rows, column, task) for name, column in columns.items()}
 
 

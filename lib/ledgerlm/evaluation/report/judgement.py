@@ -33,7 +33,7 @@ def cards(facts: Facts) -> list[Card]:
         if stage["job"] != "evaluate":
             continue
         for name, task in facts["details"][stage["name"]]["tasks"].items():
-            rows = _ordered(facts["leaderboard"], name, _MAIN[task["kind"]])
+            rows = _ordered(_cross_validated(facts), name, _MAIN[task["kind"]])
             methods = [row for row in rows if row["method"] not in _REFERENCES]
             if methods:
                 label = f"{_MAIN[task['kind']]} of {name}, {methods[0]['method']}"
@@ -49,7 +49,7 @@ def _ordered(board: Sequence[Mapping[str, Any]], task: str, metric: str) -> list
 
 def _task(name: str, task: Facts, stage: Facts, facts: Facts) -> Section:
     metric = _MAIN[task["kind"]]
-    rows = _ordered(facts["leaderboard"], name, metric)
+    rows = _ordered(_cross_validated(facts), name, metric)
     note = (
         f"{task['development_rows']:,} clients in cross-validation, {task['test_rows']:,} test clients set apart. "
         "Mean and deviation over folds and seeds; brackets are 95 % bootstrap intervals over clients; the difference "
@@ -57,7 +57,7 @@ def _task(name: str, task: Facts, stage: Facts, facts: Facts) -> Section:
     )
     blocks = [_board(rows, metric), _forests(rows, metric, stage["baseline"])]
     blocks += [_test_board(_ordered(facts["leaderboard_test"], name, metric), metric), _published(name, facts)]
-    blocks += [*_curves(task), _all_metrics(facts["leaderboard"], name), *_importance(task)]
+    blocks += [*_curves(task), _all_metrics(_cross_validated(facts), name), *_importance(task)]
     return Section(title=f"Task {name}", note=note, blocks=[block for block in blocks if block is not None])
 
 
@@ -168,3 +168,8 @@ def _map(stage: Facts) -> Section:
     explained = sum(points.get("explained", []))
     note = f"Clients by the two main directions of {points.get('method')}, {explained:.0%} of its variance."
     return Section(title="A map of clients", note=note, blocks=[figures(drawings)] if drawings else [])
+
+
+def _cross_validated(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the evaluate job; those of compare have sections of their own."""
+    return [row for row in facts["leaderboard"] if row.get("split") == "cross_validation"]
