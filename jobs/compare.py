@@ -80,7 +80,7 @@ def run(ctx: Context, conf: CompareConf) -> StageResult:
         own = _entries(ctx, conf, compared)
         shares = reached(compared)
         entries += own
-        report.append(section(compared, own, shares, conf.baseline))
+        report.append(section(compared, own, shares, baseline=conf.baseline, stage=ctx.stage))
         facts.append(_facts(compared, own, shares))
     written = ctx.write("leaderboard", leaderboard_rows(ctx.spark, entries), where=f"split LIKE '{ctx.stage}/%'")
     return StageResult(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+_LONG = 40  # characters of a value that may take several lines
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Drawing:
@@ -66,14 +68,16 @@ def table(
     note: str = "",
     best: Sequence[int] = (),
 ) -> Block:
-    """A table; columns whose values are all numbers stand to the right."""
+    """A table; columns whose values are all numbers stand to the right, and long values of the last one are broken."""
     numeric = [all(_is_number(row[place]) for row in rows) and bool(rows) for place in range(len(columns))]
+    prose = any(len(str(row[-1])) > _LONG for row in rows)
+    last = "n" if numeric[-1] else "text" if prose else ""
     return Block(
         kind="table",
         heading=heading,
         note=note,
         columns=columns,
-        classes=["n" if one else "text" if place == len(columns) - 1 else "" for place, one in enumerate(numeric)],
+        classes=[*("n" if one else "" for one in numeric[:-1]), last],
         rows=[[shown(cell) for cell in row] for row in rows],
         best=frozenset(best),
     )

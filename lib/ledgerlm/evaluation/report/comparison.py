@@ -15,7 +15,12 @@ _SMALL = ("average_precision", "f1", "precision_macro", "recall_macro", "top_3",
 
 
 def section(
-    compared: Compared, entries: Sequence[Entry], shares: Mapping[str, Mapping[str, float]], baseline: str
+    compared: Compared,
+    entries: Sequence[Entry],
+    shares: Mapping[str, Mapping[str, float]],
+    *,
+    baseline: str,
+    stage: str = "compare",
 ) -> dict[str, Any]:
     """One section: a task on a slice.
 
@@ -24,6 +29,7 @@ def section(
         entries: their leaderboard rows.
         shares: from `compare.reached`.
         baseline: method that the others are set against.
+        stage: names the section where a pipeline compares more than once.
     """
     by = {(entry.method, entry.metric): entry for entry in entries}
     clients = len(set(compared.clients.tolist()))
@@ -42,7 +48,7 @@ def section(
         _matrices(compared),
     ]
     return {
-        "title": f"{compared.task.name} on {compared.slice}",
+        "title": f"{'' if stage == 'compare' else f'{stage}: '}{compared.task.name} on {compared.slice}",
         "note": note,
         "blocks": [block for block in blocks if block is not None],
     }
