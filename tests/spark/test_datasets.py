@@ -217,7 +217,7 @@ def test_x5(spark: SparkSession, tmp_path: Path) -> None:
     header, *lines = got.texts["compact"]["c1"]
     assert header == "days|weekday|hour|level_1|level_2|level_3|level_4|segment|amount|quantity|netto"
     assert sorted(lines) == [
-        "+0d|Sat|7h|-|-|-|-|-|10|q2.2|-",
+        "+0d|Sat|7h|-|-|-|-|-|10|q2|-",
         "+0d|Sat|7h|e344|ed2a|2cb1|4dd0|g123.0|56|q1|w0.47",
     ]
 
