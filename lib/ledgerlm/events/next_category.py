@@ -128,6 +128,22 @@ def class_of(category: Column, classes: Classes) -> Column:
     return F.try_element_at(F.create_map(*(F.lit(part) for pair in pairs for part in pair)), category)
 
 
+def _with_past(categorised: DataFrame) -> DataFrame:
+    """The events with their history (how many came before) and as_of, the instant after the newest of those."""
+    # In microseconds, Spark's own resolution, so that "before" is a range.
+    instants = Window.partitionBy("client_id").orderBy(F.unix_micros("event_time"))
+    earlier = instants.rangeBetween(Window.unboundedPreceding, -1)
+    newest = F.unix_micros(F.max("event_time").over(earlier))
+    return categorised.select(
+        "client_id",
+        "event_id",
+        "event_time",
+        "category",
+        F.count(F.lit(1)).over(earlier).alias("history"),
+        F.coalesce(F.timestamp_micros(newest + 1), "event_time").alias("as_of"),
+    )
+
+
 def next_category_examples(
     categorised: DataFrame, clients: DataFrame, classes: Classes, conf: NextCategoryConf, *, seed: int
 ) -> DataFrame:
@@ -157,17 +173,8 @@ def next_category_examples(
     known = clients.select("client_id", reduce(or_, absent, F.lit(False)).alias("_incomplete"))
     of_client = Window.partitionBy("client_id")
     luck = F.xxhash64("client_id", "event_id", F.lit(seed))
-    slim = categorised.select("client_id", "event_id", "event_time", "category")
-    # In microseconds, Spark's own resolution, so that "before" is a range.
-    earlier = of_client.orderBy(F.unix_micros("event_time")).rangeBetween(Window.unboundedPreceding, -1)
-    ranked = slim.withColumns(
-        {
-            "history": F.count(F.lit(1)).over(earlier),
-            "as_of": F.coalesce(F.timestamp_micros(F.unix_micros(F.max("event_time").over(earlier)) + 1), "event_time"),
-        }
-    )
     name = class_of(F.col("category"), classes)
-    targets = ranked.withColumns({"label_text": name, "_luck": luck}).where("label_text IS NOT NULL")
+    targets = _with_past(categorised).withColumns({"label_text": name, "_luck": luck}).where("label_text IS NOT NULL")
     targets = targets.join(known, on="client_id", how="inner")
     instant = Window.partitionBy("client_id", "event_time").orderBy("_luck", "event_id")
     first = (

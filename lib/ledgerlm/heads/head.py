@@ -69,12 +69,7 @@ def save_head(folder: Path, card: HeadCard, model: Boosted | Path) -> str:
         (draft / TREES).write_text(model.text, encoding="utf-8")
     else:
         shutil.copytree(model, draft / MLLIB)
-    head_id = content_hash(draft)
-    if (folder / head_id).exists():
-        shutil.rmtree(draft)
-    else:
-        draft.rename(folder / head_id)
-    return head_id
+    return settle(draft)
 
 
 def load_card(folder: Path, head_id: str) -> HeadCard:
@@ -107,6 +102,21 @@ def load_trees(folder: Path, head_id: str) -> tuple[HeadCard, Boosted]:
         raise ArtefactError(f"head {head_id} is of kind {card.kind}; LightGBM was expected")
     text = (folder / head_id / TREES).read_text(encoding="utf-8")
     return card, Boosted.from_text(text, card.scale, raw_outputs(card.task))
+
+
+def settle(draft: Path) -> str:
+    """Gives a finished draft the name that its files hash to, beside it; the same head made again changes nothing.
+
+    Returns:
+        The head_id, see `content_hash`.
+    """
+    head_id = content_hash(draft)
+    home = draft.parent / head_id
+    if home.exists():
+        shutil.rmtree(draft)
+    else:
+        draft.rename(home)
+    return head_id
 
 
 def content_hash(home: Path) -> str:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from ledgerlm.errors import ArtefactError
 from ledgerlm.heads.calibration import Calibrator
-from ledgerlm.heads.head import content_hash
+from ledgerlm.heads.head import content_hash, settle
 from ledgerlm.heads.tasks import Floats, Task
 from ledgerlm.instruct.prompts import PromptConf, compose
 from ledgerlm.instruct.tokens import PromptTokens, prompt_tokens
@@ -67,12 +67,7 @@ def save_instructed(folder: Path, card: InstructCard, *, adapter: Path | None, m
         shutil.copytree(adapter, draft / ADAPTER)
     if model is not None:
         shutil.copytree(model, draft / MODEL, ignore=shutil.ignore_patterns(ADAPTER))
-    head_id = content_hash(draft)
-    if (folder / head_id).exists():
-        shutil.rmtree(draft)
-    else:
-        draft.rename(folder / head_id)
-    return head_id
+    return settle(draft)
 
 
 def load_instructed(folder: Path, head_id: str) -> InstructCard:

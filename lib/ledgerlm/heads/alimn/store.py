@@ -13,7 +13,7 @@ from ledgerlm.errors import ArtefactError
 from ledgerlm.heads.alimn.network import Alimn
 from ledgerlm.heads.alimn.settings import FusionCard
 from ledgerlm.heads.alimn.training import WEIGHTS
-from ledgerlm.heads.head import CARD, content_hash
+from ledgerlm.heads.head import CARD, content_hash, settle
 from ledgerlm.runs.config import parse
 
 
@@ -35,12 +35,7 @@ def save_fusion(folder: Path, card: FusionCard, weights: Path | None) -> str:
     (draft / CARD).write_text(content, encoding="utf-8")
     if weights is not None:
         shutil.copyfile(weights, draft / WEIGHTS)
-    head_id = content_hash(draft)
-    if (folder / head_id).exists():
-        shutil.rmtree(draft)
-    else:
-        draft.rename(folder / head_id)
-    return head_id
+    return settle(draft)
 
 
 def load_fusion(folder: Path, head_id: str) -> FusionCard:
