@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 _CHARACTERS_A_FILE = 128_000_000
+_WINDOWS_TO_COMPARE = 8  # windows of a pack, at the least, for a contrast
 
 
 class FinetuneConf(JobConf, TrainingConf):
@@ -98,6 +99,11 @@ class FinetuneConf(JobConf, TrainingConf):
             raise ValueError(f"variants and enriched_formats choose rewrites, but formats {self.formats} read none")
         if self.lora is not None and self.base is None:
             raise ValueError("lora needs a base whose weights are frozen")
+        if self.contrast and self.packing(self.workers.ranks)[0] < _WINDOWS_TO_COMPARE * self.context:
+            raise ValueError(
+                f"contrast compares windows of a pack, and one of {self.packing(self.workers.ranks)[0]} tokens holds "
+                f"fewer than {_WINDOWS_TO_COMPARE} of {self.context}: lower context, or raise batch_tokens"
+            )
         if self.published is not None and self.backbone is None:
             raise ValueError("published names settings of a file of conf/backbones; set backbone, too")
         return self

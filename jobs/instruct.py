@@ -234,7 +234,7 @@ def _example(conf: InstructConf, told: DataFrame, events: int, task: Task) -> st
     assert row is not None
     name = task.class_names[row["answer"]]
     answer = conf.prompt.answers.get(name, name)
-    return f"{conf.prompt.instruction}\n{row['body']}\n{conf.prompt.question}{answer}"
+    return f"{conf.prompt.instruction}\n{row['body']}\n{conf.prompt.question or ''}{answer}"
 
 
 def _section(

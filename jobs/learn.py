@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -36,10 +38,19 @@ class LearnConf(JobConf):
     where: str = Field(
         "split = 'train'", description="SQL condition over columns of clients and labels: the rows to learn from"
     )
+    base: str | None = Field(
+        None,
+        description="learn stage whose head the training starts from, so that one task helps another: its "
+        "vocabularies, scales and weights; inputs and network must be the same",
+    )
     inputs: InputsConf = Field(InputsConf(), description="what the head sees of a client")
     network: NetworkConf = Field(NetworkConf(), description="shape of the network")
     learning: LearningConf = Field(LearningConf(), description="how it is trained")
     workers: WorkersConf = Field(WorkersConf(), description="processes of Ray Train")
+
+    def stages_named(self) -> Sequence[str]:
+        """The stage that `base` names."""
+        return () if self.base is None else (self.base,)
 
 
 def run(ctx: Context, conf: LearnConf) -> StageResult:
@@ -51,7 +62,8 @@ def run(ctx: Context, conf: LearnConf) -> StageResult:
     row = labels.agg(F.count(F.lit(1)).alias("rows"), F.max("as_of").alias("as_of")).first()
     if row is None or not row["rows"]:
         raise DataError(f"task {task.name}: no label where {conf.where}")
-    shape = _staged(ctx, conf, labels)
+    base = _base(ctx, conf)
+    shape = _staged(ctx, conf, labels, base)
     from ledgerlm.heads.recurrent.distributed import train_on_ray
 
     ctx.ray.start()
@@ -69,6 +81,7 @@ def run(ctx: Context, conf: LearnConf) -> StageResult:
         seed=ctx.seed,
         threads=conf.workers.threads,
         device="cuda" if conf.workers.gpu else "cpu",
+        base=base,
     )
     with ctx.progress.task(f"Training {conf.network.kind} on {task.name}"):
         curve = train_on_ray(worker, conf.workers)
@@ -99,6 +112,20 @@ def run(ctx: Context, conf: LearnConf) -> StageResult:
     )
 
 
+def _base(ctx: Context, conf: LearnConf) -> Path | None:
+    """Folder of the head that the training starts from."""
+    if conf.base is None:
+        return None
+    from ledgerlm.heads.recurrent.store import read_recurrent_card
+
+    folder: Path = (ctx.artefacts / "heads" / ctx.facts(conf.base)["heads"][0]["head_id"]).absolute()
+    card = read_recurrent_card(folder)
+    for key in ("inputs", "network"):
+        if getattr(card, key) != getattr(conf, key):
+            raise ConfigError(f"{ctx.stage}: base: {conf.base} was trained with other {key}; make them the same")
+    return folder
+
+
 def sources_of(ctx: Context, conf: InputsConf) -> Sources:
     """The tables that inputs are made from, and the days that they span."""
     events = ctx.read("events")
@@ -127,15 +154,21 @@ def _training_labels(ctx: Context, conf: LearnConf, task: Task) -> DataFrame:
     return chosen.select("client_id", "as_of", class_index(task).cast("int").alias("label"))
 
 
-def _staged(ctx: Context, conf: LearnConf, labels: DataFrame) -> RowsShape:
+def _staged(ctx: Context, conf: LearnConf, labels: DataFrame, base: Path | None) -> RowsShape:
     """Fits the shape and writes the rows as Parquet, unless an earlier attempt did; whole clients are held out."""
+    from ledgerlm.heads.recurrent.store import read_recurrent_card
+
     folder, file = ctx.staging / "rows", ctx.staging / "shape.json"
     if (folder / "_SUCCESS").exists():
         return RowsShape.model_validate_json(file.read_text(encoding="utf-8"))
     sources, chosen = sources_of(ctx, conf.inputs), chosen_columns(ctx.spec, conf.inputs)
     observed = observed_events(sources, chosen, conf.inputs)
     with ctx.progress.task("Laying out histories"):
-        shape = learn_shape(labels, observed, sources, chosen, conf.inputs)
+        shape = (
+            learn_shape(labels, observed, sources, chosen, conf.inputs)
+            if base is None
+            else read_recurrent_card(base).shape
+        )
         file.write_text(shape.model_dump_json(), encoding="utf-8")
         rows = head_rows(labels, observed, sources, shape, conf.inputs)
         drawn = F.pmod(F.xxhash64("client_id", F.lit(ctx.seed)), F.lit(10_000)) / 10_000

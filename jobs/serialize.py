@@ -28,6 +28,7 @@ class SerializeConf(JobConf, DocumentConf):
         description="end of the histories of clients without a label; left out, the data set's, or else midnight after "
         "the last event",
     )
+    only: str | None = Field(None, description="SQL condition on columns of the events; others are not told")
     until: dt.datetime | None = Field(
         None,
         description="no history ends later, whatever its label's as_of: documents for a backbone that must not see "
@@ -38,6 +39,7 @@ class SerializeConf(JobConf, DocumentConf):
 def run(ctx: Context, conf: SerializeConf) -> StageResult:
     """Writes the documents of one format, then counts all events again to see that none leaked in and none was lost."""
     events, clients = ctx.read("events"), ctx.read("clients")
+    events = events if conf.only is None else events.where(conf.only)
     labels = ctx.read("labels") if ctx.exists("labels") else None
     dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
     as_of = conf.as_of or ctx.spec.as_of or _after_last(events)

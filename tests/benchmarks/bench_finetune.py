@@ -83,7 +83,14 @@ def stage(workdir: Path) -> WorkerConf:
         folder.mkdir(parents=True, exist_ok=True)
         for rank in range(SETTINGS.ranks):
             part = texts[rank :: SETTINGS.ranks] if split == "train" else texts[rank : rank + 1]
-            rows = pa.record_batch({"kind": ["compact"] * len(part), "split": [split] * len(part), "text": part})
+            rows = pa.record_batch(
+                {
+                    "kind": ["compact"] * len(part),
+                    "split": [split] * len(part),
+                    "client": [*range(len(part))],
+                    "text": part,
+                }
+            )
             batches = list(window_batches(iter([rows]), content, start, CONTEXT))
             pq.write_table(pa.Table.from_batches(batches), folder / f"part-{rank}.parquet")
     precision = faster_precision("cpu")

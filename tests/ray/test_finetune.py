@@ -57,7 +57,14 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "windows" / f"split={split}").mkdir(parents=True)
         for number in range(2):
             rows = part[number::2]
-            batch = pa.record_batch({"kind": ["compact"] * len(rows), "split": [split] * len(rows), "text": rows})
+            batch = pa.record_batch(
+                {
+                    "kind": ["compact"] * len(rows),
+                    "split": [split] * len(rows),
+                    "client": [*range(len(rows))],
+                    "text": rows,
+                }
+            )
             content = tokenizer.backend_tokenizer.to_str()
             cut = list(window_batches(iter([batch]), content, window_start(tokenizer), 96))
             file = folder / "windows" / f"split={split}" / f"part-{number}.parquet"

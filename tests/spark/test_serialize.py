@@ -101,6 +101,24 @@ def test_compact_text(texts: dict[str, str]) -> None:
     ]
 
 
+def test_days_may_stand_last(events: DataFrame, dictionaries: DataFrame) -> None:
+    """Then an event begins with what it is, before a reader knows when."""
+    shown = {"fields": ("mcc", "amount", "days")}
+    text = {
+        name: rows_of(
+            serialize(events, None, AS_OF, SPEC, DocumentConf(format=name, **shown), dictionaries=dictionaries)
+        )["c1"].text
+        for name in ("compact", "json")
+    }
+    assert text["compact"].split("\n") == [
+        "mcc|amount|days",
+        "Grocery Stores, Supermarkets|3.9|+0d",
+        "code 1234|-120|+3d",
+        "Grocery Stores, Supermarkets|0|+0d",
+    ]
+    assert [event["days"] for event in json.loads(text["json"])] == ["+0d", "+3d", "+0d"]
+
+
 def test_lines_text_is_that_of_llm4es_and_can_be_taken_apart(texts: dict[str, str]) -> None:
     lines = texts["lines"].split("\n")
     assert lines == [

@@ -106,6 +106,8 @@ def test_wrong_names_are_told() -> None:
         parse(FinetuneConf, {"backbone": "mistral-7b", "published": "x5"}, source="test")
     with pytest.raises(ConfigError, match="lora needs a base"):
         parse(FinetuneConf, {"lora": {}}, source="test")
+    with pytest.raises(ConfigError, match="fewer than 8 of 768: lower context"):
+        parse(FinetuneConf, {"contrast": 0.1}, source="test")
     with pytest.raises(ConfigError, match="read none"):
         parse(FinetuneConf, {"variants": 3}, source="test")
 

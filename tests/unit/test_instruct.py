@@ -143,8 +143,23 @@ def test_an_answer_can_be_a_cell_that_the_backbone_knows() -> None:
     assert tokenizer.decode(found.tail) == "\nnext"
     with pytest.raises(ConfigError, match="no class"):
         prompt_tokens(tokenizer, prompt, ("food", "coal"), context=256)
-    with pytest.raises(ConfigError, match="same tokens"):
+    with pytest.raises(ConfigError, match="the beginning of another"):
         prompt_tokens(tokenizer, PromptConf(answers={"a": "x", "b": "x"}), ("a", "b"), context=256)
+
+
+def test_without_a_question_the_answer_begins_the_next_event() -> None:
+    lines = ["Food & Co|-1|+1d", "Fuel|-2|+0d"] * 5
+    document = "\n".join(["mcc|amount|days", *lines])
+    tokenizer = train_tokenizer([document] * 3, vocabulary_size=320)
+    prompt = PromptConf(question=None, answers={"food": "Food & Co"})
+    found = prompt_tokens(tokenizer, prompt, ("food", "Fuel"), context=256)
+    assert found.tail == ()
+    backend = plain_tokenizer(found.tokenizer)
+    history = backend.encode("\n".join(["mcc|amount|days", *lines[:4]]), add_special_tokens=False).ids
+    longer = backend.encode(document, add_special_tokens=False).ids
+    assert longer[: len(history) + 1] == [*history, *found.answers[0]], "as the backbone has read it"
+    with pytest.raises(ConfigError, match="the beginning of another"):
+        prompt_tokens(tokenizer, PromptConf(question=None), ("Fuel", "Fuel oil"), context=256)
 
 
 def staged(tokens: PromptTokens, bodies: list[str], answers: list[int], folder: Path) -> WindowStore:

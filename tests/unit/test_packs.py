@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ledgerlm.backbone.packs import pack, pack_plan, packs
+from ledgerlm.backbone.packs import pack, pack_plan, packs, pair_plan
 
 
 def test_a_pack_is_one_row_sorted_by_length() -> None:
@@ -24,6 +24,17 @@ def test_the_plan_fills_packs_to_the_budget() -> None:
     totals = np.array([lengths[members].sum() for members in plan])
     assert totals.max() <= 512
     assert totals[:-1].min() > 512 - 90
+
+
+def test_two_windows_of_a_client_stand_together() -> None:
+    random = np.random.default_rng(1)
+    clients, lengths = random.integers(0, 60, 200), random.integers(1, 40, 200)
+    plan = pair_plan(lengths, clients, 256, random)
+    assert np.array_equal(np.sort(np.concatenate(plan)), np.arange(200))
+    assert max(lengths[members].sum() for members in plan) <= 256
+    alone = sum((np.bincount(clients[members], minlength=60) % 2).sum() for members in plan)
+    assert alone == (np.bincount(clients, minlength=60) % 2).sum(), "only the odd one of a client has no partner"
+    assert [members.tolist() for members in pair_plan(np.zeros(0, np.int64), np.zeros(0, np.int64), 9, random)] == []
 
 
 def test_a_window_beyond_the_budget_is_a_pack_of_its_own() -> None:

@@ -30,7 +30,7 @@ from ledgerlm.heads.recurrent.settings import (
     WorkerConf,
 )
 from ledgerlm.heads.recurrent.store import keep_recurrent, load_recurrent
-from ledgerlm.heads.recurrent.training import Training, raw_scores, train_rank
+from ledgerlm.heads.recurrent.training import Training, export, raw_scores, train_rank
 from ledgerlm.heads.tasks import Task
 
 CODES = 6
@@ -178,6 +178,23 @@ def test_a_trained_head_is_calibrated_kept_under_its_hash_and_guarded(tmp_path: 
     (heads / head_id / "head.json").write_text((heads / head_id / "head.json").read_text() + " ")
     with pytest.raises(ArtefactError, match="hash"):
         load_recurrent(heads / head_id)
+
+
+def test_a_head_starts_from_another_whose_classes_stand_in_another_order(tmp_path: Path) -> None:
+    known = trained(tmp_path / "one", NETWORKS[0], LearningConf(epochs=3, batch=32))
+    export(known, 400, 120)
+    heads = tmp_path / "heads"
+    heads.mkdir()
+    base = heads / keep_recurrent(known.conf.result, heads)
+    names = ("up", "elsewhere", "down")
+    other = worker(tmp_path / "two", NETWORKS[0]).model_copy(
+        update={"task": TASK.model_copy(update={"class_names": names}), "base": base}
+    )
+    rows = population(50, seed=5)
+    before = raw_scores(known.network, rows)
+    started = raw_scores(Training(other, rows, rows, Ranks()).network, rows)
+    np.testing.assert_allclose(started[:, [2, 0]], before[:, [0, 2]], atol=1e-6)
+    assert np.abs(started[:, 1] - before[:, 1]).max() > 0.01
 
 
 def test_a_class_that_nobody_shows_is_an_error(tmp_path: Path) -> None:

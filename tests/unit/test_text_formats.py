@@ -60,7 +60,10 @@ def test_a_field_of_the_data_set_wins_over_a_derived_one() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [(("mc",), "no field 'mc' in data set small: did you mean 'mcc'"), (("mcc", "days"), "put 'days' first")],
+    [
+        (("mc",), "no field 'mc' in data set small: did you mean 'mcc'"),
+        (("mcc", "days", "amount"), "put 'days' first or last"),
+    ],
 )
 def test_wrong_fields_are_refused(fields: tuple[str, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ledgerlm.backbone.attention import register
-from ledgerlm.backbone.loss import CausalLoss, loss_inputs
+from ledgerlm.backbone.loss import CausalLoss, contrastive_loss, loss_inputs, views_of
 from ledgerlm.backbone.metrics import read_metrics
 from ledgerlm.backbone.packs import pack
 from ledgerlm.backbone.ranks import Ranks
@@ -38,8 +38,10 @@ class PlainEngine:
         self.optimizer = torch.optim.AdamW(parameter_groups(model, conf.weight_decay), betas=conf.betas, fused=True)
         self._packs, self._seen = packs_per_step, 0
 
-    def __call__(self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor) -> Tensor:
-        loss: Tensor = self.module(pack_inputs, places, targets)
+    def __call__(
+        self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor, views: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
+        loss: Tensor = self.module(pack_inputs, places, targets, views)
         return loss
 
     def train(self, mode: bool = True) -> None:
@@ -253,6 +255,46 @@ def test_loss_and_gradients_equal_the_plain_head() -> None:
     for (name, left), right in zip(sliced.named_parameters(), plain.parameters(), strict=True):
         assert left.grad is not None and right.grad is not None
         torch.testing.assert_close(left.grad, right.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_the_contrastive_loss_is_that_of_the_formula() -> None:
+    """Three windows, the first two of one client; the third has no partner and only repels."""
+    states = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 5.0], [3.0, 4.0]], requires_grad=True)
+    lengths, clients = torch.tensor([2, 1, 1]), torch.tensor([7, 7, 9])
+    found = contrastive_loss(states, lengths, clients, temperature=0.5)
+    # Cosines: the first two 0, first and third 0.6, second and third 0.8.
+    shares = [1 / (1 + np.exp(0.6 / 0.5)), 1 / (1 + np.exp(0.8 / 0.5))]
+    assert found.item() == pytest.approx(-np.mean(np.log(shares)))
+    alone = contrastive_loss(states, lengths, torch.tensor([1, 2, 3]), temperature=0.5)
+    assert alone.item() == 0
+    (found + alone).backward()
+    assert states.grad is not None and states.grad.isfinite().all()
+
+
+def test_the_contrastive_term_draws_windows_of_a_client_together(tmp_path: Path) -> None:
+    """Clients differ by two favourite tokens; the term lowers the distance it speaks of; the curve leaves it out."""
+    random = np.random.default_rng(5)
+    favourites = random.integers(4, VOCABULARY, (24, 2))
+    rows = [[1, *random.choice([*favourites[n // 4], *range(4, 12)], 15)] for n in range(96)]
+    table = pa.table({"kind": ["compact"] * 96, "client": [n // 4 for n in range(96)], "input_ids": rows})
+    pq.write_table(table, tmp_path / "part.parquet")
+    store = WindowStore.build([tmp_path / "part.parquet"], ["compact"], tmp_path / "tokens.bin")
+    reader = Reader(store, {"compact": 1.0}, 256, 1, 0, Ranks(), in_pairs=True)
+
+    def distance(weight: float) -> float:
+        conf = CONF.model_copy(update={"contrast": weight, "epochs": 12})
+        model = _model()
+        model.contrast = weight
+        folder = tmp_path / f"run-{weight}"
+        Training(PlainEngine(model, conf), reader, {}, conf, folder).run()
+        assert read_metrics(folder / "metrics.jsonl")[-1]["loss"] < np.log(VOCABULARY)
+        pack = store.pack(np.arange(96))
+        inputs, *_ = loss_inputs(pack)
+        with torch.no_grad():
+            states = model.model.base_model(**inputs).last_hidden_state[0]
+        return contrastive_loss(states, *views_of(pack), temperature=0.1).item()
+
+    assert distance(1.0) < distance(0.0) - 0.3
 
 
 def test_a_head_that_does_more_than_multiply_is_refused() -> None:

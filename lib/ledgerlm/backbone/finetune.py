@@ -26,10 +26,13 @@ WINDOWS = T.StructType(
     [
         T.StructField("kind", T.StringType(), False),
         T.StructField("split", T.StringType(), False),
+        T.StructField("client", T.LongType(), False),
         T.StructField("input_ids", T.ArrayType(T.IntegerType(), False), False),
     ]
 )
-_ARROW = pa.schema([("kind", pa.string()), ("split", pa.string()), ("input_ids", pa.list_(pa.int32()))])
+_ARROW = pa.schema(
+    [("kind", pa.string()), ("split", pa.string()), ("client", pa.int64()), ("input_ids", pa.list_(pa.int32()))]
+)
 ENRICHED = "enriched"
 _TOKENISED_AT_ONCE = 64  # documents
 _POLL_SECONDS = 0.5
@@ -103,12 +106,12 @@ def cut_windows(texts: DataFrame, tokenizer: Path, *, context: int) -> DataFrame
     """Tokenises texts and cuts them into windows, on the executors.
 
     Args:
-        texts: with `kind`, `split` and `text`.
+        texts: with `client_id`, `kind`, `split` and `text`.
         tokenizer: folder of the tokenizer; it travels with the task.
         context: tokens of a window with the token that starts it.
 
     Returns:
-        `WINDOWS`: one row a window, those of a text oldest first.
+        `WINDOWS`: one row a window, those of a text oldest first; `client` is a hash of the client_id.
     """
     from ledgerlm.text.tokenizer import load_tokenizer, window_start
 
@@ -120,13 +123,13 @@ def cut_windows(texts: DataFrame, tokenizer: Path, *, context: int) -> DataFrame
 
         return window_batches(batches, content, start_id, context)
 
-    return texts.select("kind", "split", "text").mapInArrow(cut, WINDOWS)
+    return texts.select("kind", "split", F.xxhash64("client_id").alias("client"), "text").mapInArrow(cut, WINDOWS)
 
 
 def window_batches(
     batches: Iterator[pa.RecordBatch], tokenizer: str, start_id: int, context: int
 ) -> Iterator[pa.RecordBatch]:
-    """The work of `cut_windows` on one executor: `kind`, `split`, `text` in, windows out."""
+    """The work of `cut_windows` on one executor: `kind`, `split`, `client`, `text` in, windows out."""
     from tokenizers import Tokenizer
 
     backend = Tokenizer.from_str(tokenizer)
@@ -153,7 +156,7 @@ def _window_batch(batch: pa.RecordBatch, backend: Any, start_id: int, context: i
             lengths.append(cut.stop - cut.start + 1)
     offsets = np.concatenate((np.zeros(1, np.int32), np.cumsum(lengths, dtype=np.int32)))
     values = np.concatenate(flat) if flat else np.zeros(0, np.int32)
-    named = batch.select(["kind", "split"]).take(pa.array(rows, pa.int64()))
+    named = batch.select(["kind", "split", "client"]).take(pa.array(rows, pa.int64()))
     ids_column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
     return pa.RecordBatch.from_arrays([*named.columns, ids_column], schema=_ARROW)
 

@@ -28,8 +28,13 @@ class CausalLoss(nn.Module):
     tokens needs a slice of the T x vocabulary logits at a time, and no second pass for the gradient.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, contrast: float = 0.0, temperature: float = 0.1) -> None:
         """Wraps a model.
+
+        Args:
+            model: a causal language model.
+            contrast: weight of the contrastive term, for each token that is learnt.
+            temperature: of that term.
 
         Raises:
             ConfigError: the model's head is more than a matrix.
@@ -43,19 +48,62 @@ class CausalLoss(nn.Module):
                 "use Llama, Qwen3, Mistral or another model with a linear head"
             )
         self.model: PreTrainedModel = model
+        self.contrast: float = contrast
+        self.temperature: float = temperature
+        self.added: Tensor | float = 0.0  # the contrastive part of the newest loss
 
-    def forward(self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor, views: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Sum of the losses in nats, fp32.
 
         Args:
             pack_inputs: from `model_inputs`.
             places: positions in the row that have a next token in the same window, int64 [N].
             targets: those next tokens, int64 [N].
+            views: length and client of each window, int64 [S], for the contrastive term.
         """
         states = self.model.base_model(**pack_inputs).last_hidden_state[0]
         weight = self.model.get_output_embeddings().weight
         total: Tensor = _SummedLoss.apply(states, weight, places, targets)  # type: ignore[no-untyped-call]
-        return total
+        if views is None or not self.contrast:
+            return total
+        added = self.contrast * len(targets) * contrastive_loss(states, *views, temperature=self.temperature)
+        self.added = added.detach()
+        return total + added
+
+
+def contrastive_loss(states: Tensor, lengths: Tensor, clients: Tensor, *, temperature: float) -> Tensor:
+    """How badly the windows of a client find each other among all windows of a pack, in nats.
+
+    The mean of the negative log-softmax of cosines over positives, as in SupCon (Khosla et al. 2020); with slices of
+    one history as views of a client it is the idea of CoLES (Babaev et al. 2022).
+
+    Args:
+        states: of all tokens, [T, d].
+        lengths: tokens of each window, int64 [S].
+        clients: client of each window, int64 [S].
+        temperature: cosines are divided by it.
+
+    Returns:
+        The mean over windows that are not the only one of their client; zero when there is none.
+    """
+    count = len(lengths)
+    window = torch.repeat_interleave(torch.arange(count, device=states.device), lengths)
+    sums = torch.zeros(count, states.shape[1], device=states.device).index_add(0, window, states.float())
+    views = functional.normalize(sums / lengths[:, None], dim=1)
+    itself = torch.eye(count, dtype=torch.bool, device=states.device)
+    logits = (views @ views.T / temperature).masked_fill(itself, -torch.inf)
+    same = (clients[:, None] == clients) & ~itself
+    log_share = logits.log_softmax(1).masked_fill(~same, 0.0)
+    others = same.sum(1)
+    return -(log_share.sum(1) / others.clamp(min=1)).sum() / (others > 0).sum().clamp(min=1)
+
+
+def views_of(pack: Pack, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Length and client of each window of a pack, for `CausalLoss.forward`."""
+    lengths = torch.from_numpy(pack.lengths.astype(np.int64))
+    return lengths.to(device), torch.from_numpy(pack.owners).to(device)
 
 
 def loss_inputs(pack: Pack, device: torch.device | str = "cpu") -> tuple[dict[str, Any], Tensor, Tensor]:

@@ -65,7 +65,38 @@ def pack_plan(lengths: NDArray[np.integer], token_budget: int) -> list[NDArray[n
     Returns:
         For each pack the window numbers, shortest windows first; every window stands in exactly one pack.
     """
-    order = np.argsort(lengths, kind="stable")
+    return _cut(np.argsort(lengths, kind="stable"), lengths, token_budget)
+
+
+def pair_plan(
+    lengths: NDArray[np.integer], clients: NDArray[np.int64], token_budget: int, random: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Which windows go into which pack, so that two windows of a client stand together, in random company.
+
+    Args:
+        lengths: tokens of each window; the order of a client's windows says which are paired.
+        clients: client of each window.
+        token_budget: most tokens a pack may hold; a longer pair is a pack of its own.
+        random: draws the order of the pairs.
+
+    Returns:
+        For each pack the window numbers; every window stands in exactly one pack.
+    """
+    if not len(lengths):
+        return []
+    together = np.argsort(clients, kind="stable")
+    ordered = clients[together]
+    first = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    place = np.arange(len(ordered)) - np.repeat(first, np.diff(np.r_[first, len(ordered)]))
+    starts = np.flatnonzero(place % 2 == 0)
+    pairs = np.split(together, starts[1:])
+    of_pairs = np.add.reduceat(lengths[together], starts)
+    plan = _cut(random.permutation(len(pairs)), of_pairs, token_budget)
+    return [np.concatenate([pairs[number] for number in chosen]) for chosen in plan]
+
+
+def _cut(order: NDArray[np.int64], lengths: NDArray[np.integer], token_budget: int) -> list[NDArray[np.int64]]:
+    """Cuts an order of units where the budget is full."""
     ends = np.cumsum(lengths[order], dtype=np.int64)
     plan: list[NDArray[np.int64]] = []
     start = 0

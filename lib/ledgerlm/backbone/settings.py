@@ -66,6 +66,13 @@ class TrainingConf(Conf):
     epochs: float = Field(3.0, gt=0, description="passes over the training windows")
     max_tokens: int | None = Field(None, gt=0, description="most tokens read in training, over all ranks")
     max_minutes: float | None = Field(None, gt=0, description="most minutes in the loop; the rate falls in time for it")
+    contrast: float = Field(
+        0.0,
+        ge=0,
+        description="weight of a contrastive term beside the next-token loss: the mean states of a client's windows "
+        "are drawn together, those of other clients in the pack apart; wants short windows and large packs",
+    )
+    temperature: float = Field(0.1, gt=0, description="of the contrastive term's cosines")
     precision: Literal["auto", "bf16", "fp32"] = Field("auto", description="auto: what a short trial finds faster")
     evaluations: int = Field(8, ge=1, description="times the held-out loss is taken, the last at the end")
     patience: int | None = Field(

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ledgerlm.backbone.packs import Ids, Pack, pack, pack_plan
+from ledgerlm.backbone.packs import Ids, Pack, pack, pack_plan, pair_plan
 from ledgerlm.backbone.ranks import Ranks
 from ledgerlm.errors import DataError
 
@@ -21,7 +21,7 @@ _READ_ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class WindowStore:
-    """Windows of one rank; the tokens stay on disk and are mapped, so memory holds nine bytes a window.
+    """Windows of one rank; the tokens stay on disk and are mapped, so memory holds seventeen bytes a window.
 
     Attributes:
         tokens: all windows, one after the other, int32, memory-mapped.
@@ -29,6 +29,7 @@ class WindowStore:
         kinds: place of each window's kind in `kind_names`, int8 [N].
         kind_names: what kinds of text there are (`compact`, `enriched` ...).
         targets: how many last tokens of each window are learnt, int32 [N]; None for all but the first.
+        clients: a hash of each window's client, int64 [N]; None when the files do not tell.
     """
 
     tokens: Ids
@@ -36,10 +37,11 @@ class WindowStore:
     kinds: NDArray[np.int8]
     kind_names: tuple[str, ...]
     targets: Ids | None = None
+    clients: NDArray[np.int64] | None = None
 
     @classmethod
     def build(cls, files: Sequence[Path], kind_names: Sequence[str], target: Path) -> WindowStore:
-        """Streams staged Parquet files (`kind`, `input_ids`, and `targets` where not all is learnt) into one file.
+        """Streams staged Parquet files (`kind`, `input_ids`; some with `client` or `targets`) into one file.
 
         Args:
             files: read in this order.
@@ -48,11 +50,12 @@ class WindowStore:
         """
         lengths, kinds = [np.zeros(0, np.int64)], [np.zeros(0, np.int8)]
         targets: list[Ids] = []
+        clients: list[NDArray[np.int64]] = []
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("wb") as flat:
             for path in files:
                 file = pq.ParquetFile(path)
-                known = [name for name in ("kind", "input_ids", "targets") if name in file.schema_arrow.names]
+                known = [name for name in ("kind", "client", "input_ids", "targets") if name in file.schema_arrow.names]
                 for batch in file.iter_batches(_READ_ROWS, columns=known):
                     ids = batch.column("input_ids")
                     lengths.append(np.diff(ids.offsets.to_numpy()).astype(np.int64))
@@ -61,10 +64,13 @@ class WindowStore:
                     ids.flatten().to_numpy().astype(np.int32, copy=False).tofile(flat)
                     if "targets" in known:
                         targets.append(batch.column("targets").to_numpy().astype(np.int32))
+                    if "client" in known:
+                        clients.append(batch.column("client").to_numpy())
         starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))))
         tokens = np.memmap(target, np.int32, "r") if starts[-1] else np.zeros(0, np.int32)
         learnt = np.concatenate(targets) if targets else None
-        return cls(tokens, starts, np.concatenate(kinds), tuple(sorted(kind_names)), learnt)
+        owners = np.concatenate(clients) if clients else None
+        return cls(tokens, starts, np.concatenate(kinds), tuple(sorted(kind_names)), learnt, owners)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -74,7 +80,8 @@ class WindowStore:
     def pack(self, members: NDArray[np.int64]) -> Pack:
         """The pack of these windows."""
         rows = [self.tokens[self.starts[place] : self.starts[place + 1]] for place in members]
-        return pack(rows, members, None if self.targets is None else self.targets[members])
+        owners = members if self.clients is None else self.clients[members]
+        return pack(rows, owners, None if self.targets is None else self.targets[members])
 
     def packs_of(self, kind: str, *, token_budget: int, most_tokens: int) -> list[Pack]:
         """The first windows of a kind, in packs of at most `token_budget` tokens and `most_tokens` in all."""
@@ -128,6 +135,7 @@ class Reader:
         packs_per_step: packs that a rank reads for one optimizer step.
         seed: of the order.
         ranks: the processes that train together.
+        in_pairs: two windows of a client stand in the same pack, where it has two.
     """
 
     store: WindowStore
@@ -136,6 +144,7 @@ class Reader:
     packs_per_step: int
     seed: int
     ranks: Ranks
+    in_pairs: bool = False
 
     def epoch_tokens(self) -> int:
         """Tokens of one epoch over all ranks, about: the rest of a partial pass is drawn anew each time."""
@@ -177,8 +186,9 @@ class Reader:
         return random.permutation(np.concatenate(drawn))
 
     def _round(self, members: NDArray[np.int64], place: Place) -> Iterator[Step]:
-        plan = [members[chosen] for chosen in pack_plan(self.store.lengths[members], self.pack_tokens)]
-        order = np.random.default_rng((self.seed, place.epoch, place.part, self.ranks.rank)).permutation(len(plan))
+        random = np.random.default_rng((self.seed, place.epoch, place.part, self.ranks.rank))
+        plan = [members[chosen] for chosen in self._plan(members, random)]
+        order = random.permutation(len(plan))
         steps = self.ranks.least(len(plan) // self.packs_per_step)
         of_step = order[: steps * self.packs_per_step].reshape(steps, self.packs_per_step)
         lengths = np.array([self.store.lengths[chosen].sum() for chosen in plan], np.int64)
@@ -186,6 +196,12 @@ class Reader:
         for number in range(place.step, steps):
             packs = [self.store.pack(plan[chosen]) for chosen in of_step[number]]
             yield Step(packs, int(tokens[number]), replace(place, step=number + 1))
+
+    def _plan(self, members: NDArray[np.int64], random: np.random.Generator) -> list[NDArray[np.int64]]:
+        lengths = self.store.lengths[members]
+        if not self.in_pairs or self.store.clients is None:
+            return pack_plan(lengths, self.pack_tokens)
+        return pair_plan(lengths, self.store.clients[members], self.pack_tokens, random)
 
 
 def _from(first: int) -> Iterator[int]:

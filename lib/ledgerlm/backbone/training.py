@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ledgerlm.backbone.checkpoints import TAG, newest, note_ranks
-from ledgerlm.backbone.loss import loss_inputs
+from ledgerlm.backbone.loss import CausalLoss, loss_inputs, views_of
 from ledgerlm.backbone.metrics import read_metrics
 from ledgerlm.backbone.packs import Pack
 from ledgerlm.backbone.settings import TrainingConf
@@ -31,10 +31,12 @@ _BEAT = 20
 class Engine(Protocol):
     """What the loop needs of a DeepSpeed engine around `CausalLoss`; the methods are DeepSpeed's."""
 
-    module: nn.Module
+    module: CausalLoss
     optimizer: Any
 
-    def __call__(self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor) -> Tensor:
+    def __call__(
+        self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor, views: tuple[Tensor, Tensor] | None
+    ) -> Tensor:
         """Summed loss of a pack."""
 
     def train(self, mode: bool = True) -> Any:
@@ -174,11 +176,13 @@ class Training:
         summed = torch.zeros(2, dtype=torch.float64, device=self._device)
         for pack in packs:
             inputs, places, targets = loss_inputs(pack, self._device)
-            loss = self._engine(inputs, places, targets)
+            views = views_of(pack, self._device) if self._conf.contrast else None
+            loss = self._engine(inputs, places, targets, views)
             # Divided by what a full pack holds, so that each token weighs the same in whatever pack it stands.
             self._engine.backward(loss / self._reader.pack_tokens)
             self._engine.step()
-            summed[0] += loss.detach()  # not read here: a GPU would have to stop for it
+            # The curve is of the next-token loss alone. Not read here: a GPU would have to stop for it.
+            summed[0] += loss.detach() - self._engine.module.added
             summed[1] += len(targets)
         return summed
 

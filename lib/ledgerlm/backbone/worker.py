@@ -109,7 +109,7 @@ def start_deepspeed(
         **conf.deepspeed,
         "checkpoint": {**conf.deepspeed.get("checkpoint", {}), "load_universal": universal},
     }
-    loss = CausalLoss(model)
+    loss = CausalLoss(model, contrast=conf.training.contrast, temperature=conf.training.temperature)
     stage = conf.deepspeed.get("zero_optimization", {}).get("stage", 0)
     if stage == 3:
         # The loss reads the output weights without calling their module, which is where ZeRO-3 would fetch them.
@@ -189,7 +189,9 @@ def _data(conf: WorkerConf, ranks: Ranks) -> tuple[Reader, dict[str, list[Pack]]
         )
         for split in ("train", "heldout")
     }
-    reader = Reader(stores["train"], conf.passes, pack_tokens, packs, conf.seed, ranks)
+    reader = Reader(
+        stores["train"], conf.passes, pack_tokens, packs, conf.seed, ranks, in_pairs=conf.training.contrast > 0
+    )
     most = conf.training.held_out_tokens // ranks.size
     held_out = {kind: stores["heldout"].packs_of(kind, token_budget=4096, most_tokens=most) for kind in conf.passes}
     return reader, held_out

@@ -30,8 +30,10 @@ class PromptConf(Conf):
     instruction: str = Field(
         "Predict from a client's transactions where the client shops next.", description="first line of every prompt"
     )
-    question: str = Field(
-        "Where does the client shop next?\n", description="text between the last event and the answer, which it touches"
+    question: str | None = Field(
+        "Where does the client shop next?\n",
+        description="text between the last event and the answer, which it touches; null: no question, the answer is "
+        "the first value of the next event, as a backbone has read it in compact documents of the same fields",
     )
     answers: dict[str, str] = Field(
         default_factory=dict,

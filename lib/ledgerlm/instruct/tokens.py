@@ -8,8 +8,9 @@ beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
@@ -37,7 +38,7 @@ class PromptTokens:
         tokenizer: the tokenizer as JSON.
         head: ids before the body, the same in every prompt.
         tail: ids between body and answer.
-        answers: for each class the ids of its name and of the token that ends an answer.
+        answers: for each class the ids of its name and, behind a question, of the token that ends an answer.
         limit: most ids of a body, so that the longest answer fits the context.
         preface_lines: lines of a body that are kept when the oldest events must go.
     """
@@ -77,21 +78,24 @@ def prompt_tokens(
     def ids(text: str, backend: Tokenizer = plain) -> tuple[int, ...]:
         return tuple(backend.encode(text, add_special_tokens=False).ids)
 
-    end = ids(after, markers)[:1] or (_end(tokenizer),)
     if unknown := set(prompt.answers) - set(names):
         raise ConfigError(f"prompt.answers: no class {', '.join(sorted(unknown))}; there are {', '.join(names)}")
     words = [prompt.answers.get(name, name) for name in names]
-    question = f"\n{prompt.question}"
-    # Without a marker between them the answer goes on the question's text, and is cut into tokens as its continuation.
-    before_answer = () if between else ids(question)
-    joined = [ids(one) if between else ids(question + one) for one in words]
-    if any(one[: len(before_answer)] != before_answer for one in joined):
-        raise ConfigError(f"the answers {words} merge with the end of prompt.question {prompt.question!r}")
-    answers = tuple(one[len(before_answer) :] + end for one in joined)
-    if len(set(answers)) < len(answers):
-        raise ConfigError(f"two of the answers {words} have the same tokens; set prompt.answers")
+    tail: tuple[int, ...] = ()
+    if prompt.question is None:
+        answers = _next_values(words, ids)
+    else:
+        end = ids(after, markers)[:1] or (_end(tokenizer),)
+        question = f"\n{prompt.question}"
+        # Without a marker between them the answer goes on the question's text, and is cut as its continuation.
+        before_answer = () if between else ids(question)
+        joined = [ids(one) if between else ids(question + one) for one in words]
+        if any(one[: len(before_answer)] != before_answer for one in joined):
+            raise ConfigError(f"the answers {words} merge with the end of prompt.question {prompt.question!r}")
+        tail, answers = ids(question) + ids(between, markers), tuple(one[len(before_answer) :] + end for one in joined)
+    if any(one == other[: len(one)] for one, other in permutations(answers, 2)):
+        raise ConfigError(f"one of the answers {words} is the beginning of another in tokens; set prompt.answers")
     head = ids(before, markers) + ids(f"{prompt.instruction}\n")
-    tail = ids(question) + ids(between, markers)
     limit = context - len(head) - len(tail) - max(map(len, answers))
     if limit < 16:
         raise ConfigError(
@@ -127,6 +131,15 @@ def _shortened(text: str, backend: Tokenizer, tokens: PromptTokens) -> list[int]
         if len(ids) <= tokens.limit or len(events) < 2:
             return ids[-tokens.limit :]
         events = events[max(1, math.floor(len(events) * (1 - tokens.limit / len(ids)))) :]
+
+
+def _next_values(words: Sequence[str], ids: Callable[[str], tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Answers as the first value of a compact line: cut as in a document, where `|` follows."""
+    bar = ids("|")
+    joined = [ids(f"\n{word}|") for word in words]
+    if any(one[-len(bar) :] != bar for one in joined):
+        raise ConfigError("prompt.question: null needs a tokenizer that cuts before '|'; put a question")
+    return tuple(one[: -len(bar)] for one in joined)
 
 
 def _end(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -63,7 +63,7 @@ def shown_fields(spec: DataSetSpec, conf: DocumentConf) -> tuple[Shown, ...]:
     """What each event shows, in order: as configured, or else everything that the data set has.
 
     Raises:
-        ConfigError: for an unknown field, or `days` in another place than the first.
+        ConfigError: for an unknown field, or `days` in the middle.
     """
     if conf.format == "published":
         if conf.fields:
@@ -75,8 +75,8 @@ def shown_fields(spec: DataSetSpec, conf: DocumentConf) -> tuple[Shown, ...]:
         if name not in known:
             raise ConfigError(f"serialize: fields: no field '{name}' in data set {spec.name}: {nearest(name, known)}")
     shown = tuple(known[name] for name in names)
-    if any(one.kind == "days" for one in shown[1:]):
-        raise ConfigError(f"serialize: fields: put 'days' first; it stands behind '{names[0]}'")
+    if any(one.kind == "days" for one in shown[1:-1]):
+        raise ConfigError(f"serialize: fields: put 'days' first or last; it stands behind '{names[0]}'")
     return shown
 
 
@@ -196,7 +196,7 @@ def _describe(events: DataFrame, dictionaries: DataFrame, fields: Sequence[str],
 
 
 def _render(events: DataFrame, shown: Sequence[Shown], coded: Collection[str], conf: DocumentConf) -> DataFrame:
-    """Renders each event: `_KEYS`, `_tail` (its text behind the days) and `_characters` (those of free text)."""
+    """Renders each event: `_KEYS`, `_tail` (its text beside the days) and `_characters` (those of free text)."""
     form = FORMATS[conf.format]
     fixed = [one for one in shown if one.kind != "days"]
     words = [one for one in fixed if one.kind in ("word", "text")]
@@ -258,13 +258,15 @@ def _value(shown: Shown, place: int | None) -> Column:
 
 
 def _tail(shown: Sequence[Shown], form: Format, values: Mapping[str, Column]) -> Column:
-    """Text of an event from its first value on; with `days`, from behind their number on."""
+    """Text of an event but for `days`: from behind their number on, or, where they are last, up to the value before."""
     pieces: list[Column] = []
     pending = form.opening
     for place, one in enumerate(shown):
         cell = form.cell(one)
         if one.kind == "days":
             pending = f"d{cell.after}"
+            if place:
+                return F.concat(*pieces)
             continue
         pieces.append(F.lit(pending + form.between * (place > 0)))
         framed = F.concat(F.lit(cell.before), values[one.name], F.lit(cell.after))
@@ -275,17 +277,21 @@ def _tail(shown: Sequence[Shown], form: Format, values: Mapping[str, Column]) ->
 
 def _line(shown: Sequence[Shown], form: Format, before: Column) -> Column:
     """Text of an event whose `_tail` is rendered; `before` is the time of the event before, null for the first."""
-    if shown[0].kind != "days":
-        return F.col("_tail")
-    days = F.datediff("event_time", before)
-    return F.concat(F.lit(f"{form.opening}{form.cell(shown[0]).before}+"), F.coalesce(days, F.lit(0)), F.col("_tail"))
+    days = F.coalesce(F.datediff("event_time", before), F.lit(0))
+    if shown[0].kind == "days":
+        return F.concat(F.lit(f"{form.opening}{form.cell(shown[0]).before}+"), days, F.col("_tail"))
+    if shown[-1].kind == "days":
+        cell = form.cell(shown[-1])
+        ending = F.lit(f"d{cell.after}{form.closing}")
+        return F.concat(F.col("_tail"), F.lit(f"{form.between}{cell.before}+"), days, ending)
+    return F.col("_tail")
 
 
 def _tokens(shown: Sequence[Shown], form: Format) -> Column:
     """Estimated tokens of an event."""
     if not form.exact:
         return (F.lit(len(shown)) + F.col("_characters") / CHARACTERS_A_TOKEN).cast("int")
-    days = len(form.opening + form.cell(shown[0]).before) + _DAYS_LENGTH if shown[0].kind == "days" else 0
+    days = sum(len(form.opening + form.cell(one).before) + _DAYS_LENGTH for one in shown if one.kind == "days")
     return F.ceil((F.length("_tail") + len(form.joiner) + days) / CHARACTERS_A_TOKEN).cast("int")
 
 

@@ -117,6 +117,7 @@ class WorkerConf(Conf):
     seed: int
     threads: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
+    base: Path | None = Field(None, description="head whose weights the training starts from; of the same shape")
 
 
 class RecurrentCard(Conf):

@@ -23,7 +23,7 @@ from ledgerlm.heads.calibration import Calibrator, fit_calibrator
 from ledgerlm.heads.recurrent.model import Inputs, Network
 from ledgerlm.heads.recurrent.rows import Rows, batches_alike, batches_in_order
 from ledgerlm.heads.recurrent.settings import RecurrentCard, WorkerConf
-from ledgerlm.heads.recurrent.store import save_recurrent
+from ledgerlm.heads.recurrent.store import load_recurrent, save_recurrent
 from ledgerlm.heads.tasks import Floats, Task
 
 Report = Callable[[Mapping[str, float]], None]
@@ -42,6 +42,8 @@ class Training:
         self.conf, self.rows, self.held, self.ranks = conf, rows, held, ranks
         torch.manual_seed(conf.seed)
         self.network = Network(conf.shape, conf.network, conf.task.outputs).to(conf.device)
+        if conf.base is not None:
+            start_from(self.network, conf.task, *load_recurrent(conf.base))
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=conf.learning.learning_rate, weight_decay=conf.learning.weight_decay
         )
@@ -125,6 +127,27 @@ class Training:
         right = float((raw.argmax(axis=1) == self.held.labels).sum())
         loss, hits, rows = self.ranks.total(np.array([float(losses), right, len(self.held)])).tolist()
         return {"held_out_loss": loss / rows, "held_out_accuracy": hits / rows}
+
+
+@torch.no_grad()
+def start_from(network: Network, task: Task, base: Network, card: RecurrentCard) -> None:
+    """Takes over the weights of another head, those of the last layer for the classes that both know by name.
+
+    Args:
+        network: what will be trained for `task`; changed.
+        task: its task.
+        base: a head with the same events, metadata and shape.
+        card: its card.
+    """
+    last = f"dense.{len(network.dense) - 1}."
+    known = base.state_dict()
+    own = network.state_dict()
+    network.load_state_dict({name: own[name] if name.startswith(last) else value for name, value in known.items()})
+    theirs = card.task.class_names
+    shared = [(place, theirs.index(name)) for place, name in enumerate(task.class_names) if name in theirs]
+    for place, other in shared:
+        for part in ("weight", "bias"):
+            own[last + part][place] = known[last + part][other]
 
 
 def raw_scores(network: Network, rows: Rows) -> Floats:
