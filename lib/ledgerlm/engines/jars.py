@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pyspark
 from pyspark.sql import SparkSession
@@ -35,19 +36,23 @@ def install_delta() -> list[str]:
         Names of the jars copied; empty when Delta was there.
 
     Raises:
-        EngineError: when the package cannot be resolved (no network and an empty cache).
+        EngineError: when the package cannot be resolved (no network and an empty cache), or not to itself.
     """
     if delta_installed():
         return []
     spark = _resolving_session()
     try:
-        jars = [Path(uri.removeprefix("file:")) for uri in _jar_uris(spark)]
+        # Where the resolver put them; Java's home is not always that of the environment.
+        uris = str(spark.sparkContext.getConf().get("spark.jars", "")).split(",")
     finally:
         spark.stop()
     present = {_artifact(path.name) for path in jars_folder().glob("*.jar")}
+    jars = [Path(urlparse(uri).path) for uri in uris if uri]
     missing = [jar for jar in jars if _artifact(jar.name) not in present]
     for jar in missing:
         shutil.copy2(jar, jars_folder() / jar.name)
+    if not delta_installed():
+        raise EngineError(f"{DELTA_PACKAGE} resolved to {uris}, without its own jar; copy it into {jars_folder()}")
     return sorted(jar.name for jar in missing)
 
 
@@ -63,14 +68,6 @@ def _resolving_session() -> SparkSession:
             f"cannot resolve {DELTA_PACKAGE}: {error}; connect to a package repository once, or copy the Delta jars "
             f"into {jars_folder()}"
         ) from error
-
-
-def _jar_uris(spark: SparkSession) -> list[str]:
-    listed = spark.sparkContext._jsc.sc().listJars()
-    # Spark serves them under spark://; the resolver's own copies lie in the Ivy folder under the same names.
-    names = [str(listed.apply(i)).rsplit("/", 1)[-1] for i in range(listed.size())]
-    folders = [folder for folder in Path.home().glob(".ivy2*/jars") if folder.is_dir()]
-    return [str(folder / name) for name in names for folder in folders if (folder / name).exists()]
 
 
 def _artifact(name: str) -> str:
