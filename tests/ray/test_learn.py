@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pyspark.sql import DataFrame, SparkSession
@@ -63,27 +64,31 @@ def test_order_is_learnt_scored_and_accounted_for(spark: SparkSession, ray_engin
     for table, rows in tables(spark).items():
         lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
     (tmp_path / "spec.yaml").write_text(SPEC)
-    learn = {
+    learn: dict[str, Any] = {
         "task": "way",
         "network": {"width": 16, "dense": 16, "dropout": 0.0},
         "learning": {"epochs": 12, "batch": 16, "learning_rate": 0.01, "event_dropout": 0.0},
         "workers": {"count": 2, "threads": 1},
     }
+    further = {**learn, "job": "learn", "base": "learn", "learning": {**learn["learning"], "epochs": 1}}
     content = {
         "pipeline": "small",
         "out": str(tmp_path),
         "data": str(tmp_path / "spec.yaml"),
-        "stages": {"learn": learn, "forecast": {}, "compare": {
+        "stages": {"learn": learn, "further": further, "forecast": {}, "compare": {
             "methods": {"lstm": "forecast"}, "tasks": ["way"], "baseline": "lstm", "bootstrap": 100}},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(json.dumps(content))
-    learnt, scored, compared = (
+    learnt, furthered, scored, compared = (
         stage.record for stage in Runner(load_pipeline(tmp_path / "run.yaml"), Progress()).run().stages
     )
     head = learnt.facts["heads"][0]["head_id"]
     # One training client has no events; the 48 test clients taught nothing.
     assert learnt.facts["training_rows"] + learnt.facts["held_out_rows"] == 192
     assert learnt.facts["without_events"] == 1
+    # What starts from a trained head has nothing left to find out.
+    first = learnt.facts["curve"][0]["held_out_loss"]
+    assert furthered.facts["curve"][0]["held_out_loss"] < 0.7 * first
     assert len(learnt.facts["curve"]) <= 12
     assert (scored.rows_in, scored.rows_out, scored.quarantined) == (241, 240, 1)
     scores = lake.read("scores")

@@ -13,7 +13,16 @@ NAMES = sorted(path.stem for path in shipped("ablations").glob("*.yaml"))
 
 
 def test_the_promised_ablations_are_there() -> None:
-    assert set(NAMES) == {"components", "formats", "volume", "backbone", "layers", "low_data", "ensembles", "recipes"}
+    assert set(NAMES) == {
+        "components",
+        "formats",
+        "volume",
+        "backbone",
+        "layers",
+        "low_data",
+        "ensembles",
+        "recipes",
+    } | {"small_backbone"}
 
 
 def test_a_stage_of_one_name_is_the_same_in_every_ablation() -> None:
