@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from ledgerlm.evaluation.leaderboard import (
     BAYES,
     MAJORITY,
-    SPLITS,
+    OWN_SPLITS,
     Entry,
     Judged,
     leaderboard,
@@ -27,6 +27,7 @@ from ledgerlm.evaluation.protocol import (
     bayes_probabilities,
     constant_predictions,
     fold_fits,
+    group_predictions,
     labelled_rows,
     majority_predictions,
     make_folds,
@@ -58,6 +59,9 @@ class EvaluateConf(JobConf):
     seeds: tuple[int, ...] | None = Field(None, description="seeds of folds and trees; default the pipeline's seed")
     stratify: tuple[str, ...] = Field(
         (), description="tasks whose labels together stratify the folds; default each own"
+    )
+    within: str | None = Field(
+        None, description="client attribute; figures are also given within each of its values, from the same folds"
     )
     lightgbm: LightGBMConf = Field(LightGBMConf(), description="settings of LightGBM")
     rows: Literal["common", "all"] = Field(
@@ -92,7 +96,7 @@ def run(ctx: Context, conf: EvaluateConf) -> StageResult:
     """Reads the labelled sample, fits every fold, and judges."""
     labels = ctx.read("labels")
     tasks = find_tasks(labels, conf.tasks, declared_tasks(ctx.spec))
-    rows = labelled_rows(labels, ctx.read("clients"), tasks, conf.max_rows)
+    rows = labelled_rows(labels, ctx.read("clients"), tasks, conf.max_rows, conf.within)
     keys = rows.select(*KEY).distinct()
     matrices = _matrices(ctx, conf, keys)
     matrix = next(iter(matrices.values()))
@@ -116,7 +120,7 @@ def run(ctx: Context, conf: EvaluateConf) -> StageResult:
         judged = _judged(plan, results, matrix, bayes)
         entries += leaderboard(plan.sample, judged, baseline=conf.baseline, count=conf.bootstrap, seed=ctx.seed)
         facts[plan.sample.task.name] = _task_facts(plan, results, judged, matrices, conf.baseline)
-    written = ctx.write("leaderboard", leaderboard_rows(ctx.spark, entries), where=f"split IN {SPLITS}")
+    written = ctx.write("leaderboard", leaderboard_rows(ctx.spark, entries), where=OWN_SPLITS)
     samples = [plan.sample for plan in plans]
     mapped = conf.map_of or _first_embedding(conf)
     return StageResult(
@@ -160,7 +164,10 @@ def _judged(
         judged[BAYES] = constant_predictions(plan.sample, plan.folds, p)
     if plan.sample.task.kind != "regression":
         judged[MAJORITY] = majority_predictions(plan.sample, plan.folds)
-    return judged
+    return {
+        name: {**of_split, **group_predictions(plan.sample, of_split["cross_validation"])}
+        for name, of_split in judged.items()
+    }
 
 
 def _task_facts(

@@ -16,6 +16,7 @@ from ledgerlm.evaluation.protocol import (
     bayes_probabilities,
     constant_predictions,
     fold_fits,
+    group_predictions,
     majority_predictions,
     make_folds,
     make_sample,
@@ -174,6 +175,28 @@ def test_leaderboard_compares_with_the_baseline_and_knows_its_constant_rows() ->
     (test,) = paired_tests(sample, judged, baseline="agg")
     assert (test["method"], test["metric"]) == ("bayes", "roc_auc")
     assert test["p_value"] < 0.05
+
+
+def test_what_only_tells_groups_apart_is_worth_nothing_within_them() -> None:
+    labels, matrix = _world(400)
+    own = labels[labels["task"] == "rich"].copy()
+    own["group"] = np.where(np.arange(len(own)) % 2, "north", "south")
+    own["label"] = np.where(np.random.default_rng(0).uniform(size=len(own)) < 0.3, 1 - own["label"], own["label"])
+    own["label"] = np.where((own["group"] == "south") & (np.arange(len(own)) % 3 > 0), 1.0, own["label"])
+    sample = make_sample(TASK, own, matrix)
+    assert sample.groups is not None
+    folds = make_folds(sample, 4, [1])
+    p = np.where(sample.groups == "south", 0.8, 0.2) + np.random.default_rng(1).normal(0, 0.01, len(sample.y))
+    predictions = constant_predictions(sample, folds, np.stack([1 - p, p], axis=1))
+    judged = {"sample": {**predictions, **group_predictions(sample, predictions["cross_validation"])}}
+    board = {
+        one.split: one.mean
+        for one in leaderboard(sample, judged, baseline="agg", count=100, seed=1)
+        if one.metric == "roc_auc"
+    }
+    assert board["cross_validation"] > 0.6
+    assert abs(board["cross_validation within north"] - 0.5) < 0.1
+    assert abs(board["cross_validation within south"] - 0.5) < 0.1
 
 
 def test_bayes_probabilities_are_matched_by_client_and_widened() -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Judged = Mapping[str, Mapping[str, Sequence[Predictions]]]
 MAJORITY = "majority"
 BAYES = "bayes"
-SPLITS = ("cross_validation", "test")
+# The splits of this leaderboard among those of others in the table.
+OWN_SPLITS = "split = 'test' OR split LIKE 'cross_validation%'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,12 +74,13 @@ def leaderboard(sample: Sample, judged: Judged, *, baseline: str, count: int, se
         seed: of the resamples.
     """
     entries = []
+    splits = dict.fromkeys(split for of_split in judged.values() for split in of_split)
     for metric in metrics_of(sample.task.kind):
-        for split in SPLITS:
+        for split in splits:
             methods = {
                 name: of_split[split]
                 for name, of_split in judged.items()
-                if of_split[split] and (name != MAJORITY or metric.name == "accuracy")
+                if of_split.get(split) and (name != MAJORITY or metric.name == "accuracy")
             }
             figures = {name: _figures(metric, sample, ones, count, seed) for name, ones in methods.items()}
             entries += [

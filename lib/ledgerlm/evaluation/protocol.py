@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
 from ledgerlm.errors import ConfigError, DataError
@@ -16,6 +17,7 @@ from ledgerlm.heads.boosting import LightGBMConf, to_probabilities
 from ledgerlm.heads.parallel import Fit, Fitted
 from ledgerlm.heads.tasks import Floats, Ints, Task
 from ledgerlm.heads.vectors import Matrix
+from ledgerlm.runs.config import nearest
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -33,6 +35,7 @@ class Sample:
         development: places (in this sample) of rows of training clients.
         test: places (in this sample) of rows of test clients.
         strata: stratification key of each row.
+        groups: group of each row that figures are also given within; None for none.
     """
 
     task: Task
@@ -42,6 +45,7 @@ class Sample:
     development: Ints
     test: Ints
     strata: Ints
+    groups: NDArray[np.object_] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +59,7 @@ class Fold:
 
 
 def labelled_rows(
-    labels: DataFrame, clients: DataFrame, tasks: Sequence[Task], max_rows: int | None = None
+    labels: DataFrame, clients: DataFrame, tasks: Sequence[Task], max_rows: int | None = None, within: str | None = None
 ) -> DataFrame:
     """The labelled sample of some tasks, bounded.
 
@@ -65,15 +69,22 @@ def labelled_rows(
         tasks: tasks wanted.
         max_rows: bound on labels (about), None for all; above it whole clients are left out by the hash of their id,
             the same ones every time.
+        within: client attribute whose values are groups.
 
     Returns:
-        client_id, as_of, task, label, split; one row a label.
+        client_id, as_of, task, label, split, and `group` where asked for; one row a label.
+
+    Raises:
+        ConfigError: clients lack the attribute.
     """
     from pyspark.sql import functions as F
 
     wanted = labels.where(F.col("task").isin([task.name for task in tasks]))
     wanted = wanted if max_rows is None else bounded(wanted, max_rows)
-    split = clients.select("client_id", "split")
+    if within is not None and within not in clients.columns:
+        raise ConfigError(f"evaluate: within: clients have no attribute '{within}': {nearest(within, clients.columns)}")
+    group = [] if within is None else [F.coalesce(F.col(within).cast("string"), F.lit("unknown")).alias("group")]
+    split = clients.select("client_id", "split", *group)
     return wanted.select("client_id", "as_of", "task", "label").join(split, on="client_id", how="inner")
 
 
@@ -132,6 +143,7 @@ def make_sample(task: Task, labels: pd.DataFrame, matrix: Matrix, stratify: Sequ
         development=np.flatnonzero(own["split"] == "train"),
         test=np.flatnonzero(own["split"] == "test"),
         strata=_strata(task, own, y, labels, stratify),
+        groups=own["group"].to_numpy(object) if "group" in own else None,
     )
 
 
@@ -216,6 +228,23 @@ def split_predictions(
         ):
             if len(rows):
                 found[split].append(Predictions(seed=fold.seed, fold=fold.number, rows=rows, p=part))
+    return found
+
+
+def group_predictions(sample: Sample, predictions: Sequence[Predictions]) -> Mapping[str, list[Predictions]]:
+    """The same predictions of the rows of each group alone, by the name of the split on the leaderboard.
+
+    Two samples pooled into one can be told apart by a method that knows nothing of what is asked; within each it cannot
+    gain by that.
+    """
+    found: dict[str, list[Predictions]] = {}
+    if sample.groups is None:
+        return found
+    for group in sorted(set(sample.groups)):
+        held = [(one, sample.groups[one.rows] == group) for one in predictions]
+        found[f"cross_validation within {group}"] = [
+            replace(one, rows=one.rows[own], p=one.p[own]) for one, own in held if own.any()
+        ]
     return found
 
 

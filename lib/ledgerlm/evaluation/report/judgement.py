@@ -57,6 +57,7 @@ def _task(name: str, task: Facts, stage: Facts, facts: Facts) -> Section:
     )
     blocks = [_board(rows, metric), _forests(rows, metric, stage["baseline"])]
     blocks += [_test_board(_ordered(facts["leaderboard_test"], name, metric), metric), _published(name, facts)]
+    blocks.append(_within(_ordered(facts["leaderboard"], name, metric), metric))
     blocks += [*_curves(task), _all_metrics(_cross_validated(facts), name), *_importance(task)]
     return Section(title=f"Task {name}", note=note, blocks=[block for block in blocks if block is not None])
 
@@ -93,6 +94,27 @@ def _test_board(rows: Sequence[Mapping[str, Any]], metric: str) -> Block | None:
         heading="The fixed test clients",
         note="No tokenizer, backbone or dictionary has seen them. Few clients: mind the width of the intervals.",
     )
+
+
+def _within(rows: Sequence[Mapping[str, Any]], metric: str) -> Block | None:
+    """Each method within each group of clients, where the evaluate job was told to look there."""
+    mark = "cross_validation within "
+    found = [row for row in rows if str(row.get("split")).startswith(mark)]
+    if not found:
+        return None
+    cells = [
+        [
+            row["split"].removeprefix(mark),
+            row["method"],
+            row["mean"],
+            _span(row, "low", "high"),
+            "" if row.get("delta") is None else f"{row['delta']:+.3f}",
+            _span(row, "delta_low", "delta_high"),
+        ]
+        for row in sorted(found, key=lambda row: str(row["split"]))
+    ]
+    columns = ["group", "method", metric, "interval", "difference", "interval of the difference"]
+    return table(columns, cells, heading="Within groups", note="The same models and folds, judged within each group.")
 
 
 def _published(task: str, facts: Facts) -> Block | None:
