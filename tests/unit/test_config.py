@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ledgerlm.errors import ConfigError, SpecError
 from ledgerlm.runs.config import Conf, find_file, load_yaml, parse, shipped
+from ledgerlm.runs.pipeline import load_pipeline
 
 
 class Inner(Conf):
@@ -73,3 +74,12 @@ def test_files_are_found_beside_then_shipped(tmp_path: Path) -> None:
     assert find_file("engines/laptop.yaml") == shipped("engines/laptop.yaml").resolve()
     with pytest.raises(ConfigError, match=r"no file nowhere\.yaml: looked at"):
         find_file("nowhere.yaml", beside=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted(path for path in shipped("demo.yaml").parent.rglob("*.yaml") if load_yaml(path).get("stages")),
+    ids=lambda path: path.stem,
+)
+def test_every_shipped_pipeline_can_be_loaded(file: Path) -> None:
+    assert load_pipeline(file, ["source.path=somewhere"]).stages
