@@ -37,7 +37,8 @@ def run(ctx: Context, conf: CrossSellConf) -> StageResult:
     dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
     held = holders(ctx.read("events"), ready.clients, ready.candidates, conf.products, dictionaries)
     held = held.persist(StorageLevel.DISK_ONLY)
-    ready = replace(ready, candidates=without_holders(ready.candidates, held).persist(StorageLevel.DISK_ONLY))
+    free = without_holders(ready.candidates, held).localCheckpoint(storageLevel=StorageLevel.DISK_ONLY)
+    ready = replace(ready, candidates=free)
     days = conf.evidence.days
     judged = recommend(ready.candidates, conf.products, ready.clients, conf.policy, days=days, contacts=ready.contacts)
     kept = with_kind(judged, conf.products).persist(StorageLevel.DISK_ONLY)

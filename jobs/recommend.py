@@ -63,7 +63,7 @@ class Prepared:
         clients: the `clients` table.
         contacts: client_id, contact_time, or None.
         outcomes: client_id, as_of, label_text of the clients of the backtest.
-        candidates: from `offers.candidates`, kept on disk.
+        candidates: from `offers.candidates`, checkpointed on disk.
     """
 
     task: Task
@@ -127,7 +127,8 @@ def prepare(ctx: Context, conf: ApplicationConf, offers: Sequence[Offer]) -> Pre
     contacts = None
     if conf.contacts is not None:
         contacts = events.where(conf.contacts).select("client_id", F.col("event_time").alias("contact_time"))
-    priced = candidates(now, task, offers, counts, conf.evidence).persist(StorageLevel.DISK_ONLY)
+    # Cut off from what led to it: the policy and three backtests read it again and again.
+    priced = candidates(now, task, offers, counts, conf.evidence).localCheckpoint(storageLevel=StorageLevel.DISK_ONLY)
     return Prepared(
         task=task,
         head_id=row["head"],
@@ -141,7 +142,8 @@ def prepare(ctx: Context, conf: ApplicationConf, offers: Sequence[Offer]) -> Pre
 def played(ctx: Context, ready: Prepared, policy: PolicyConf, offers: Sequence[Offer]) -> dict[str, Any]:
     """The backtest on clients whose outcome is known."""
     key = ["client_id", "as_of"]
-    own = ready.candidates.join(ready.outcomes.select(*key), on=key, how="leftsemi").persist(StorageLevel.DISK_ONLY)
+    own = ready.candidates.join(ready.outcomes.select(*key), on=key, how="leftsemi")
+    own = own.localCheckpoint(storageLevel=StorageLevel.DISK_ONLY)
     with ctx.progress.task("Backtest"):
         return backtest(own, ready.outcomes, ready.clients, policy, eligibility=eligibility(offers), seed=ctx.seed)
 

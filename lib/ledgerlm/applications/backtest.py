@@ -57,7 +57,7 @@ def backtest(
     joined = people.select(*_KEY)
     for method in METHODS:
         judged = apply_policy(ranked[method], clients, policy, eligibility=eligibility)
-        allowed = judged.where("blocked IS NULL").persist(StorageLevel.DISK_ONLY)
+        allowed = judged.where("blocked IS NULL").localCheckpoint(storageLevel=StorageLevel.DISK_ONLY)
         if contacts is None:
             contacts = allowed.count()
         else:

@@ -157,7 +157,9 @@ def _running(rows: DataFrame, concerned: Column, amount: Column, *, by: Column |
     """
     shares = [place / _GROUPS for place in range(1, _GROUPS)]
     marked = rows.withColumns({"_by": F.when(concerned, F.lit("") if by is None else by), "_amount": amount})
-    kept = marked.persist(StorageLevel.DISK_ONLY)  # read three times, and what leads here is long
+    # Read three times, and each step of a policy reads the one before: a plan that kept its past would grow threefold
+    # with each of them.
+    kept = marked.localCheckpoint(storageLevel=StorageLevel.DISK_ONLY)
     borders = kept.groupBy("_by").agg(F.percentile_approx("value", shares, 10_000).alias("_borders"))
     group = F.size(F.filter("_borders", lambda border: border > F.col("value")))
     parted = kept.join(F.broadcast(borders), on="_by", how="left").withColumn("_group", group).drop("_borders")

@@ -24,6 +24,8 @@ ALWAYS = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
     "spark.sql.session.timeZone": "UTC",
     "spark.sql.ansi.enabled": "true",
+    # The driver writes every plan out for its listeners; of a long one the beginning is enough.
+    "spark.sql.maxPlanStringLength": "50000",
 }
 # Spark fuses the steps of a row into one method, and the JVM interprets methods above 8,000 bytes unless told to
 # compile them, at a third of the speed.
