@@ -102,7 +102,7 @@ def run(ctx: Context, conf: FuseConf) -> StageResult:
         rows_out=rows,
         tables={"scores": version},
         artefacts=[str(ctx.artefacts / "heads" / head.head_id) for head in heads.values()],
-        facts={"heads": found, "report": [training_section(found)]},
+        facts={"heads": found, "report": [training_section(ctx.stage, found)]},
     )
 
 

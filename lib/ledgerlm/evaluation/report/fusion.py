@@ -9,10 +9,11 @@ _DRAWN = 6  # curves in one figure
 _COLUMNS = ("network", "task", "parameters", "best epoch", "held-out loss", "seconds", "weights of the branches")
 
 
-def training_section(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def training_section(stage: str, heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Networks of one stage with their curves.
 
     Args:
+        stage: its name.
         heads: facts of the heads, from `ledgerlm.heads.alimn.publish.facts_of`.
     """
     rows = []
@@ -30,7 +31,7 @@ def training_section(heads: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     figure = {"kind": "lines", "series": series, "x": "epoch", "y": "held-out cross-entropy", "caption": "Training"}
     return {
-        "title": "Fusion networks",
+        "title": f"Fusion networks: {stage}",
         "note": "Trained one after the other in one Ray Train run; the best epoch of each is kept.",
         "blocks": [
             {"kind": "table", "columns": list(_COLUMNS), "rows": rows},
