@@ -192,3 +192,31 @@ def test_stock_follows_the_goals_and_sees_no_future(spark: SparkSession) -> None
     again = stock.cells(now, stock.activity(blind, now, CONF), shares, regions)
     both = again.join(forecast.select(*place, F.col("expected").alias("other")), on=place)
     assert both.where(F.abs(F.col("expected") - F.col("other")) > 1e-9).count() == 0
+
+
+def test_stock_intervals_know_that_months_differ(spark: SparkSession) -> None:
+    """In every second month all buy twice as much: shares fitted to both months would hide it from the interval."""
+    events, people, goals = [], [], []
+    random = np.random.default_rng(3)
+    for n in range(60):
+        client = f"c{n:03d}"
+        people.append((client, "all"))
+        for month in range(-6, 1):
+            count = 8 if month % 2 else 4
+            events += [event(client, 30 * (month + random.uniform()), "5999") for _ in range(count)]
+            goals.append((client, AS_OF + timedelta(days=30 * month), "home", 1.0))
+    said = spark.createDataFrame(goals, "client_id string, as_of timestamp, goal string, weight double")
+    past = said.where(F.col("as_of").isin([AS_OF - timedelta(days=days) for days in (90, 60)]))
+    bought = stock.purchases(spark.createDataFrame(events, EVENTS), CONF, "mcc").persist()
+    regions = spark.createDataFrame(people, "client_id string, region string")
+    paces, came = stock.activity(bought, past, CONF), stock.outcomes(bought, past, CONF)
+
+    def strays(cells: DataFrame) -> float:
+        both = cells.join(stock.observed(came, regions), on=["as_of", "region", "category"], how="left").fillna(0)
+        row = stock.dispersion(both).first()
+        assert row is not None
+        return float(row["phi"])
+
+    fitted = strays(stock.cells(past, paces, stock.learn_shares(past, paces, came), regions))
+    held_out = strays(stock.held_out_cells(past, paces, came, regions))
+    assert held_out > 2 * fitted > 2

@@ -1,21 +1,24 @@
 """Stock forecasts: how many purchases of each category to expect in each region, from goals and recent activity.
 
 A client's expected purchases of a category in the horizon are his recent purchases a day times the horizon, times the
-category's share given each goal, weighted by the probabilities of the goals. The shares, and how far counts stray from
-such sums, are learnt at earlier dates whose horizon had ended by the date of the forecast.
+category's share given each goal, weighted by the probabilities of the goals. The shares are learnt at earlier dates
+whose horizon had ended by the date of the forecast; how far counts stray from such sums, at each of those dates by the
+shares of the others.
 """
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame
+    from pyspark.sql import Column
 
     from ledgerlm.heads.tasks import Task
 
@@ -111,6 +114,28 @@ def cells(goals: DataFrame, paces: DataFrame, shares: DataFrame, regions: DataFr
     return spread.groupBy("as_of", "region", "category").agg(
         F.sum(F.col("mass") * F.col("share")).alias("expected"), F.sum("mass").alias("pace")
     )
+
+
+def held_out_cells(goals: DataFrame, paces: DataFrame, counted: DataFrame, regions: DataFrame) -> DataFrame:
+    """`cells` of each learning date by the shares of the other ones: they err as a forecast of a month not seen does.
+
+    Shares fit the months that they were learnt from, whose errors would make intervals that no new month keeps to.
+    With a single learning date there is no other one, and its own shares are taken.
+
+    Args:
+        goals: from `expected_goals`, of the learning dates.
+        paces: from `activity`.
+        counted: from `outcomes`.
+        regions: client_id, region.
+    """
+    dates = [row["as_of"] for row in goals.select("as_of").distinct().orderBy("as_of").collect()]
+    if len(dates) == 1:
+        return cells(goals, paces, learn_shares(goals, paces, counted), regions)
+    parts = []
+    for date in dates:
+        here = F.col("as_of") == F.lit(date)
+        parts.append(cells(goals.where(here), paces, learn_shares(goals.where(~here), paces, counted), regions))
+    return reduce(DataFrame.unionByName, parts)
 
 
 def observed(counted: DataFrame, regions: DataFrame) -> DataFrame:
