@@ -48,6 +48,7 @@ class EncodeConf(JobConf):
     encoder: EncoderConf = Field(EncoderConf(), description="shape of the encoder")
     objective: ObjectiveConf = Field(description="settings of the method's loss")
     training: TrainingConf = Field(TrainingConf(), description="how it is trained")
+    seed: int | None = Field(None, description="of the first weights and the order; left out, the pipeline's")
     workers: WorkersConf = Field(WorkersConf(), description="processes of Ray Train")
 
     @model_validator(mode="before")
@@ -148,7 +149,7 @@ def _train(ctx: Context, conf: EncodeConf, fields: Fields, folder: Path) -> list
         encoder=conf.encoder,
         objective=conf.objective,
         training=conf.training,
-        seed=ctx.seed,
+        seed=ctx.seed if conf.seed is None else conf.seed,
         threads=conf.workers.threads,
         device="cuda" if conf.workers.gpu else "cpu",
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 from pydantic import Field, model_validator
 
+from ledgerlm.errors import ConfigError
 from ledgerlm.evaluation.leaderboard import (
     BAYES,
     MAJORITY,
@@ -57,6 +58,12 @@ class EvaluateConf(JobConf):
     tasks: tuple[str, ...] | None = Field(None, description="tasks to evaluate; default all in labels")
     folds: int = Field(5, ge=2, description="stratified folds of the clients that are not in the test split")
     seeds: tuple[int, ...] | None = Field(None, description="seeds of folds and trees; default the pipeline's seed")
+    trainings: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="embed or encode stage -> stages that differ from it by the seed of the training alone: the folds "
+        "of the first seed read the stage itself, those of the second seed the first of these, and so on; so figures, "
+        "deviations and intervals hold the luck of the training, too",
+    )
     stratify: tuple[str, ...] = Field(
         (), description="tasks whose labels together stratify the folds; default each own"
     )
@@ -80,7 +87,23 @@ class EvaluateConf(JobConf):
         for name in (MAJORITY, BAYES):
             if name in self.representations:
                 raise ValueError(f"the name '{name}' is taken by a row of the leaderboard")
+        read = {source.stage for chosen in self.representations.values() for source in chosen}
+        if unread := [stage for stage in self.trainings if stage not in read]:
+            raise ValueError(f"trainings: no representation names the stage '{unread[0]}'")
+        if (most := max(map(len, self.trainings.values()), default=0)) >= len(self.seeds or (0,)):
+            raise ValueError(f"trainings: {most + 1} trainings need as many seeds, found {list(self.seeds or ())}")
         return self
+
+    def at(self, name: str, turn: int) -> tuple[Source, ...]:
+        """What a method reads in the folds of seed number `turn`; stages with fewer trainings begin again."""
+        stages = {stage: (stage, *more)[turn % (1 + len(more))] for stage, more in self.trainings.items()}
+        chosen = self.representations[name]
+        return tuple(one.model_copy(update={"stage": stages.get(one.stage or "", one.stage)}) for one in chosen)
+
+    def turn(self, name: str, seed: int) -> int:
+        """Number of the seed for a method with several trainings, else 0."""
+        varies = any(source.stage in self.trainings for source in self.representations[name])
+        return self.seeds.index(seed) if varies and self.seeds else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +133,13 @@ def run(ctx: Context, conf: EvaluateConf) -> StageResult:
             _Plan(
                 sample=sample,
                 folds=folds,
-                fits={name: fold_fits(sample, folds, name, conf.lightgbm) for name in conf.representations},
+                fits={
+                    name: [
+                        replace(fit, matrix=_matrix(name, conf.turn(name, fit.seed)))
+                        for fit in fold_fits(sample, folds, name, conf.lightgbm)
+                    ]
+                    for name in conf.representations
+                },
             )
         )
     fitted = _fit(ctx, plans, matrices)
@@ -137,10 +166,24 @@ def run(ctx: Context, conf: EvaluateConf) -> StageResult:
 
 
 def _matrices(ctx: Context, conf: EvaluateConf, keys: DataFrame) -> dict[str, Matrix]:
-    """The vectors of each method, over the same rows."""
+    """The vectors of each method, and of its further trainings, over the same rows."""
     names: set[str] = {source.table for chosen in conf.representations.values() for source in chosen}
     tables = {name: ctx.read(name) for name in names}
-    return method_matrices(conf.representations, tables, ctx.facts, keys, union=conf.rows == "all")
+    turns = {name: {conf.turn(name, seed) for seed in conf.seeds or (0,)} for name in conf.representations}
+    wanted = {_matrix(name, turn): conf.at(name, turn) for name, of_name in turns.items() for turn in of_name}
+    found = method_matrices(wanted, tables, ctx.facts, keys, union=conf.rows == "all")
+    for name, of_name in turns.items():
+        widths = {found[_matrix(name, turn)].x.shape[1] for turn in of_name}
+        if len(widths) > 1:
+            raise ConfigError(
+                f"evaluate: trainings: those of '{name}' have {sorted(widths)} features, not as many each"
+            )
+    return found
+
+
+def _matrix(method: str, turn: int) -> str:
+    """Name of a method's matrix by the turn of its training."""
+    return f"{method}#{turn}" if turn else method
 
 
 def _fit(ctx: Context, plans: Sequence[_Plan], matrices: Mapping[str, Matrix]) -> list[dict[str, list[Fitted]]]:

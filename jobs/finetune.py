@@ -80,6 +80,7 @@ class FinetuneConf(JobConf, TrainingConf):
     tokenizer_documents: int = Field(20_000, ge=1, description="most documents that the tokenizer is trained on")
     tokenizer_characters: int = Field(50_000_000, ge=1, description="most characters that it is trained on")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the training clients kept for the held-out loss")
+    seed: int | None = Field(None, description="of the first weights and the order; left out, the pipeline's")
     workers: RayTrainConf = Field(RayTrainConf(), description="processes that train")
     deepspeed: str = Field("deepspeed/zero1.json", description="DeepSpeed settings (ZeRO stage, offload)")
     recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
@@ -178,7 +179,7 @@ def _worker(ctx: Context, conf: FinetuneConf) -> WorkerConf:
         training=TrainingConf(**{name: getattr(conf, name) for name in TrainingConf.model_fields}),
         deepspeed=load_yaml(find_file(conf.deepspeed, beside=ctx.pipeline.file.parent)),
         recompute=conf.recompute,
-        seed=ctx.seed,
+        seed=ctx.seed if conf.seed is None else conf.seed,
         threads=conf.workers.threads,
         device="cuda" if conf.workers.gpu else "cpu",
     )

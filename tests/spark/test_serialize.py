@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -117,6 +118,17 @@ def test_days_may_stand_last(events: DataFrame, dictionaries: DataFrame) -> None
         "Grocery Stores, Supermarkets|0|+0d",
     ]
     assert [event["days"] for event in json.loads(text["json"])] == ["+0d", "+3d", "+0d"]
+
+
+@pytest.mark.parametrize("fields", [("mcc", "pause"), ("pause", "mcc")])
+def test_a_pause_is_told_in_the_unit_that_fits(spark: SparkSession, fields: tuple[str, ...]) -> None:
+    pauses = {0: "0m", 59: "59m", 119: "1h", 2879: "47h", 2880: "2d", 5759: "3d"}  # minutes: what is told
+    minutes = list(itertools.accumulate(pauses))
+    times = F.timestamp_seconds(F.get(F.array(*map(F.lit, minutes)), F.col("amount").cast("int")) * 60 + 1483228800)
+    rows = one_client(spark, len(pauses)).withColumn("event_time", times)
+    text = rows_of(serialize(rows, None, AS_OF, SPEC, DocumentConf(fields=fields)))["c1"].text
+    place = fields.index("pause")
+    assert [line.split("|")[place] for line in text.split("\n")] == ["pause", *(f"+{one}" for one in pauses.values())]
 
 
 def test_lines_text_is_that_of_llm4es_and_can_be_taken_apart(texts: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import ValidationError
 from scipy import sparse
 from sklearn.model_selection import StratifiedKFold
 
@@ -27,6 +28,7 @@ from ledgerlm.heads.boosting import LightGBMConf
 from ledgerlm.heads.parallel import run_local
 from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Matrix
+from ledgerlm.jobs.evaluate import EvaluateConf
 
 TASK = Task(name="rich", kind="binary", classes=(0.0, 1.0), class_names=("no", "yes"))
 AGE = Task(name="age", kind="multiclass", classes=(0.0, 1.0, 2.0), class_names=("young", "middle", "old"))
@@ -235,3 +237,33 @@ def test_pictures_are_small_and_true() -> None:
     by_row = dict(zip(sample.rows.tolist(), sample.y.tolist(), strict=True))
     whole = projection(matrix, [sample], seed=1)
     assert whole["labels"]["age"] == [AGE.class_names[int(by_row[row])] for row in range(300)]
+
+
+def test_each_seed_reads_a_training_of_its_own() -> None:
+    llm4es = {"table": "embeddings", "stage": "embed"}
+    conf = EvaluateConf.model_validate(
+        {
+            "representations": {"agg": [{"table": "features"}], "llm4es+agg": [llm4es, {"table": "features"}]},
+            "seeds": [42, 43, 44],
+            "trainings": {"embed": ["embed_b"]},
+        }
+    )
+    assert [conf.turn("agg", seed) for seed in (42, 43, 44)] == [0, 0, 0]
+    assert [conf.turn("llm4es+agg", seed) for seed in (42, 43, 44)] == [0, 1, 2]
+    assert [conf.at("llm4es+agg", turn)[0].stage for turn in (0, 1, 2)] == ["embed", "embed_b", "embed"]
+    assert conf.at("llm4es+agg", 1)[1] == conf.representations["agg"][0]
+
+
+@pytest.mark.parametrize(
+    ("trainings", "message"),
+    [
+        ({"embed": ["b", "c"]}, "3 trainings need as many seeds"),
+        ({"other": ["b"]}, "no representation names .* 'other'"),
+    ],
+)
+def test_wrong_trainings_are_refused(trainings: dict[str, list[str]], message: str) -> None:
+    content = {
+        "representations": {"agg": [{"table": "features"}], "llm4es": [{"table": "embeddings", "stage": "embed"}]}
+    }
+    with pytest.raises(ValidationError, match=message):
+        EvaluateConf.model_validate({**content, "seeds": [42, 43], "trainings": trainings})

@@ -54,7 +54,7 @@ def test_numbers_have_prefixes_of_their_own() -> None:
 def test_a_field_of_the_data_set_wins_over_a_derived_one() -> None:
     spec = spec_of(fields=[{"name": "hour", "kind": "numeric"}])
     assert [(shown.name, shown.kind) for shown in shown_fields(spec, DocumentConf())] == [
-        ("days", "days"), ("weekday", "time"), ("hour", "number"), ("amount", "number"),
+        ("days", "gap"), ("weekday", "time"), ("hour", "number"), ("amount", "number"),
     ]  # fmt: skip
 
 
@@ -62,7 +62,8 @@ def test_a_field_of_the_data_set_wins_over_a_derived_one() -> None:
     ("fields", "message"),
     [
         (("mc",), "no field 'mc' in data set small: did you mean 'mcc'"),
-        (("mcc", "days", "amount"), "put 'days' first or last"),
+        (("mcc", "days", "amount"), "put one of 'days' and 'pause' first or last; found mcc|days|amount"),
+        (("days", "mcc", "pause"), "put one of 'days' and 'pause' first or last"),
     ],
 )
 def test_wrong_fields_are_refused(fields: tuple[str, ...], message: str) -> None:

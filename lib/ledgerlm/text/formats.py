@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-FieldKind = Literal["days", "time", "number", "word", "text"]
+FieldKind = Literal["gap", "time", "number", "word", "text"]
 FormatName = Literal["compact", "lines", "table", "markdown", "html", "xml", "json", "yaml", "published"]
 
 
@@ -19,9 +19,9 @@ class Shown:
     """One thing that every event shows.
 
     Attributes:
-        name: of a field of the data set, or `days`, `weekday`, `hour`, `time`, `amount`, `currency`.
+        name: of a field of the data set, or `days`, `pause`, `weekday`, `hour`, `time`, `amount`, `currency`.
         title: for people.
-        kind: `days` since the event before, another `time` of the event, `number`, `word` (a category) or free `text`.
+        kind: `gap` since the event before, another `time` of the event, `number`, `word` (a category) or free `text`.
         short: prefix of its values in compact text.
     """
 

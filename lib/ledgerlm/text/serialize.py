@@ -29,7 +29,8 @@ from ledgerlm.text.published import as_published, published_shown
 from ledgerlm.text.sanitise import SEPARATOR, sanitise, suspicious
 
 CHARACTERS_A_TOKEN = 4  # of running text, for the estimates
-_DAYS_LENGTH = 6  # `+123d` and its surroundings, for the estimates
+_GAP_LENGTH = 6  # `+123d` and its surroundings, for the estimates
+_HOUR, _DAY = 3600, 86_400  # seconds
 _KEYS = ("client_id", "event_time", "event_seq", "event_id")
 _KINDS: dict[str, FieldKind] = {"categorical": "word", "text": "text", "numeric": "number"}
 _WEEKDAYS = "Thu,Fri,Sat,Sun,Mon,Tue,Wed"  # from 1 January 1970
@@ -43,9 +44,9 @@ class DocumentConf(Conf):
     )
     fields: tuple[str, ...] = Field(
         (),
-        description="what each event shows, in order: fields of the data set and days (since the event before), "
-        "weekday, hour, time, amount, currency; left out: all that the data set has. The format published takes its "
-        "own from the data set",
+        description="what each event shows, in order: fields of the data set and days or pause (since the event "
+        "before; pause in minutes, from an hour on in hours, from two days on in days), weekday, hour, time, amount, "
+        "currency; left out: all that the data set has. The format published takes its own from the data set",
     )
     max_events: int = Field(2000, ge=1, description="newest events of a client that a document may hold")
     max_tokens: int = Field(
@@ -63,7 +64,7 @@ def shown_fields(spec: DataSetSpec, conf: DocumentConf) -> tuple[Shown, ...]:
     """What each event shows, in order: as configured, or else everything that the data set has.
 
     Raises:
-        ConfigError: for an unknown field, or `days` in the middle.
+        ConfigError: for an unknown field, or `days` or `pause` in the middle.
     """
     if conf.format == "published":
         if conf.fields:
@@ -75,15 +76,18 @@ def shown_fields(spec: DataSetSpec, conf: DocumentConf) -> tuple[Shown, ...]:
         if name not in known:
             raise ConfigError(f"serialize: fields: no field '{name}' in data set {spec.name}: {nearest(name, known)}")
     shown = tuple(known[name] for name in names)
-    if any(one.kind == "days" for one in shown[1:-1]):
-        raise ConfigError(f"serialize: fields: put 'days' first or last; it stands behind '{names[0]}'")
+    gaps = [place for place, one in enumerate(shown) if one.kind == "gap"]
+    if len(gaps) > 1 or any(0 < place < len(shown) - 1 for place in gaps):
+        found = "|".join(names)
+        raise ConfigError(f"serialize: fields: put one of 'days' and 'pause' first or last; found {found}")
     return shown
 
 
 def _known_fields(spec: DataSetSpec) -> dict[str, Shown]:
     """Name to what is shown; a field of the data set wins over a derived one of the same name."""
     known = [
-        Shown(name="days", title="days since the event before", kind="days"),
+        Shown(name="days", title="days since the event before", kind="gap"),
+        Shown(name="pause", title="time since the event before", kind="gap"),
         Shown(name="weekday", title="weekday", kind="time"),
         Shown(name="hour", title="hour", kind="time"),
         Shown(name="time", title="time" if spec.time.has_clock else "date", kind="time"),
@@ -196,9 +200,9 @@ def _describe(events: DataFrame, dictionaries: DataFrame, fields: Sequence[str],
 
 
 def _render(events: DataFrame, shown: Sequence[Shown], coded: Collection[str], conf: DocumentConf) -> DataFrame:
-    """Renders each event: `_KEYS`, `_tail` (its text beside the days) and `_characters` (those of free text)."""
+    """Renders each event: `_KEYS`, `_tail` (its text beside the gap) and `_characters` (those of free text)."""
     form = FORMATS[conf.format]
-    fixed = [one for one in shown if one.kind != "days"]
+    fixed = [one for one in shown if one.kind != "gap"]
     words = [one for one in fixed if one.kind in ("word", "text")]
     values = [(_word(one, coded) if one in words else _plain(one, form)).alias(f"_{one.name}") for one in fixed]
     # Columns used more than once get a projection of their own: Spark then computes them once.
@@ -258,13 +262,13 @@ def _value(shown: Shown, place: int | None) -> Column:
 
 
 def _tail(shown: Sequence[Shown], form: Format, values: Mapping[str, Column]) -> Column:
-    """Text of an event but for `days`: from behind their number on, or, where they are last, up to the value before."""
+    """Text of an event but for its gap: from behind that on, or, where it stands last, up to the value before."""
     pieces: list[Column] = []
     pending = form.opening
     for place, one in enumerate(shown):
         cell = form.cell(one)
-        if one.kind == "days":
-            pending = f"d{cell.after}"
+        if one.kind == "gap":
+            pending = cell.after
             if place:
                 return F.concat(*pieces)
             continue
@@ -277,22 +281,36 @@ def _tail(shown: Sequence[Shown], form: Format, values: Mapping[str, Column]) ->
 
 def _line(shown: Sequence[Shown], form: Format, before: Column) -> Column:
     """Text of an event whose `_tail` is rendered; `before` is the time of the event before, null for the first."""
-    days = F.coalesce(F.datediff("event_time", before), F.lit(0))
-    if shown[0].kind == "days":
-        return F.concat(F.lit(f"{form.opening}{form.cell(shown[0]).before}+"), days, F.col("_tail"))
-    if shown[-1].kind == "days":
-        cell = form.cell(shown[-1])
-        ending = F.lit(f"d{cell.after}{form.closing}")
-        return F.concat(F.col("_tail"), F.lit(f"{form.between}{cell.before}+"), days, ending)
-    return F.col("_tail")
+    first, last = (shown[place].kind == "gap" for place in (0, -1))
+    if not first and not last:
+        return F.col("_tail")
+    gap = shown[0 if first else -1]
+    cell = form.cell(gap)
+    value = _gap(gap, before)
+    if first:
+        return F.concat(F.lit(f"{form.opening}{cell.before}+"), value, F.col("_tail"))
+    return F.concat(F.col("_tail"), F.lit(f"{form.between}{cell.before}+"), value, F.lit(cell.after + form.closing))
+
+
+def _gap(shown: Shown, before: Column) -> Column:
+    """Number and unit of the time since the event before: `3d`; of a pause also `12m` and `5h`."""
+    if shown.name == "days":
+        return F.concat(F.coalesce(F.datediff("event_time", before), F.lit(0)), F.lit("d"))
+    seconds = F.coalesce(F.unix_timestamp("event_time") - F.unix_timestamp(before), F.lit(0))
+    minutes, hours, days = (F.floor(seconds / unit).cast("string") for unit in (60, _HOUR, _DAY))
+    return (
+        F.when(seconds < _HOUR, F.concat(minutes, F.lit("m")))
+        .when(seconds < 2 * _DAY, F.concat(hours, F.lit("h")))
+        .otherwise(F.concat(days, F.lit("d")))
+    )
 
 
 def _tokens(shown: Sequence[Shown], form: Format) -> Column:
     """Estimated tokens of an event."""
     if not form.exact:
         return (F.lit(len(shown)) + F.col("_characters") / CHARACTERS_A_TOKEN).cast("int")
-    days = sum(len(form.opening + form.cell(one).before) + _DAYS_LENGTH for one in shown if one.kind == "days")
-    return F.ceil((F.length("_tail") + len(form.joiner) + days) / CHARACTERS_A_TOKEN).cast("int")
+    gaps = sum(len(form.opening + form.cell(one).before) + _GAP_LENGTH for one in shown if one.kind == "gap")
+    return F.ceil((F.length("_tail") + len(form.joiner) + gaps) / CHARACTERS_A_TOKEN).cast("int")
 
 
 def _frame_tokens(shown: Sequence[Shown], form: Format) -> int:
