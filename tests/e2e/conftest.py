@@ -78,7 +78,7 @@ def run(command: list[str], *, expect: int = 0, **environment: str) -> subproces
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=560,
+        timeout=1500,  # what a slow test may take for one command; other tests end before by their own limit
         check=False,
     )
     assert done.returncode == expect, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr[-6000:]}"
