@@ -28,8 +28,10 @@ setup: .venv/.complete  ## virtual environment with the locked packages, Delta j
 demo: setup  ## the main job on real purchases: build/demo/report.html
 	@$(BIN)/ledgerlm run conf/demo.yaml
 
+# In two processes: the second one's Spark starts with an empty heap and without a Ray beside it.
 test: setup lint  ## all tests but the slow ones
-	@$(BIN)/python -m pytest -m "not slow" tests
+	@$(BIN)/python -m pytest -m "not slow" tests/e2e tests/ray
+	@$(BIN)/python -m pytest -m "not slow" tests/spark tests/unit
 
 test-fast: setup  ## what answers in two minutes: unit tests, no engine
 	@$(BIN)/python -m pytest -m "not slow" tests/unit

@@ -21,6 +21,8 @@ _ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_enable_open_telemetry": "0",
+    # Ray's default of 15 lets any other process starve a rank, and with it all ranks that wait for it.
+    "RAY_worker_niceness": "0",
     # Spinning OpenMP threads on contended cores slow everything many times.
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
@@ -60,6 +62,8 @@ class RayEngine:
             options["address"] = self.settings.address
         else:
             options |= {
+                # Else Ray would join a cluster that happens to run on this machine.
+                "address": "local",
                 "num_cpus": self.settings.cpus,
                 "object_store_memory": int(self.settings.object_store_gb * 2**30),
                 # Ray Train asks the dashboard's state API; without it the log fills with warnings.
