@@ -28,6 +28,11 @@ class SerializeConf(JobConf, DocumentConf):
         description="end of the histories of clients without a label; left out, the data set's, or else midnight after "
         "the last event",
     )
+    labels: bool = Field(
+        True,
+        description="a document for each as_of of a client's labels; false: one for each client, which labels of later "
+        "stages do not change",
+    )
     only: str | None = Field(None, description="SQL condition on columns of the events; others are not told")
     until: dt.datetime | None = Field(
         None,
@@ -40,7 +45,7 @@ def run(ctx: Context, conf: SerializeConf) -> StageResult:
     """Writes the documents of one format, then counts all events again to see that none leaked in and none was lost."""
     events, clients = ctx.read("events"), ctx.read("clients")
     events = events if conf.only is None else events.where(conf.only)
-    labels = ctx.read("labels") if ctx.exists("labels") else None
+    labels = ctx.read("labels") if conf.labels and ctx.exists("labels") else None
     dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
     as_of = conf.as_of or ctx.spec.as_of or _after_last(events)
     if conf.until is not None:
