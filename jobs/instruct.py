@@ -31,7 +31,7 @@ from ledgerlm.runs.job import Job, JobConf, StageResult
 
 if TYPE_CHECKING:
     import pandas as pd
-    from pyspark.sql import Column, DataFrame
+    from pyspark.sql import DataFrame
 
 _EXAMPLES_A_FILE = 200_000
 
@@ -52,8 +52,8 @@ class InstructConf(JobConf, TrainingConf):
     lengths: tuple[int, ...] = Field(
         (9,),
         min_length=1,
-        description="numbers of events told; each training example is told at one of them, drawn by a hash in "
-        "proportion to it, and the one with the lowest log loss on held-out training clients is kept for prediction",
+        description="numbers of events told; each training example is told at one of them, drawn by a hash, and the "
+        "one with the lowest log loss on held-out training clients is kept for prediction",
     )
     context: int = Field(768, ge=64, description="most tokens of a prompt with its answer")
     where: str = Field(
@@ -205,22 +205,14 @@ def _tuned(ctx: Context, conf: InstructConf, base: Path, told: DataFrame, tokens
 def _windows(ctx: Context, conf: InstructConf, told: DataFrame, tokens: PromptTokens, folder: Path) -> int:
     """Stages the windows, or finds them staged by an earlier attempt; returns how many."""
     if not (folder / "_SUCCESS").exists():
-        examples = told.select("split", "answer", body(_drawn_length(conf.lengths, ctx.seed)).alias("body"))
+        drawn = F.pmod(F.xxhash64("client_id", "as_of", F.lit(ctx.seed)), F.lit(len(conf.lengths))).cast("int")
+        length = F.get(F.array(*(F.lit(one) for one in conf.lengths)), drawn)
+        examples = told.select("split", "answer", body(length).alias("body"))
         # As many files for each rank.
         files = conf.workers.ranks * -(-told.count() // (conf.workers.ranks * _EXAMPLES_A_FILE))
         staged = cut_examples(examples.repartition(files), tokens)
         staged.write.mode("overwrite").partitionBy("split").parquet(str(folder))
     return sum(pq.read_metadata(path).num_rows for path in folder.glob("split=*/*.parquet"))
-
-
-def _drawn_length(lengths: Sequence[int], seed: int) -> Column:
-    """A length for each example, in proportion to it: what many events tell is the harder to learn."""
-    lot = F.pmod(F.xxhash64("client_id", "as_of", F.lit(seed)), F.lit(sum(lengths)))
-    *shorter, longest = lengths
-    drawn = F.lit(longest)
-    for place, length in reversed(list(enumerate(shorter))):
-        drawn = F.when(lot < sum(lengths[: place + 1]), F.lit(length)).otherwise(drawn)
-    return drawn
 
 
 def _held_out(ctx: Context, conf: InstructConf, told: DataFrame, reading: Reading) -> pd.DataFrame:
