@@ -28,10 +28,10 @@ setup: .venv/.complete  ## virtual environment with the locked packages, Delta j
 demo: setup  ## the main job on real purchases: build/demo/report.html
 	@$(BIN)/ledgerlm run conf/demo.yaml
 
-# In two processes: the second one's Spark starts with an empty heap and without a Ray beside it.
+# In two processes, a file of tests in one of them: much of what Ray and Spark do alone leaves a core idle.
 test: setup lint  ## all tests but the slow ones
-	@$(BIN)/python -m pytest -m "not slow" tests/e2e tests/ray
-	@$(BIN)/python -m pytest -m "not slow" tests/spark tests/unit
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --no-loadscope-reorder \
+		tests/e2e tests/ray tests/spark tests/unit
 
 test-fast: setup  ## what answers in two minutes: unit tests, no engine
 	@$(BIN)/python -m pytest -m "not slow" tests/unit

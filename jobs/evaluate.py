@@ -67,6 +67,11 @@ class EvaluateConf(JobConf):
     stratify: tuple[str, ...] = Field(
         (), description="tasks whose labels together stratify the folds; default each own"
     )
+    folds_of: Literal["train", "all"] = Field(
+        "train",
+        description="clients in the folds; all: nobody is set apart as a test client, as in figures of small sets that "
+        "others give",
+    )
     within: str | None = Field(
         None, description="client attribute; figures are also given within each of its values, from the same folds"
     )
@@ -124,6 +129,8 @@ def run(ctx: Context, conf: EvaluateConf) -> StageResult:
     matrices = _matrices(ctx, conf, keys)
     matrix = next(iter(matrices.values()))
     frame = read_rows(rows)
+    if conf.folds_of == "all":
+        frame["split"] = "train"
     bayes = read_bayes(ctx.read("bayes"), keys) if ctx.exists("bayes") else None
     plans = []
     for task in tasks:

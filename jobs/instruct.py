@@ -19,6 +19,7 @@ from ledgerlm.backbone.settings import RayTrainConf, TrainingConf, WorkerConf
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.calibration import Method
 from ledgerlm.heads.tasks import Task, class_index, declared_tasks, find_tasks
+from ledgerlm.instruct.blend import blend_adapter, blend_models
 from ledgerlm.instruct.head import ADAPTER, InstructCard, save_instructed
 from ledgerlm.instruct.predict import Reading, log_likelihoods
 from ledgerlm.instruct.prompts import PromptConf, body, tell
@@ -48,6 +49,13 @@ class InstructConf(JobConf, TrainingConf):
     tune: bool = Field(True, description="false: the model as it is (zero-shot), only calibrated")
     lora: LoraConf | None = Field(LoraConf(), description="adapters; null trains all weights")
     merge: bool = Field(False, description="keep a merged model of its own instead of an adapter beside the base")
+    tuned_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the way from the base's weights to the tuned ones; below 1 keeps more of what holds for "
+        "clients unlike those tuned on",
+    )
     prompt: PromptConf = Field(PromptConf(), description="instruction, input and question")
     lengths: tuple[int, ...] = Field(
         (9,),
@@ -98,12 +106,10 @@ def run(ctx: Context, conf: InstructConf) -> StageResult:
     if not rows:
         raise DataError(f"task '{conf.task}': no label where {conf.where}; run the label stage before")
     found = _tuned(ctx, conf, base, told, tokens) if conf.tune else {}
-    result = ctx.staging.absolute() / "train" / "result"
-    adapted = conf.tune and conf.lora is not None and not conf.merge
-    own = conf.tune and not adapted
+    model, adapter = _result(ctx, conf, base) if conf.tune else (None, None)
     reading = Reading(
-        model=str(result if own else base),
-        adapter=str(result / ADAPTER) if adapted else None,
+        model=str(model or base),
+        adapter=str(adapter) if adapter else None,
         tokens=tokens,
         device="cuda" if conf.workers.gpu else "cpu",
         threads=int(ctx.spark.conf.get("spark.task.cpus", "1") or 1),
@@ -113,9 +119,9 @@ def run(ctx: Context, conf: InstructConf) -> StageResult:
         prompt=conf.prompt,
         length=max(conf.lengths),
         context=conf.context,
-        base="" if own else str(base),
+        base="" if model else str(base),
         base_id=backbone_id(Path(reading.model)),
-        adapter=adapted,
+        adapter=adapter is not None,
         length_normalised=conf.length_normalised,
         trained={"conf": conf.model_dump(mode="json"), **found},
     )
@@ -125,9 +131,7 @@ def run(ctx: Context, conf: InstructConf) -> StageResult:
     told.unpersist()
     card = card.model_copy(update={"length": chosen.events, "calibration": chosen.calibration})
     folder = ctx.artefacts.absolute() / "instruct"
-    head_id = save_instructed(
-        folder, card, adapter=result / ADAPTER if adapted else None, model=result if own else None
-    )
+    head_id = save_instructed(folder, card, adapter=adapter, model=model)
     return StageResult(
         rows_in=rows,
         rows_out=rows,
@@ -200,6 +204,16 @@ def _tuned(ctx: Context, conf: InstructConf, base: Path, told: DataFrame, tokens
     ctx.failpoint("after_training")
     log = read_metrics(worker.folder / "metrics.jsonl")
     return {"examples": examples, **found, "tokens_per_second": speed(log), "curve": curve(log, points=50)}
+
+
+def _result(ctx: Context, conf: InstructConf, base: Path) -> tuple[Path | None, Path | None]:
+    """Folder of the tuned model where it stands alone, or of the adapter beside the base."""
+    train = ctx.staging.absolute() / "train"
+    result, blended = train / "result", train / "blended"
+    if conf.lora is not None and not conf.merge:
+        adapter = result / ADAPTER
+        return None, adapter if conf.tuned_share == 1 else blend_adapter(adapter, conf.tuned_share, blended)
+    return (result if conf.tuned_share == 1 else blend_models(base, result, conf.tuned_share, blended)), None
 
 
 def _windows(ctx: Context, conf: InstructConf, told: DataFrame, tokens: PromptTokens, folder: Path) -> int:

@@ -46,6 +46,8 @@ def shrunk(tiny: Tiny, name: str) -> Path:
     for stage, settings in content["stages"].items():
         job = settings.get("job", stage)
         settings.update(SMALL.get(job, {}))
+        if "trainings" in settings:
+            settings["seeds"] = [42, 43, 44]  # one for each training
         if job == "finetune" and not settings.get("base"):
             settings.pop("more", None)  # another pipeline's lake
             width = settings.get("shape", {}).get("width", 96) // 6

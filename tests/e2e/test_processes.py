@@ -30,10 +30,10 @@ def copied(finished: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return Tiny(folder=folder)
 
 
-# A job that reads files and one with a model in each Python worker; the others are as these and take as long.
+# The one that asks most of an executor, a model in each Python worker; the others take as long.
 @pytest.mark.parametrize(
     "job",
-    ["ingest", "embed", *(pytest.param(job, marks=pytest.mark.slow) for job in ("serialize", "aggregate", "score"))],
+    ["embed", *(pytest.param(job, marks=pytest.mark.slow) for job in ("ingest", "serialize", "aggregate", "score"))],
 )
 def test_spark_submit_on_two_executors(copied: Tiny, finished: Tiny, job: str) -> None:
     run(

@@ -12,13 +12,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, MistralConfig, PretrainedConfig, Qwen3Config
 
-from ledgerlm.backbone.lora import LoraConf, save_adapter, with_lora
+from ledgerlm.backbone.lora import LoraConf, merge, save_adapter, with_lora
 from ledgerlm.backbone.loss import CausalLoss, loss_inputs
 from ledgerlm.backbone.model import backbone_id, load_backbone
 from ledgerlm.backbone.store import WindowStore
 from ledgerlm.errors import ArtefactError, ConfigError
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.tasks import Floats, Task
+from ledgerlm.instruct.blend import blend_adapter, blend_models
 from ledgerlm.instruct.head import ADAPTER, InstructCard, Predictor, load_instructed, save_instructed
 from ledgerlm.instruct.prompts import PromptConf, compose
 from ledgerlm.instruct.scorer import Scorer, Trie
@@ -228,6 +229,30 @@ def test_adapters_learn_the_answer_and_are_kept(chat: Path, tokens: PromptTokens
     (tmp_path / "heads" / head_id / ADAPTER / "adapter_model.safetensors").write_bytes(b"changed")
     with pytest.raises(ArtefactError, match="changed"):
         load_instructed(tmp_path / "heads", head_id)
+
+
+def test_weights_between_base_and_tuned(chat: Path, tokens: PromptTokens, tmp_path: Path) -> None:
+    """An adapter scaled by half is the model half way between the base and the merged one."""
+    adapted = with_lora(load_backbone(chat), LoraConf(rank=4, dropout=0.0), seed=3)
+    with torch.no_grad():
+        for name, weights in adapted.named_parameters():
+            if "lora_B" in name:
+                weights.normal_(generator=torch.Generator().manual_seed(len(name)), std=0.2)
+    save_adapter(adapted, tmp_path / ADAPTER)
+    merge(load_backbone(chat), tmp_path / ADAPTER).save_pretrained(tmp_path / "tuned")
+    load_tokenizer(chat).save_pretrained(tmp_path / "tuned")
+
+    def said(model: Path, adapter: Path | None = None) -> Floats:
+        return Scorer.open(str(model), str(adapter) if adapter else None, tokens).log_likelihoods(BODIES)
+
+    half = said(blend_models(chat, tmp_path / "tuned", 0.5, tmp_path / "half"))
+    np.testing.assert_allclose(
+        said(chat, blend_adapter(tmp_path / ADAPTER, 0.5, tmp_path / "half_adapter")), half, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        said(blend_models(chat, tmp_path / "tuned", 1.0, tmp_path / "all")), said(tmp_path / "tuned")
+    )
+    assert np.abs(half - said(chat)).max() > 0.01 and np.abs(half - said(tmp_path / "tuned")).max() > 0.01
 
 
 def test_the_best_length_has_the_lowest_log_loss(tokens: PromptTokens) -> None:
