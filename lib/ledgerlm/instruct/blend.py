@@ -9,36 +9,40 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
-
-from ledgerlm.backbone.lora import WEIGHTS
-from ledgerlm.backbone.model import load_backbone
-from ledgerlm.text.tokenizer import load_tokenizer
+from ledgerlm.errors import ArtefactError
 
 # PEFT starts this one of an adapter's two matrices at zero, so the product grows with it in proportion.
 _SECOND = ".lora_B."
+_ADAPTER = "adapter"
 
 
 def blend_models(base: Path, tuned: Path, share: float, folder: Path) -> Path:
-    """Writes the model that lies `share` of the way from one model to another.
+    """Writes the model that lies `share` of the way from one model to another, a file of weights at a time.
 
     Args:
-        base: Hugging Face folder of the untuned model.
-        tuned: of the tuned one, with the same names and shapes of weights, and its tokenizer.
+        base: Hugging Face folder of the untuned model, in safetensors.
+        tuned: of the tuned one, with the same names and shapes of weights.
         share: 0 is `base`, 1 is `tuned`.
         folder: where the result goes; made anew.
 
     Returns:
         `folder`.
+
+    Raises:
+        ArtefactError: a weight of the tuned model is none of the base's.
     """
-    first, second = load_backbone(base), load_backbone(tuned, torch.float32)
-    theirs = dict(first.named_parameters())
-    with torch.no_grad():
-        for name, weights in second.named_parameters():
-            weights.lerp_(theirs[name], 1.0 - share)
+    from safetensors.torch import load_file, save_file
+
+    theirs = {name: weights for file in base.glob("*.safetensors") for name, weights in load_file(file).items()}
     shutil.rmtree(folder, ignore_errors=True)
-    second.save_pretrained(folder)
-    load_tokenizer(tuned).save_pretrained(folder)
+    shutil.copytree(tuned, folder, ignore=shutil.ignore_patterns(_ADAPTER))
+    for file in folder.glob("*.safetensors"):
+        blended = {}
+        for name, own in load_file(file).items():
+            if name not in theirs:
+                raise ArtefactError(f"{tuned}: its weight {name} is none of {base}'s; they are not of one kind")
+            blended[name] = theirs[name].float().lerp(own.float(), share).to(own.dtype)
+        save_file(blended, file, metadata={"format": "pt"})
     return folder
 
 
@@ -55,9 +59,11 @@ def blend_adapter(adapter: Path, share: float, folder: Path) -> Path:
     """
     from safetensors.torch import load_file, save_file
 
+    from ledgerlm.backbone.lora import WEIGHTS
+
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(adapter, folder)
     weights = load_file(adapter / WEIGHTS)
     scaled = {name: tensor * share if _SECOND in name else tensor for name, tensor in weights.items()}
-    save_file(scaled, folder / WEIGHTS)
+    save_file(scaled, folder / WEIGHTS, metadata={"format": "pt"})
     return folder
