@@ -248,7 +248,8 @@ def _example(conf: InstructConf, told: DataFrame, events: int, task: Task) -> st
     assert row is not None
     name = task.class_names[row["answer"]]
     answer = conf.prompt.answers.get(name, name)
-    return f"{conf.prompt.instruction}\n{row['body']}\n{conf.prompt.question or ''}{answer}"
+    instruction = "" if conf.prompt.instruction is None else f"{conf.prompt.instruction}\n"
+    return f"{instruction}{row['body']}\n{conf.prompt.question or ''}{answer}"
 
 
 def _section(

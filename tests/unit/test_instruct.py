@@ -148,6 +148,17 @@ def test_an_answer_can_be_a_cell_that_the_backbone_knows() -> None:
         prompt_tokens(tokenizer, PromptConf(answers={"a": "x", "b": "x"}), ("a", "b"), context=256)
 
 
+def test_without_words_of_ours_the_prompt_is_a_document() -> None:
+    document = "\n".join(["mcc|amount|days", *["Food & Co|-1|+1d", "Fuel|-2|+0d"] * 5])
+    tokenizer = train_tokenizer([document] * 3, vocabulary_size=320)
+    prompt = PromptConf(instruction=None, question=None, answers={"food": "Food & Co"})
+    found = prompt_tokens(tokenizer, prompt, ("food", "Fuel"), context=256)
+    assert found.head == (tokenizer.bos_token_id,)
+    assert compose(prompt, {"region": "West"}, document, 10) == document
+    assert compose(prompt, {}, document, 1) == "mcc|amount|days\nFuel|-2|+0d"
+    assert prompt.preface_lines == 1
+
+
 def test_without_a_question_the_answer_begins_the_next_event() -> None:
     lines = ["Food & Co|-1|+1d", "Fuel|-2|+0d"] * 5
     document = "\n".join(["mcc|amount|days", *lines])

@@ -27,8 +27,10 @@ _CHARACTERS_AN_EVENT = 4096  # above what any event takes: the number of events 
 class PromptConf(Conf):
     """How a question is put."""
 
-    instruction: str = Field(
-        "Predict from a client's transactions where the client shops next.", description="first line of every prompt"
+    instruction: str | None = Field(
+        "Predict from a client's transactions where the client shops next.",
+        description="first line of every prompt; null: no words of ours at all, for a backbone trained from scratch, "
+        "which has read documents and nothing else",
     )
     question: str | None = Field(
         "Where does the client shop next?\n",
@@ -53,7 +55,12 @@ class PromptConf(Conf):
     @property
     def preface_lines(self) -> int:
         """Lines of a body before its first event."""
-        return (1 if self.attributes else 0) + 2
+        return (1 if self.attributes else 0) + (0 if self.instruction is None else 1) + 1
+
+    @property
+    def events_line(self) -> str:
+        """What announces the events, with its line break."""
+        return "" if self.instruction is None else f"{_EVENTS_LINE}\n"
 
 
 def tell(
@@ -106,7 +113,7 @@ def tell(
     return joined.select(
         "client_id",
         "as_of",
-        F.concat(F.col("_client"), F.lit(f"{_EVENTS_LINE}\n"), header).alias("preface"),
+        F.concat(F.col("_client"), F.lit(conf.events_line), header).alias("preface"),
         F.coalesce(lines, F.array().cast("array<string>")).alias("lines"),
     )
 
@@ -140,7 +147,7 @@ def compose(conf: PromptConf, attributes: Mapping[str, str | None], document: st
     client = f"Client: {'; '.join(told)}\n" if told else ""
     header, *lines = document.split("\n")
     newest = "\n".join(lines[-length:])
-    return f"{client}{_EVENTS_LINE}\n{header or '-'}\n{newest}"
+    return f"{client}{conf.events_line}{header or '-'}\n{newest}"
 
 
 def _client_line(clients: DataFrame, conf: PromptConf) -> Column:

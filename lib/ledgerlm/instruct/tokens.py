@@ -95,7 +95,7 @@ def prompt_tokens(
         tail, answers = ids(question) + ids(between, markers), tuple(one[len(before_answer) :] + end for one in joined)
     if any(one == other[: len(one)] for one, other in permutations(answers, 2)):
         raise ConfigError(f"one of the answers {words} is the beginning of another in tokens; set prompt.answers")
-    head = ids(before, markers) + ids(f"{prompt.instruction}\n")
+    head = ids(before, markers) + (() if prompt.instruction is None else ids(f"{prompt.instruction}\n"))
     limit = context - len(head) - len(tail) - max(map(len, answers))
     if limit < 16:
         raise ConfigError(
