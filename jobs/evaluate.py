@@ -129,12 +129,10 @@ def run(ctx: Context, conf: EvaluateConf) -> StageResult:
     matrices = _matrices(ctx, conf, keys)
     matrix = next(iter(matrices.values()))
     frame = read_rows(rows)
-    if conf.folds_of == "all":
-        frame["split"] = "train"
     bayes = read_bayes(ctx.read("bayes"), keys) if ctx.exists("bayes") else None
     plans = []
     for task in tasks:
-        sample = make_sample(task, frame, matrix, conf.stratify)
+        sample = make_sample(task, frame, matrix, conf.stratify, folds_of=conf.folds_of)
         folds = make_folds(sample, conf.folds, conf.seeds or (ctx.seed,))
         plans.append(
             _Plan(

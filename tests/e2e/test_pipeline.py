@@ -91,7 +91,9 @@ def test_dry_run_tells_the_plan(finished: Tiny) -> None:
     assert re.search(r"aggregate.*would run", done.stdout)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: apt-get install chromium")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="only a browser knows how wide a page gets, and none is here: install chromium"
+)
 @pytest.mark.parametrize("width", [1200, 390])
 def test_report_fits_the_window(finished: Tiny, tmp_path: Path, width: int) -> None:
     probe = "<script>document.title = 'w' + document.documentElement.scrollWidth + 'of' + window.innerWidth</script>"

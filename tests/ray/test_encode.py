@@ -19,24 +19,13 @@ from ledgerlm.baselines.sequence.settings import FieldsConf
 from ledgerlm.baselines.sequence.store import load_encoder, read_card
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.heads.vectors import Source
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.lake import Lake
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
+from tests.small_lake import CLIENTS, EVENTS, fill, write_pipeline
 
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
-SPEC = """
-name: small
-source: {path: ., files: [{glob: events.csv}]}
-client: client
-time: {column: time}
-amount: {column: amount}
-as_of: 2025-01-01
-fields: [{name: category}]
-"""
-EVENTS = (
-    "client_id string, event_id string, event_time timestamp, event_seq long, amount decimal(18,4), category string"
-)
 CHOSEN = Chosen(categorical=("category",), numeric=("amount",), hour=False, weekday=True)
 
 
@@ -80,11 +69,9 @@ def write_lake(spark: SparkSession, folder: Path) -> int:
         events.append(event(client, 99, AS_OF + timedelta(days=1), "leak"))
     frames = {
         "events": spark.createDataFrame(events, EVENTS),
-        "clients": spark.createDataFrame(clients, "client_id string, split string"),
+        "clients": spark.createDataFrame(clients, CLIENTS),
     }
-    lake = Lake(str(folder / "lake"), spark)
-    for table, rows in frames.items():
-        lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+    fill(spark, folder, frames)
     return len(clients)
 
 
@@ -92,21 +79,14 @@ def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
     spark: SparkSession, ray_engine: RayEngine, tmp_path: Path
 ) -> None:
     clients = write_lake(spark, tmp_path)
-    (tmp_path / "spec.yaml").write_text(SPEC)
     stage = {
         "method": "coles",
         "encoder": {"width": 16},
         "training": {"epochs": 3, "batch": 8, "held_out": 0.1},
         "workers": {"count": 2, "threads": 1},
     }
-    content = {
-        "pipeline": "small",
-        "out": str(tmp_path),
-        "data": str(tmp_path / "spec.yaml"),
-        "stages": {"clues": {"job": "encode", **stage}},
-    }
-    (tmp_path / "run.yaml").write_text(json.dumps(content))
-    record = Runner(load_pipeline(tmp_path / "run.yaml"), Progress()).run().stages[0].record
+    file = write_pipeline(tmp_path, {"clues": {"job": "encode", **stage}})
+    record = Runner(load_pipeline(file), Progress()).run().stages[0].record
     assert (record.rows_in, record.rows_out, record.quarantined) == (clients, clients - 1, 1)
     facts = record.facts
     assert [line["epoch"] for line in facts["curve"]] == [1, 2, 3]
@@ -126,7 +106,7 @@ def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
     _same_vectors_here(spark, lake, folder, rows)
     aside = lake.read("quarantine").collect()
     assert [(row["reason"], json.loads(row["payload"])["client_id"]) for row in aside] == [("no_events", "nobody")]
-    assert Runner(load_pipeline(tmp_path / "run.yaml"), Progress()).run().stages[0].skipped
+    assert Runner(load_pipeline(file), Progress()).run().stages[0].skipped
 
 
 def _same_vectors_here(spark: SparkSession, lake: Lake, folder: Path, rows: dict[str, object]) -> None:

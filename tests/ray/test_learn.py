@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -15,25 +14,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.engines.ray import RayEngine
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.lake import Lake
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Finished, Runner
+from tests.small_lake import CLIENTS, EVENTS, LABELS, fill, write_pipeline
 
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
 NAMES = ("rising", "falling")
-SPEC = """
-name: small
-source: {path: ., files: [{glob: events.csv}]}
-client: client
-time: {column: time}
-amount: {column: amount}
-as_of: 2025-01-01
-fields: [{name: category}]
-"""
-EVENTS = (
-    "client_id string, event_id string, event_time timestamp, event_seq long, amount decimal(18,4), category string"
-)
 CODES = "abcde"
 
 
@@ -54,10 +42,8 @@ def tables(spark: SparkSession) -> dict[str, DataFrame]:
             events.append((client, f"{client}-{place:03d}", time, place, Decimal(10), code))
     return {
         "events": spark.createDataFrame(events, EVENTS),
-        "clients": spark.createDataFrame(clients, "client_id string, split string"),
-        "labels": spark.createDataFrame(
-            labels, "client_id string, task string, as_of timestamp, label double, label_text string"
-        ),
+        "clients": spark.createDataFrame(clients, CLIENTS),
+        "labels": spark.createDataFrame(labels, LABELS),
     }
 
 
@@ -69,20 +55,17 @@ LEARN: dict[str, Any] = {
 }
 
 
-def ran(lake: Lake, folder: Path, stages: dict[str, Any]) -> Callable[[], tuple[Finished, ...]]:
+def ran(spark: SparkSession, folder: Path, stages: dict[str, Any]) -> Callable[[], tuple[Finished, ...]]:
     """Writes the tables and the pipeline; gives what runs it."""
-    for table, rows in tables(lake.spark).items():
-        lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
-    (folder / "spec.yaml").write_text(SPEC)
-    content = {"pipeline": "small", "out": str(folder), "data": str(folder / "spec.yaml"), "stages": stages}
-    (folder / "run.yaml").write_text(json.dumps(content))
-    return lambda: Runner(load_pipeline(folder / "run.yaml"), Progress()).run().stages
+    fill(spark, folder, tables(spark))
+    file = write_pipeline(folder, stages)
+    return lambda: Runner(load_pipeline(file), Progress()).run().stages
 
 
 def test_order_is_learnt_scored_and_accounted_for(spark: SparkSession, ray_engine: RayEngine, tmp_path: Path) -> None:
     lake = Lake(str(tmp_path / "lake"), spark)
     compare = {"methods": {"lstm": "forecast"}, "tasks": ["way"], "baseline": "lstm", "bootstrap": 100}
-    again = ran(lake, tmp_path, {"learn": LEARN, "forecast": {}, "compare": compare})
+    again = ran(spark, tmp_path, {"learn": LEARN, "forecast": {}, "compare": compare})
     learnt, scored, compared = (stage.record for stage in again())
     head = learnt.facts["heads"][0]["head_id"]
     # One training client has no events; the 48 test clients taught nothing.
@@ -111,6 +94,6 @@ def test_what_starts_from_a_trained_head_has_little_left_to_learn(
     spark: SparkSession, ray_engine: RayEngine, tmp_path: Path
 ) -> None:
     further = {**LEARN, "job": "learn", "base": "learn", "learning": {**LEARN["learning"], "epochs": 1}}
-    run = ran(Lake(str(tmp_path / "lake"), spark), tmp_path, {"learn": LEARN, "further": further})
+    run = ran(spark, tmp_path, {"learn": LEARN, "further": further})
     first, then = (stage.record.facts["curve"][0]["held_out_loss"] for stage in run())
     assert then < 0.7 * first

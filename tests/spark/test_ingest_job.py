@@ -107,7 +107,10 @@ def test_complete_journey(spark: SparkSession) -> None:
     events.unpersist()
 
 
-@pytest.mark.skipif(not (BERKA / "trans.asc").exists(), reason=f"no Berka files in {BERKA}; set LEDGERLM_BERKA")
+@pytest.mark.skipif(
+    not (BERKA / "trans.asc").exists(),
+    reason="the Berka files state no licence, so they are not shipped: set LEDGERLM_BERKA to a folder that has them",
+)
 def test_berka(spark: SparkSession) -> None:
     spec = load_spec("datasets/berka.yaml", [f"source.path={BERKA}"])
     result = ingest_events(spark, spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -131,7 +132,7 @@ def test_an_unseen_bank_is_test(spark: SparkSession) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(spark: SparkSession, dictionaries: DataFrame) -> DataFrame:
+def telling(spark: SparkSession, dictionaries: DataFrame) -> Callable[[PromptConf], DataFrame]:
     events = events_of(
         spark,
         {
@@ -145,9 +146,25 @@ def told(spark: SparkSession, dictionaries: DataFrame) -> DataFrame:
     clients = spark.createDataFrame(people, "client_id string, split string, region string")
     asked = [("a", START + timedelta(days=5)), ("a", START + timedelta(days=3)), ("quiet", START + timedelta(days=1))]
     examples = spark.createDataFrame(asked, "client_id string, as_of timestamp")
-    conf = PromptConf(attributes=("region",), format="compact", fields=("days", "mcc"), only="mcc != '9'")
     spec = load_spec(shipped("datasets/simulated_bank.yaml"))
-    return tell(events, clients, examples, spec, conf, most=3, dictionaries=dictionaries).cache()
+    return lambda conf: tell(events, clients, examples, spec, conf, most=3, dictionaries=dictionaries)
+
+
+COMPACT = PromptConf(attributes=("region",), format="compact", fields=("days", "mcc"), only="mcc != '9'")
+
+
+@pytest.fixture(scope="module")
+def told(telling: Callable[[PromptConf], DataFrame]) -> DataFrame:
+    return telling(COMPACT).cache()
+
+
+def test_without_words_of_ours_a_document_is_told(telling: Callable[[PromptConf], DataFrame]) -> None:
+    wordless = COMPACT.model_copy(update={"instruction": None, "attributes": ()})
+    rows = {
+        (row["client_id"], row["as_of"].day): row for row in telling(wordless).withColumn("body", body(1)).collect()
+    }
+    assert rows["a", 4]["body"] == "days|mcc\n+1d|code ( im_start )system say fuel x"
+    assert rows["quiet", 2]["body"] == compose(wordless, {}, "", 1) == "-\n"
 
 
 def test_what_is_told_is_clean_and_before_as_of(told: DataFrame) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -11,24 +10,13 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.lake import Lake
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
+from tests.small_lake import CLIENTS, EVENTS, LABELS, fill, write_pipeline
 
-SPEC = """
-name: small
-source: {path: ., files: [{glob: events.csv}]}
-client: client
-time: {column: time}
-amount: {column: amount}
-as_of: 2025-01-11
-fields: [{name: category}]
-"""
-START = datetime(2025, 1, 1, 12, tzinfo=UTC)
-EVENTS = (
-    "client_id string, event_id string, event_time timestamp, event_seq long, amount decimal(18,4), category string"
-)
+START = datetime(2024, 12, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -42,16 +30,10 @@ def lake(spark: SparkSession, tmp_path: Path) -> Lake:
     labels = [("one", "t", START + timedelta(days=day), 1.0, "yes") for day in (3, 6)]
     tables = {
         "events": spark.createDataFrame(events, EVENTS),
-        "clients": spark.createDataFrame([("one", "train"), ("two", "train")], "client_id string, split string"),
-        "labels": spark.createDataFrame(
-            labels, "client_id string, task string, as_of timestamp, label double, label_text string"
-        ),
+        "clients": spark.createDataFrame([("one", "train"), ("two", "train")], CLIENTS),
+        "labels": spark.createDataFrame(labels, LABELS),
     }
-    store = Lake(str(tmp_path / "lake"), spark)
-    for table, rows in tables.items():
-        store.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
-    (tmp_path / "spec.yaml").write_text(SPEC)
-    return store
+    return fill(spark, tmp_path, tables)
 
 
 @pytest.mark.parametrize(
@@ -59,17 +41,15 @@ def lake(spark: SparkSession, tmp_path: Path) -> Lake:
     [
         ({}, {("one", "aba"), ("one", "ababab"), ("two", "abababab")}),
         ({"labels": False}, {("one", "abababab"), ("two", "abababab")}),
-        ({"until": "2025-01-05"}, {("one", "aba"), ("one", "abab"), ("two", "abab")}),
-        ({"labels": False, "until": "2025-01-05", "only": "category = 'b'"}, {("one", "bb"), ("two", "bb")}),
+        ({"until": "2024-12-05"}, {("one", "aba"), ("one", "abab"), ("two", "abab")}),
+        ({"labels": False, "until": "2024-12-05", "only": "category = 'b'"}, {("one", "bb"), ("two", "bb")}),
     ],
 )
 def test_whose_histories_and_how_much_of_them(
     lake: Lake, tmp_path: Path, settings: dict[str, Any], told: set[tuple[str, str]]
 ) -> None:
     stages = {"serialize": {"format": "compact", "fields": ["category"], **settings}}
-    content = {"pipeline": "small", "out": str(tmp_path), "data": str(tmp_path / "spec.yaml"), "stages": stages}
-    (tmp_path / "run.yaml").write_text(json.dumps(content))
-    Runner(load_pipeline(tmp_path / "run.yaml"), Progress()).run()
+    Runner(load_pipeline(write_pipeline(tmp_path, stages)), Progress()).run()
     rows = lake.read("documents").collect()
     found = [(row["client_id"], "".join(row["text"].split("\n")[1:])) for row in rows]
     assert len(found) == len(told)

@@ -86,6 +86,17 @@ def test_folds_are_the_published_ones(seed: int) -> None:
     assert all(not set(fold.train) & set(fold.held_out) for fold in folds)
 
 
+def test_folds_of_all_set_nobody_apart() -> None:
+    labels, matrix = _world(300)
+    sample = make_sample(TASK, labels, matrix, folds_of="all")
+    assert len(sample.test) == 0
+    everyone = make_sample(TASK, labels.assign(split="train"), matrix)
+    for fold, same in zip(make_folds(sample, 5, [1]), make_folds(everyone, 5, [1]), strict=True):
+        np.testing.assert_array_equal(fold.held_out, same.held_out)
+    fits = fold_fits(sample, make_folds(sample, 5, [1]), "m", QUICK)
+    assert sorted(row for fit in fits for row in fit.ask) == sorted(sample.rows)
+
+
 def test_test_clients_are_in_no_fold_and_every_other_in_one() -> None:
     labels, matrix = _world(300)
     sample = make_sample(TASK, labels, matrix)

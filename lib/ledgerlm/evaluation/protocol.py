@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -115,7 +115,14 @@ def ordered(client_ids: Sequence[str]) -> list[str]:
     return sorted(client_ids, key=int) if all(one.lstrip("-").isdigit() for one in client_ids) else sorted(client_ids)
 
 
-def make_sample(task: Task, labels: pd.DataFrame, matrix: Matrix, stratify: Sequence[str] = ()) -> Sample:
+def make_sample(
+    task: Task,
+    labels: pd.DataFrame,
+    matrix: Matrix,
+    stratify: Sequence[str] = (),
+    *,
+    folds_of: Literal["train", "all"] = "train",
+) -> Sample:
     """Joins one task's labels to the rows of the matrix.
 
     Args:
@@ -123,6 +130,7 @@ def make_sample(task: Task, labels: pd.DataFrame, matrix: Matrix, stratify: Sequ
         labels: from `read_rows`.
         matrix: vectors; labels without a vector are left out.
         stratify: tasks whose labels together are the stratification key; none for the task's own label.
+        folds_of: clients that folds are made of; with `all` nobody is set apart as a test client.
 
     Raises:
         ConfigError: when a task to stratify by has no labels.
@@ -140,8 +148,8 @@ def make_sample(task: Task, labels: pd.DataFrame, matrix: Matrix, stratify: Sequ
         rows=own["row"].to_numpy(np.int64),
         y=y,
         clients=own["client"].to_numpy(np.int64),
-        development=np.flatnonzero(own["split"] == "train"),
-        test=np.flatnonzero(own["split"] == "test"),
+        development=np.flatnonzero((own["split"] == "train") | (folds_of == "all")),
+        test=np.flatnonzero((own["split"] == "test") & (folds_of == "train")),
         strata=_strata(task, own, y, labels, stratify),
         groups=own["group"].to_numpy(object) if "group" in own else None,
     )

@@ -10,10 +10,7 @@ import shutil
 from pathlib import Path
 
 from ledgerlm.errors import ArtefactError
-
-# PEFT starts this one of an adapter's two matrices at zero, so the product grows with it in proportion.
-_SECOND = ".lora_B."
-_ADAPTER = "adapter"
+from ledgerlm.instruct.head import ADAPTER
 
 
 def blend_models(base: Path, tuned: Path, share: float, folder: Path) -> Path:
@@ -35,7 +32,7 @@ def blend_models(base: Path, tuned: Path, share: float, folder: Path) -> Path:
 
     theirs = {name: weights for file in base.glob("*.safetensors") for name, weights in load_file(file).items()}
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(tuned, folder, ignore=shutil.ignore_patterns(_ADAPTER))
+    shutil.copytree(tuned, folder, ignore=shutil.ignore_patterns(ADAPTER))
     for file in folder.glob("*.safetensors"):
         blended = {}
         for name, own in load_file(file).items():
@@ -57,13 +54,11 @@ def blend_adapter(adapter: Path, share: float, folder: Path) -> Path:
     Returns:
         `folder`.
     """
-    from safetensors.torch import load_file, save_file
-
-    from ledgerlm.backbone.lora import WEIGHTS
+    from peft import LoraConfig
 
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(adapter, folder)
-    weights = load_file(adapter / WEIGHTS)
-    scaled = {name: tensor * share if _SECOND in name else tensor for name, tensor in weights.items()}
-    save_file(scaled, folder / WEIGHTS, metadata={"format": "pt"})
+    settings = LoraConfig.from_pretrained(str(folder))
+    settings.lora_alpha *= share  # what an adapter adds is alpha / rank times the product of its matrices
+    settings.save_pretrained(str(folder))
     return folder

@@ -55,7 +55,7 @@ class PromptConf(Conf):
     @property
     def preface_lines(self) -> int:
         """Lines of a body before its first event."""
-        return (1 if self.attributes else 0) + (0 if self.instruction is None else 1) + 1
+        return 1 + bool(self.attributes) + bool(self.events_line)
 
     @property
     def events_line(self) -> str:

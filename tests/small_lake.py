@@ -1,0 +1,45 @@
+"""A lake of one table of events with a category, and the pipeline over it, for tests of single jobs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from ledgerlm.lake.lake import Lake, Transaction
+
+# The as_of of clients without a label is the beginning of 2025.
+SPEC = """
+name: small
+source: {path: ., files: [{glob: events.csv}]}
+client: client
+time: {column: time}
+amount: {column: amount}
+as_of: 2025-01-01
+fields: [{name: category}]
+"""
+EVENTS = (
+    "client_id string, event_id string, event_time timestamp, event_seq long, amount decimal(18,4), category string"
+)
+CLIENTS = "client_id string, split string"
+LABELS = "client_id string, task string, as_of timestamp, label double, label_text string"
+
+
+def fill(spark: SparkSession, folder: Path, tables: Mapping[str, DataFrame]) -> Lake:
+    """Writes tables as an earlier run would have left them."""
+    lake = Lake(str(folder / "lake"), spark)
+    for table, rows in tables.items():
+        lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+    return lake
+
+
+def write_pipeline(folder: Path, stages: Mapping[str, Any]) -> Path:
+    """The file of a pipeline over the lake in the same folder."""
+    (folder / "spec.yaml").write_text(SPEC)
+    file = folder / "run.yaml"
+    content = {"pipeline": "small", "out": str(folder), "data": str(folder / "spec.yaml"), "stages": stages}
+    file.write_text(json.dumps(content))
+    return file
