@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from ledgerlm.backbone.attention import register
 from ledgerlm.backbone.loss import CausalLoss, contrastive_loss, loss_inputs, views_of
@@ -295,6 +295,22 @@ def test_the_contrastive_term_draws_windows_of_a_client_together(tmp_path: Path)
         return contrastive_loss(states, *views_of(pack), temperature=0.1).item()
 
     assert distance(1.0) < distance(0.0) - 0.3
+
+
+def test_dropout_is_there_in_training_alone_and_leaves_the_model_as_it_is() -> None:
+    plain, dropping = _model(), CausalLoss(_model().model, dropout=0.5)
+    random = np.random.default_rng(3)
+    inputs = loss_inputs(pack([random.integers(VOCABULARY, size=30).astype(np.int32)], [0]))
+    dropping.train()
+    torch.manual_seed(1)
+    once, again = dropping(*inputs).item(), dropping(*inputs).item()
+    torch.manual_seed(1)
+    assert dropping(*inputs).item() == once != again
+    dropping.eval()
+    assert dropping(*inputs).item() == plain(*inputs).item()
+    assert dropping.state_dict().keys() == plain.state_dict().keys()
+    with pytest.raises(ConfigError, match="knows the blocks of Llama"):
+        CausalLoss(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16)), dropout=0.1)
 
 
 def test_a_head_that_does_more_than_multiply_is_refused() -> None:

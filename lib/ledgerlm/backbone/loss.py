@@ -28,13 +28,16 @@ class CausalLoss(nn.Module):
     tokens needs a slice of the T x vocabulary logits at a time, and no second pass for the gradient.
     """
 
-    def __init__(self, model: PreTrainedModel, *, contrast: float = 0.0, temperature: float = 0.1) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, contrast: float = 0.0, temperature: float = 0.1, dropout: float = 0.0
+    ) -> None:
         """Wraps a model.
 
         Args:
             model: a causal language model.
             contrast: weight of the contrastive term, for each token that is learnt.
             temperature: of that term.
+            dropout: share of the numbers that each part of a block adds which training leaves out; see `add_dropout`.
 
         Raises:
             ConfigError: the model's head is more than a matrix.
@@ -47,6 +50,8 @@ class CausalLoss(nn.Module):
                 f"the output head of {type(model).__name__} is not a plain matrix {unusual or ''}; "
                 "use Llama, Qwen3, Mistral or another model with a linear head"
             )
+        if dropout:
+            add_dropout(model, dropout)
         self.model: PreTrainedModel = model
         self.contrast: float = contrast
         self.temperature: float = temperature
@@ -71,6 +76,32 @@ class CausalLoss(nn.Module):
         added = self.contrast * len(targets) * contrastive_loss(states, *views, temperature=self.temperature)
         self.added = added.detach()
         return total + added
+
+
+def add_dropout(model: PreTrainedModel, share: float) -> None:
+    """Adds dropout to the embeddings and to what attention and feed-forward part of each block add.
+
+    That is where the transformer had it (Vaswani et al. 2017, section 5.4). Llama and its kin have none, for they read
+    each text once; a small corpus is read many times.
+
+    Args:
+        model: a model whose blocks have a `self_attn` and an `mlp`; its configuration and weights stay as they are.
+        share: of the numbers that are set to zero in training.
+
+    Raises:
+        ConfigError: the model has no such blocks.
+    """
+    blocks = [part for part in model.modules() if hasattr(part, "self_attn") and hasattr(part, "mlp")]
+    if not blocks:
+        raise ConfigError(f"dropout {share} knows the blocks of Llama and its kin, not those of {type(model).__name__}")
+
+    def drop(part: nn.Module, _inputs: Any, output: Any) -> Any:
+        first, *others = output if isinstance(output, tuple) else (output,)
+        dropped = functional.dropout(first, share, part.training)
+        return (dropped, *others) if isinstance(output, tuple) else dropped
+
+    for part in (model.get_input_embeddings(), *(part for block in blocks for part in (block.self_attn, block.mlp))):
+        part.register_forward_hook(drop)
 
 
 def contrastive_loss(states: Tensor, lengths: Tensor, clients: Tensor, *, temperature: float) -> Tensor:

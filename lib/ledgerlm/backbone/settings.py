@@ -64,6 +64,13 @@ class TrainingConf(Conf):
     eps: float = Field(1e-8, gt=0, description="AdamW's addend to the root of the second moment")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
     epochs: float = Field(3.0, gt=0, description="passes over the training windows")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the numbers that each part of a block adds which training leaves out; for small "
+        "corpora that are read many times",
+    )
     max_tokens: int | None = Field(None, gt=0, description="most tokens read in training, over all ranks")
     max_minutes: float | None = Field(None, gt=0, description="most minutes in the loop; the rate falls in time for it")
     contrast: float = Field(

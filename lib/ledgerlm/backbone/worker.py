@@ -109,16 +109,17 @@ def start_deepspeed(
         **conf.deepspeed,
         "checkpoint": {**conf.deepspeed.get("checkpoint", {}), "load_universal": universal},
     }
-    loss = CausalLoss(model, contrast=conf.training.contrast, temperature=conf.training.temperature)
+    training = conf.training
+    loss = CausalLoss(model, contrast=training.contrast, temperature=training.temperature, dropout=training.dropout)
     stage = conf.deepspeed.get("zero_optimization", {}).get("stage", 0)
     if stage == 3:
         # The loss reads the output weights without calling their module, which is where ZeRO-3 would fetch them.
         deepspeed.zero.register_external_parameter(loss, model.get_output_embeddings().weight)
     optimizer = torch.optim.AdamW(
-        parameter_groups(loss, conf.training.weight_decay),
-        lr=conf.training.learning_rate,
-        betas=conf.training.betas,
-        eps=conf.training.eps,
+        parameter_groups(loss, training.weight_decay),
+        lr=training.learning_rate,
+        betas=training.betas,
+        eps=training.eps,
         fused=True,
     )
     buffers = {name: buffer.clone() for name, buffer in loss.named_buffers()}
