@@ -21,6 +21,7 @@ TRAINING = {
     "batch_tokens": 1024,
     "max_tokens": 4_000,
     "evaluations": 1,
+    "precision": "fp32",
 }
 JUDGING = {"tasks": ["income"], "folds": 2, "seeds": [42]}
 SMALL: dict[str, dict[str, Any]] = {

@@ -96,6 +96,16 @@ def test_arrays_know_the_day_the_client_and_no_future(spark: SparkSession) -> No
     assert found["b"]["codes"] == [2 + shape.fields.codes["mcc"].index("food")]
 
 
+def test_only_some_events_are_read(spark: SparkSession) -> None:
+    rows = [event("a", n, AS_OF - timedelta(days=5 - n), str(n % 2)) for n in range(4)]
+    given, conf = sources(spark, rows), CONF.model_copy(update={"only": "mcc = '1'"})
+    observed = observed_events(given, CHOSEN, conf)
+    shape = learn_shape(keys(spark, "a"), observed, given, CHOSEN, conf)
+    assert shape.fields.codes["mcc"] == ("food",)
+    found = head_rows(keys(spark, "a"), observed, given, shape, conf).collect()
+    assert [row["event_count_used"] for row in found] == [2]
+
+
 def test_a_leak_planted_after_as_of_changes_nothing(spark: SparkSession) -> None:
     rows = [event("a", n, AS_OF - timedelta(days=9 - n), str(n % 2)) for n in range(5)]
     rows += [event("b", n, AS_OF - timedelta(days=9 - n), str(n % 2)) for n in range(5)]

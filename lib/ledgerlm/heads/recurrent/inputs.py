@@ -64,7 +64,7 @@ def observed_events(sources: Sources, chosen: Chosen, conf: InputsConf) -> DataF
     events = reduce(
         lambda rows, field: with_description(rows, sources.dictionaries, field, field),
         chosen.categorical,
-        sources.events,
+        sources.events if conf.only is None else sources.events.where(conf.only),
     )
     if conf.holidays:
         events = _with_holidays(events, sources, conf.holidays)
