@@ -64,9 +64,9 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in (("Content-Type", "application/json"), ("Content-Length", len(data)), ("Retry-After", 0)):
             self.send_header(name, str(value))
         self.end_headers()
-        self.wfile.write(data)
         with server.lock:
-            server.under_way -= 1
+            server.under_way -= 1  # before the client has its answer, and may ask the next
+        self.wfile.write(data)
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing."""
