@@ -17,6 +17,7 @@ from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.text.serialize import DocumentConf, serialize
 
 Label = tuple[str, str, dt.datetime, float]
+AFTER = dt.datetime(2030, 1, 1)  # where a spec gives no as_of, its labels do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +45,11 @@ def read(spark: SparkSession, name: str, folder: Path, *formats: str) -> Read:
     labels = spark.createDataFrame(found.collect(), found.schema)
     books = dictionaries(spark, spec)
     books = spark.createDataFrame(books.collect(), books.schema)
-    assert spec.as_of is not None
     texts: dict[str, dict[str, list[str]]] = {}
     for form in formats:
         own = spec.protocol.get("serialize", {}) if form == "compact" else {"max_value_length": 200}
         conf = DocumentConf.model_validate({"format": form, **own})
-        documents = serialize(events, labels, spec.as_of, spec, conf, dictionaries=books)
+        documents = serialize(events, labels, spec.as_of or AFTER, spec, conf, dictionaries=books)
         last = sorted(documents.collect(), key=lambda row: row.as_of)
         texts[form] = {row.client_id: row.text.split("\n") for row in last}
     return Read(
@@ -318,6 +318,47 @@ def test_mimic_has_a_history_of_24_hours_for_each_stay(spark: SparkSession, tmp_
         "days|weekday|hour|kind|laboratory|flag|unit|drug|route|value",
         "+0d|Sat|22h|laboratory|Glucose|abnormal|mg/dL|-|-|v100",
         "+1d|Sun|1h|prescription|-|-|-|Furosemide|PO/NG|-",
+    ]
+
+
+def test_berka_reads_both_samples(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "loan_course_split").mkdir()
+    quoted = '"trans_id";"account_id";"date";"type";"operation";"amount";"balance";"k_symbol";"bank";"account"\n'
+    put(
+        tmp_path,
+        trans_asc=f"{quoted}"
+        '20;7;930105;"VYDAJ";"PREVOD NA UCET";1670.50;2929.50;"SIPO";"YZ";83084338\n'
+        '19;7;930105;"PRIJEM";"VKLAD";4600.00;4600.00;"";;\n'
+        '21;7;930131;"VYBER";"VYBER";100.00;2829.50;" ";;\n'
+        '22;8;930131;"PRIJE',
+        account_asc='"account_id";"district_id";"frequency";"date"\n7;55;"POPLATEK MESICNE";930101\n'
+        '8;74;"POPLATEK TYDNE";930101\n25;68;"POPLATEK PO OBRATU";960728\n',
+        loan_asc='"loan_id";"account_id";"date";"amount";"duration";"payments";"status"\n'
+        '5314;7;930131;96396;12;8033.00;"B"\n5316;25;970103;165960;36;4610.00;"C"\n5317;9;970103;1;1;1.00;"A"\n',
+    )
+    put(
+        tmp_path / "loan_course_split",
+        trans_test_csv=quoted.replace('"', "")
+        + "6330;25;961008;withdrawal;remittance to another bank;164.00;77035.50;insurrance payment;WX;52864879\n",
+        loan_test_csv="loan_id;account_id;date;amount;duration;payments;status\n5895;25;970103;93960;60;1566;\n",
+    )
+    got = read(spark, "berka", tmp_path, "compact", "lines")
+    assert got.quarantined == {"unclosed_quote": 1}
+    # A loan is dated by its day; account 9 has no events, so it has no label.
+    assert got.labels == [
+        ("25", "bad_loan", dt.datetime(1997, 1, 3), 0.0),
+        ("7", "bad_loan", dt.datetime(1993, 1, 31), 1.0),
+    ]
+    assert {client: row.sample for client, row in got.attributes.items()} == {"7": "trans", "25": "course"}
+    assert (got.attributes["7"].frequency, got.attributes["7"].loan_duration) == ("monthly statement", "12")
+    # Events before the loan alone, those of one day by their number.
+    assert got.texts["compact"]["7"] == [
+        "days|weekday|type|operation|purpose|partner_bank|amount|balance",
+        "+0d|Tue|credit|credit in cash|-|-|4700|b4700",
+        "+0d|Tue|withdrawal|remittance to another bank|household|YZ|-1800|b2700",
+    ]
+    assert got.texts["lines"]["25"][1:] == [
+        "1996-10-08, -164.00, withdrawal, remittance to another bank, insurance payment, WX, 77035.5"
     ]
 
 

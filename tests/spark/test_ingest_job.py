@@ -109,7 +109,8 @@ def test_complete_journey(spark: SparkSession) -> None:
 
 @pytest.mark.skipif(
     not (BERKA / "trans.asc").exists(),
-    reason="the Berka files state no licence, so they are not shipped: set LEDGERLM_BERKA to a folder that has them",
+    reason="the Berka files state no licence, so they are not shipped: set LEDGERLM_BERKA to a folder that has "
+    "them; test_datasets.py reads small files of their form",
 )
 def test_berka(spark: SparkSession) -> None:
     spec = load_spec("datasets/berka.yaml", [f"source.path={BERKA}"])
