@@ -178,7 +178,7 @@ def test_stock_follows_the_goals_and_sees_no_future(spark: SparkSession) -> None
     strays = stock.dispersion(learnt.join(stock.observed(came, regions), on=place, how="left").fillna(0))
     paces = stock.activity(bought, now, CONF)
     later = stock.observed(stock.outcomes(bought, now, CONF), regions)
-    forecast = stock.with_interval(stock.cells(now, paces, shares, regions), strays)
+    forecast = stock.with_interval(stock.cells(now, paces, shares, regions), strays, 1)
     whole = stock.with_rivals(forecast, bought, now, regions, CONF).join(later, on=place, how="left").fillna(0)
     cells = {(row["region"], row["category"]): row for row in whole.collect()}
     assert cells["north", "7011"]["expected"] > 1.5 * cells["south", "7011"]["expected"]
@@ -218,5 +218,19 @@ def test_stock_intervals_know_that_months_differ(spark: SparkSession) -> None:
         return float(row["phi"])
 
     fitted = strays(stock.cells(past, paces, stock.learn_shares(past, paces, came), regions))
-    held_out = strays(stock.held_out_cells(past, paces, came, regions))
+    dates = stock.learning_dates(past)
+    assert len(dates) == 2
+    held_out = strays(stock.held_out_cells(past, paces, came, regions, dates))
     assert held_out > 2 * fitted > 2
+
+
+def test_stock_intervals_are_wider_where_few_months_were_seen(spark: SparkSession) -> None:
+    cell = spark.createDataFrame([("5999", 100.0)], "category string, expected double")
+    strays = spark.createDataFrame([("5999", 4.0)], "category string, phi double")
+    reach = {}
+    for dates in (1, 2, 12):
+        row = stock.with_interval(cell, strays, dates).first()
+        assert row is not None
+        reach[dates] = (row["high"] - 100) / 20
+    # Quantiles of Student's distribution at 95 %, from its tables.
+    assert reach == pytest.approx({1: 6.314, 2: 2.920, 12: 1.782}, abs=1e-3)

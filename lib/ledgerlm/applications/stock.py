@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
+from scipy import stats
 
 from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Sequence
+
     from pyspark.sql import Column
 
     from ledgerlm.heads.tasks import Task
 
 _KEY = ("client_id", "as_of")
-_Z = 1.644854  # standard normal quantile of a 90 % interval
+_LEVEL = 0.9  # of the intervals
 # Purchases that every client is taken to have made beside his own, so that nobody's activity is zero.
 _PRIOR = 0.5
 
@@ -116,7 +120,14 @@ def cells(goals: DataFrame, paces: DataFrame, shares: DataFrame, regions: DataFr
     )
 
 
-def held_out_cells(goals: DataFrame, paces: DataFrame, counted: DataFrame, regions: DataFrame) -> DataFrame:
+def learning_dates(goals: DataFrame) -> list[dt.datetime]:
+    """The distinct `as_of` of rows, oldest first."""
+    return [row["as_of"] for row in goals.select("as_of").distinct().orderBy("as_of").collect()]
+
+
+def held_out_cells(
+    goals: DataFrame, paces: DataFrame, counted: DataFrame, regions: DataFrame, dates: Sequence[dt.datetime]
+) -> DataFrame:
     """`cells` of each learning date by the shares of the other ones: they err as a forecast of a month not seen does.
 
     Shares fit the months that they were learnt from, whose errors would make intervals that no new month keeps to.
@@ -127,8 +138,8 @@ def held_out_cells(goals: DataFrame, paces: DataFrame, counted: DataFrame, regio
         paces: from `activity`.
         counted: from `outcomes`.
         regions: client_id, region.
+        dates: from `learning_dates` of the goals.
     """
-    dates = [row["as_of"] for row in goals.select("as_of").distinct().orderBy("as_of").collect()]
     if len(dates) == 1:
         return cells(goals, paces, learn_shares(goals, paces, counted), regions)
     parts = []
@@ -160,9 +171,20 @@ def dispersion(learnt: DataFrame) -> DataFrame:
     return learnt.groupBy("category").agg(F.greatest(F.avg(strayed), F.lit(1.0)).alias("phi"))
 
 
-def with_interval(forecast: DataFrame, strays: DataFrame) -> DataFrame:
-    """Adds `low` and `high`, the 90 % interval: expected -+ 1.64 sqrt(phi x expected)."""
-    reach = F.lit(_Z) * F.sqrt(F.coalesce("phi", F.lit(1.0)) * F.col("expected"))
+def with_interval(forecast: DataFrame, strays: DataFrame, dates: int) -> DataFrame:
+    """Adds `low` and `high`, the 90 % interval: expected -+ t sqrt(phi x expected).
+
+    The cells of a date stray together (a cold month is cold everywhere), so `phi` is known from as many draws as there
+    are learning dates: t is the quantile of Student's distribution with that many degrees of freedom, 2.9 for two
+    dates, 1.8 for twelve.
+
+    Args:
+        forecast: from `cells`.
+        strays: from `dispersion`.
+        dates: number of the learning dates that `strays` is from.
+    """
+    quantile = float(stats.t.ppf((1 + _LEVEL) / 2, dates))
+    reach = F.lit(quantile) * F.sqrt(F.coalesce("phi", F.lit(1.0)) * F.col("expected"))
     joined = forecast.join(F.broadcast(strays), on="category", how="left")
     return joined.withColumns(
         {"low": F.greatest(F.col("expected") - reach, F.lit(0.0)), "high": F.col("expected") + reach}
