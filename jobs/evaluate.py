@@ -124,7 +124,8 @@ def run(ctx: Context, conf: EvaluateConf) -> StageResult:
     """Reads the labelled sample, fits every fold, and judges."""
     labels = ctx.read("labels")
     tasks = find_tasks(labels, conf.tasks, declared_tasks(ctx.spec))
-    rows = labelled_rows(labels, ctx.read("clients"), tasks, conf.max_rows, conf.within)
+    named = [*(task.name for task in tasks), *conf.stratify]
+    rows = labelled_rows(labels, ctx.read("clients"), named, conf.max_rows, conf.within)
     keys = rows.select(*KEY).distinct()
     matrices = _matrices(ctx, conf, keys)
     matrix = next(iter(matrices.values()))

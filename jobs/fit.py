@@ -115,7 +115,7 @@ def run(ctx: Context, conf: FitConf) -> StageResult:
 def _training(
     ctx: Context, conf: FitConf, tasks: Sequence[Task], sources: Sequence[Source], named: Mapping[str, Sequence[str]]
 ) -> _Training:
-    labels = labelled_rows(ctx.read("labels"), ctx.read("clients"), tasks).where(conf.where)
+    labels = labelled_rows(ctx.read("labels"), ctx.read("clients"), [task.name for task in tasks]).where(conf.where)
     tables: dict[str, DataFrame] = {source.table: ctx.read(source.table) for source in sources}
     keys = labels.select(*KEY).distinct()
     vectors = join_sources(sources, tables).join(keys, on=list(KEY), how="inner")

@@ -37,7 +37,8 @@ def run(ctx: Context, conf: LowDataConf) -> StageResult:
     """Draws, fits and judges for each task and method."""
     labels = ctx.read("labels")
     tasks = find_tasks(labels, conf.tasks, declared_tasks(ctx.spec))
-    rows = labelled_rows(labels, ctx.read("clients"), tasks, conf.max_rows)
+    named = [*(task.name for task in tasks), *conf.stratify]
+    rows = labelled_rows(labels, ctx.read("clients"), named, conf.max_rows)
     names: set[str] = {one.table for chosen in conf.representations.values() for one in chosen}
     tables = {name: ctx.read(name) for name in names}
     matrices = method_matrices(conf.representations, tables, ctx.facts, rows.select(*KEY).distinct())

@@ -228,8 +228,8 @@ def test_a_large_labelled_sample_is_cut_by_whole_clients(spark: SparkSession) ->
         F.lit(1.0).alias("label"),
     )
     clients = labels.select("client_id").distinct().withColumn("split", F.lit("train"))
-    cut = labelled_rows(labels, clients, [BINARY], max_rows=1000)
+    cut = labelled_rows(labels, clients, [BINARY.name], max_rows=1000)
     per_client = {row["count"] for row in cut.groupBy("client_id").count().collect()}
     assert per_client == {2}
     assert 800 < cut.count() < 1200
-    assert cut.exceptAll(labelled_rows(labels, clients, [BINARY], max_rows=1000)).isEmpty()
+    assert cut.exceptAll(labelled_rows(labels, clients, [BINARY.name], max_rows=1000)).isEmpty()

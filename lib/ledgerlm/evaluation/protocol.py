@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -59,14 +59,14 @@ class Fold:
 
 
 def labelled_rows(
-    labels: DataFrame, clients: DataFrame, tasks: Sequence[Task], max_rows: int | None = None, within: str | None = None
+    labels: DataFrame, clients: DataFrame, tasks: Iterable[str], max_rows: int | None = None, within: str | None = None
 ) -> DataFrame:
     """The labelled sample of some tasks, bounded.
 
     Args:
         labels: the `labels` table.
         clients: the `clients` table, for the split.
-        tasks: tasks wanted.
+        tasks: names of the tasks that are judged, and of those whose labels stratify.
         max_rows: bound on labels (about), None for all; above it whole clients are left out by the hash of their id,
             the same ones every time.
         within: client attribute whose values are groups.
@@ -79,7 +79,7 @@ def labelled_rows(
     """
     from pyspark.sql import functions as F
 
-    wanted = labels.where(F.col("task").isin([task.name for task in tasks]))
+    wanted = labels.where(F.col("task").isin(*set(tasks)))
     wanted = wanted if max_rows is None else bounded(wanted, max_rows)
     if within is not None and within not in clients.columns:
         raise ConfigError(f"evaluate: within: clients have no attribute '{within}': {nearest(within, clients.columns)}")
