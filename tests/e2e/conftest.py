@@ -36,6 +36,7 @@ STAGES: dict[str, Any] = {
     "evaluate": {
         "representations": {"agg": [COLUMNS[1]], "llm4es+agg": COLUMNS},
         "tasks": ["income"],
+        "stratify": ["age", "income"],
         "folds": 2,
         "bootstrap": 100,
         "lightgbm": QUICK_TREES,

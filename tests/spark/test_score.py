@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.metrics import metrics_of, value
-from ledgerlm.evaluation.protocol import labelled_rows
+from ledgerlm.evaluation.protocol import labelled_rows, read_rows
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, train
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.head import HeadCard, hash_names, save_head
@@ -233,3 +233,11 @@ def test_a_large_labelled_sample_is_cut_by_whole_clients(spark: SparkSession) ->
     assert per_client == {2}
     assert 800 < cut.count() < 1200
     assert cut.exceptAll(labelled_rows(labels, clients, [BINARY.name], max_rows=1000)).isEmpty()
+
+
+def test_labels_that_only_stratify_are_read_beside_the_judged_ones(spark: SparkSession) -> None:
+    rows = [("c1", "bad", 1.0), ("c1", "age", 3.0), ("c1", "spend", 7.0), ("c2", "bad", 0.0)]
+    labels = spark.createDataFrame(rows, "client_id string, task string, label double")
+    clients = spark.createDataFrame([("c1", "train"), ("c2", "test")], "client_id string, split string")
+    frame = read_rows(labelled_rows(labels.withColumn("as_of", F.lit(AS_OF)), clients, ["bad", "age"]))
+    assert sorted(zip(frame["client_id"], frame["task"], strict=True)) == [("c1", "age"), ("c1", "bad"), ("c2", "bad")]
