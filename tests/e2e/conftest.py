@@ -79,7 +79,7 @@ def run(command: list[str], *, expect: int = 0, **environment: str) -> subproces
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=1500,  # what a slow test may take for one command; other tests end before by their own limit
+        timeout=1400,  # below pytest's own limit, so that the command's output is shown
         check=False,
     )
     assert done.returncode == expect, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr[-6000:]}"

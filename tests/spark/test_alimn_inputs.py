@@ -159,7 +159,7 @@ def test_structured_features_are_standardised_and_one_hot(spark: SparkSession) -
     found = features_of(spark, table(spark).where("split = 'train'"))
     ages = np.array([found[f"t{n}"]["age"] for n in range(40)])
     assert (ages.mean(), ages.std(ddof=1)) == (pytest.approx(0, abs=1e-5), pytest.approx(1, abs=1e-5))
-    directions = np.array([found[f"t{n}"]["direction:0"] for n in range(40)])
+    directions = np.array([found[f"t{n}"]["v:direction:0"] for n in range(40)])
     assert directions.std(ddof=1) == pytest.approx(1, abs=1e-4)
     assert found["t0"]["job=x"] == found["t1"]["job=y"] == 1
     assert "job=y" not in found["t0"]
@@ -175,7 +175,27 @@ def test_a_planted_leak_from_test_clients_is_seen(spark: SparkSession) -> None:
     assert clean["s0"]["age"] > 1000, "a test client far outside is far outside, since it moved no mean"
     assert leaking["s0"]["age"] < 10
     assert "job=z" in leaking["s0"]
-    assert abs(clean["t0"]["direction:0"] - leaking["t0"].get("direction:0", 0.0)) > 0.1
+    assert abs(clean["t0"]["v:direction:0"] - leaking["t0"].get("v:direction:0", 0.0)) > 0.1
+
+
+def test_each_appended_vector_has_directions_of_its_own(spark: SparkSession) -> None:
+    """A wide vector whose numbers say the same thing forty times must not take the directions from a narrow one."""
+    generator = np.random.default_rng(2)
+    rows = [
+        (f"t{n}", [float(common)] * 40, generator.normal(size=2).tolist())
+        for n, common in enumerate(generator.normal(size=40))
+    ]
+    frame = spark.createDataFrame(rows, "client_id string, s0_wide array<float>, s1_narrow array<float>")
+    frame = frame.withColumn("as_of", F.lit(AS_OF))
+    fitted = fit_structured(frame, learn_blocks(frame), StructuredConf(components=2))
+    directions = ["wide:direction:0", "wide:direction:1", "narrow:direction:0", "narrow:direction:1"]
+    assert list(fitted.names) == directions
+    found = {row["client_id"]: row["features"] for row in structured_features(frame, fitted).collect()}
+    kept = np.array([[found[name].get(f"narrow:direction:{place}", 0.0) for place in range(2)] for name, *_ in rows])
+    narrow = np.array([vector for *_, vector in rows])
+    rest = narrow - narrow.mean(0)
+    explained = kept @ np.linalg.lstsq(kept, rest, rcond=None)[0]
+    assert np.abs(rest - explained).max() < 1e-4, "two directions of two numbers lose nothing"
 
 
 def test_prepare_job_fits_on_training_rows_only(spark: SparkSession) -> None:
@@ -192,7 +212,7 @@ def test_prepare_job_fits_on_training_rows_only(spark: SparkSession) -> None:
         },
     )
     fitted = fit_structured(joined.join(rows.drop("as_of", "s0_v"), "client_id"), learn_blocks(joined), CONF)
-    assert fitted.names == ("age", "job=x", "job=y", "job=(unknown)", "direction:0")
+    assert fitted.names == ("age", "job=x", "job=y", "job=(unknown)", "v:direction:0")
     with pytest.raises(ConfigError, match=r"no client attribute 'aeg'.*age"):
         fit_structured(rows, [], StructuredConf(numeric=("aeg",)))
 

@@ -16,6 +16,7 @@ from pyspark.ml.feature import (
     StringIndexer,
     StringIndexerModel,
     VectorAssembler,
+    VectorSlicer,
 )
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame
@@ -38,7 +39,7 @@ class StructuredConf(Conf):
     numeric: tuple[str, ...] = Field((), description="client attributes that are numbers")
     categorical: tuple[str, ...] = Field((), description="client attributes that are categories")
     log: tuple[str, ...] = Field((), description="of the numeric ones, those taken as sign(x) ln(1 + |x|)")
-    components: int = Field(16, ge=1, description="directions that the appended vectors are projected on")
+    components: int = Field(16, ge=1, description="directions that each appended vector is projected on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,8 @@ def fit_structured(training: DataFrame, blocks: Sequence[Block], conf: Structure
     Args:
         training: rows of training clients alone: client_id, as_of, the attributes as strings, and the columns of the
             blocks.
-        blocks: vectors to append; the pipeline standardises them, projects them by PCA, and standardises the result.
+        blocks: vectors to append; the pipeline standardises each, projects it by a PCA of its own (one over all would
+            give the directions to the widest), and standardises the result.
         conf: the attributes.
 
     Raises:
@@ -77,10 +79,9 @@ def fit_structured(training: DataFrame, blocks: Sequence[Block], conf: Structure
     width = sum(len(block.features) for block in blocks)
     if width > _MOST_APPENDED:
         raise DataError(f"{width} appended features, {_MOST_APPENDED} are the most; take fewer sources or codes")
-    components = min(conf.components, width)
     rows = _typed(training, blocks, conf).persist(StorageLevel.MEMORY_AND_DISK)
     try:
-        model = Pipeline(stages=_stages(conf, width, components)).fit(rows)
+        model = Pipeline(stages=_stages(conf, blocks)).fit(rows)
     finally:
         rows.unpersist()
     names = [*conf.numeric]
@@ -88,7 +89,7 @@ def fit_structured(training: DataFrame, blocks: Sequence[Block], conf: Structure
         if isinstance(stage, StringIndexerModel):
             pairs = zip(conf.categorical, stage.labelsArray, strict=True)
             names += [f"{name}={label}" for name, labels in pairs for label in (*labels, "(unknown)")]
-    names += [f"direction:{place}" for place in range(components)]
+    names += [f"{block.group}:direction:{place}" for block in blocks for place in range(_directions(block, conf))]
     return Structured(model=model, conf=conf, names=tuple(names), blocks=tuple(blocks))
 
 
@@ -121,7 +122,11 @@ def _typed(rows: DataFrame, blocks: Sequence[Block], conf: StructuredConf) -> Da
     return wide.withColumns(numbers) if numbers else wide
 
 
-def _stages(conf: StructuredConf, width: int, components: int) -> list[Any]:
+def _directions(block: Block, conf: StructuredConf) -> int:
+    return min(conf.components, len(block.features))
+
+
+def _stages(conf: StructuredConf, blocks: Sequence[Block]) -> list[Any]:
     stages: list[Any] = []
     parts: list[str] = []
     if conf.numeric:
@@ -145,11 +150,16 @@ def _stages(conf: StructuredConf, width: int, components: int) -> list[Any]:
             OneHotEncoder(inputCols=indexed, outputCols=encoded, dropLast=False),
         ]
         parts += encoded
-    if width:
+    start = 0
+    for block in blocks:
+        end = start + len(block.features)
+        sliced, scaled, projected, directions = (f"{block.column}_{step}" for step in range(4))
         stages += [
-            StandardScaler(inputCol=_VECTOR, outputCol="appended", withMean=True, withStd=True),
-            PCA(k=components, inputCol="appended", outputCol="projected"),
-            StandardScaler(inputCol="projected", outputCol="directions", withMean=True, withStd=True),
+            VectorSlicer(inputCol=_VECTOR, outputCol=sliced, indices=list(range(start, end))),
+            StandardScaler(inputCol=sliced, outputCol=scaled, withMean=True, withStd=True),
+            PCA(k=_directions(block, conf), inputCol=scaled, outputCol=projected),
+            StandardScaler(inputCol=projected, outputCol=directions, withMean=True, withStd=True),
         ]
-        parts.append("directions")
+        parts.append(directions)
+        start = end
     return [*stages, VectorAssembler(inputCols=parts, outputCol="structured")]
