@@ -198,6 +198,16 @@ def test_each_appended_vector_has_directions_of_its_own(spark: SparkSession) -> 
     assert np.abs(rest - explained).max() < 1e-4, "two directions of two numbers lose nothing"
 
 
+def test_the_same_part_of_two_sources_is_told_apart(spark: SparkSession) -> None:
+    rows = [(f"t{n}", [float(n)], [float(n % 3)]) for n in range(9)]
+    frame = spark.createDataFrame(rows, "client_id string, s0_mean array<float>, s1_mean array<float>")
+    frame = frame.withColumn("as_of", F.lit(AS_OF))
+    fitted = fit_structured(frame, learn_blocks(frame), StructuredConf(components=1))
+    found = structured_features(frame, fitted).where("client_id = 't8'").first()
+    assert found is not None
+    assert set(found["features"]) == {"s0_mean:direction:0", "s1_mean:direction:0"}
+
+
 def test_prepare_job_fits_on_training_rows_only(spark: SparkSession) -> None:
     rows = table(spark).where("split = 'train'")
     joined = join_sources(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,7 +90,11 @@ def fit_structured(training: DataFrame, blocks: Sequence[Block], conf: Structure
         if isinstance(stage, StringIndexerModel):
             pairs = zip(conf.categorical, stage.labelsArray, strict=True)
             names += [f"{name}={label}" for name, labels in pairs for label in (*labels, "(unknown)")]
-    names += [f"{block.group}:direction:{place}" for block in blocks for place in range(_directions(block, conf))]
+    groups = Counter(block.group for block in blocks)
+    for block in blocks:
+        # The same part of two sources, say of two layers, is told apart by its column.
+        title = block.group if groups[block.group] == 1 else block.column
+        names += [f"{title}:direction:{place}" for place in range(_directions(block, conf))]
     return Structured(model=model, conf=conf, names=tuple(names), blocks=tuple(blocks))
 
 

@@ -59,6 +59,11 @@ class FusionTrainingConf(Conf):
     held_out: float = Field(
         0.2, gt=0, lt=0.9, description="share of the training clients for early stopping, calibration and stacking"
     )
+    refit: bool = Field(
+        True,
+        description="once the best number of epochs is known, train anew for as long on all training clients, those "
+        "held out too; calibration and stacking stay as fitted on the held-out clients before",
+    )
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
 
 

@@ -1,4 +1,8 @@
-"""Training of ALIMN's networks on one rank: DeepSpeed steps, held-out loss after each epoch, the best epoch is kept."""
+"""Training of ALIMN's networks on one rank: DeepSpeed steps, held-out loss after each epoch, the best epoch is kept.
+
+The number of epochs known, a network is trained anew for as long on all clients (Goodfellow, Bengio and Courville,
+"Deep Learning", 2016, section 7.8, algorithm 7.2): answers are few, and a fifth of them is worth more than any piece.
+"""
 
 from __future__ import annotations
 
@@ -83,8 +87,10 @@ class Training:
     """One network on one rank.
 
     Attributes:
-        network: the network; after `run` with the weights of its best epoch.
+        network: the network; after `run` the one to publish.
         curve: what each epoch showed: epoch, loss, held_out_loss, seconds.
+        raw: after `run`, log-odds of this rank's held-out clients by a network that has not seen them.
+        trained: after `run`, places of this rank's clients that the network was trained on.
     """
 
     def __init__(self, conf: FusionRankConf, settings: NetworkConf, rows: Rows, ranks: Ranks, device: str) -> None:
@@ -92,10 +98,9 @@ class Training:
         assert settings.task is not None  # the driver fills it in
         self.y = rows.labels[settings.task]
         self.train, self.held_out = (rows.places(settings.task, held_out=side) for side in (False, True))
-        torch.manual_seed(conf.seed)
-        self.network = Alimn(settings, rows.clients.shape(conf.domains)).to(device)
-        if settings.text:
-            self._standardise()
+        self.trained = self.train
+        self.network = self._new_network()
+        self.raw: NDArray[np.float64] = np.zeros(0)
         self.curve: list[dict[str, float]] = []
         if not ranks.least(min(len(self.train), len(self.held_out))):
             raise DataError(
@@ -104,27 +109,41 @@ class Training:
             )
         self._share = max(1, min(conf.training.batch // ranks.size, ranks.least(len(self.train))))
 
-    def _standardise(self) -> None:
+    def _new_network(self) -> Alimn:
+        """A network with the first weights that the seed gives; all ranks must call it together."""
+        torch.manual_seed(self.conf.seed)
+        network = Alimn(self.settings, self.rows.clients.shape(self.conf.domains)).to(self.device)
+        if self.settings.text:
+            self._standardise(network)
+        return network
+
+    def _standardise(self, network: Alimn) -> None:
         """Mean and deviation of the training clients' sentence states, over all ranks."""
         states = self.rows.clients.states[np.isin(self.rows.clients.owners, self.train)].astype(np.float64)
         sums = self.ranks.total(np.concatenate([[len(states)], states.sum(0), np.square(states).sum(0)]))
         count, width = max(sums[0], 1.0), states.shape[1]
         mean = sums[1 : 1 + width] / count
         scale = np.sqrt(np.maximum(sums[1 + width :] / count - mean**2, 0))
-        self.network.state_mean.copy_(torch.from_numpy(mean))
-        self.network.state_scale.copy_(torch.from_numpy(np.where(scale > 1e-6, scale, 1.0)))
+        network.state_mean.copy_(torch.from_numpy(mean))
+        network.state_scale.copy_(torch.from_numpy(np.where(scale > 1e-6, scale, 1.0)))
 
     def run(self, report: Report) -> None:
-        """Trains until the held-out loss stops falling."""
-        settings = self.conf.training
-        engine = deepspeed_engine(
-            Objective(self.network),
-            self.conf.deepspeed,
-            self._share,
-            clip=settings.clip,
-            rate=settings.learning_rate,
-        )
-        best, waited, kept = math.inf, 0, copy.deepcopy(self.network.state_dict())
+        """Trains until the held-out loss stops falling, then, unless told not to, once more on all clients."""
+        epochs = self._until_it_stops_falling(report)
+        self.raw = logits(self.network, self.rows, self.held_out, self.device)
+        if not self.conf.training.refit:
+            return
+        self.trained = np.concatenate([self.train, self.held_out])
+        self.network = self._new_network()
+        engine = self._engine()
+        for epoch in range(epochs):
+            self._epoch(engine, epoch)
+        engine.destroy()
+
+    def _until_it_stops_falling(self, report: Report) -> int:
+        """Leaves the network with the weights of its best epoch; returns the epochs that it took."""
+        engine = self._engine()
+        best, epochs, kept = math.inf, 0, copy.deepcopy(self.network.state_dict())
         for epoch in range(self.conf.training.epochs):
             began = time.monotonic()
             loss = self._epoch(engine, epoch)
@@ -134,17 +153,26 @@ class Training:
             self.curve.append(line)
             report(line)
             if held_out < best - 1e-5:
-                best, waited, kept = held_out, 0, copy.deepcopy(self.network.state_dict())
-            else:
-                waited += 1
-            if waited >= self.conf.training.patience:
+                best, epochs, kept = held_out, epoch + 1, copy.deepcopy(self.network.state_dict())
+            if epoch + 1 - epochs >= self.conf.training.patience:
                 break
         self.network.load_state_dict(kept)
         engine.destroy()
+        return epochs
+
+    def _engine(self) -> Any:
+        settings = self.conf.training
+        return deepspeed_engine(
+            Objective(self.network),
+            self.conf.deepspeed,
+            self._share,
+            clip=settings.clip,
+            rate=settings.learning_rate,
+        )
 
     def _epoch(self, engine: Any, epoch: int) -> float:
         """One pass over this rank's clients, in step with the others; returns the mean loss of all ranks."""
-        order = np.random.default_rng((self.conf.seed, epoch, self.ranks.rank)).permutation(self.train)
+        order = np.random.default_rng((self.conf.seed, epoch, self.ranks.rank)).permutation(self.trained)
         torch.manual_seed(self.conf.seed * 1000 + epoch)
         steps = self.ranks.least(len(order) // self._share)
         self.network.train()
@@ -170,12 +198,11 @@ class Training:
     def save(self, folder: Path) -> None:
         """Writes the weights and facts (rank 0), and the held-out clients' log-odds (each rank)."""
         folder.mkdir(parents=True, exist_ok=True)
-        raw = logits(self.network, self.rows, self.held_out, self.device)
         kept = self.rows.keys.take(pa.array(self.held_out))
-        named = {"raw": pa.array(raw), "y": pa.array(self.y[self.held_out])}
+        named = {"raw": pa.array(self.raw), "y": pa.array(self.y[self.held_out])}
         table = pa.table({**{name: kept.column(name) for name in kept.column_names}, **named})
         pq.write_table(table, folder / f"held_out-{self.ranks.rank}.parquet")
-        trained = int(self.ranks.total(np.array([len(self.train)]))[0])
+        trained = int(self.ranks.total(np.array([len(self.trained)]))[0])
         self.ranks.wait()
         if self.ranks.first:
             weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
