@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -287,17 +287,21 @@ def _from_arrays(column: pa.ListArray, block: Block) -> sparse.csr_matrix:
 def read_matrix(joined: DataFrame, blocks: Sequence[Block]) -> Matrix:
     """Reads rows to this machine by Arrow; the caller bounds their number.
 
-    Memory is about 8 bytes for each value that is not zero, beside the Arrow copy of one read.
+    Each task sends 8 bytes for a value that is not zero: the names of a thousand features beside each client's values
+    are several times that, and Spark loses results of a hundred megabytes.
 
     Returns:
         The matrix, sorted by client and as_of.
     """
-    table: pa.Table = joined.select(*KEY, *(block.column for block in blocks)).toArrow()
+    kept = joined.select(*KEY, *(block.column for block in blocks))
+    keys = ", ".join(f"{name} {kept.schema[name].dataType.simpleString()}" for name in KEY)
+    work = partial(encode_rows, blocks=list(blocks), keep=KEY)
+    table: pa.Table = kept.mapInArrow(work, f"{keys}, places array<int>, values array<float>").toArrow()
     table = table.sort_by([(name, "ascending") for name in KEY])
     return Matrix(
         client_ids=table.column("client_id").to_numpy(zero_copy_only=False),
         as_of=table.column("as_of").to_numpy().astype("datetime64[us]"),
-        x=to_matrix(table, blocks),
+        x=decode_rows(table, sum(len(block.features) for block in blocks)),
         names=tuple(name for block in blocks for name in block.features),
         groups=tuple(block.group for block in blocks for _ in block.features),
         columns=tuple(block.column for block in blocks for _ in block.features),
