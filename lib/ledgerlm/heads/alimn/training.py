@@ -1,7 +1,7 @@
 """Training of ALIMN's networks on one rank: DeepSpeed steps, held-out loss after each epoch, the best epoch is kept.
 
 The number of epochs known, a network is trained anew for as long on all clients (Goodfellow, Bengio and Courville,
-"Deep Learning", 2016, section 7.8, algorithm 7.2): answers are few, and a fifth of them is worth more than any piece.
+"Deep Learning", 2016, section 7.8, algorithm 7.2), since answers are few.
 """
 
 from __future__ import annotations
