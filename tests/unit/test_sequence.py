@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from ledgerlm.backbone.ranks import Ranks
 from ledgerlm.baselines.sequence.batches import Batch, Histories, draw_slices, drop_events, pad, whole
@@ -84,10 +86,14 @@ def trained(folder: Path, conf: RankConf, clients: int = 240) -> Training:
 
 
 def probe(encoder: Encoder) -> float:
-    """ROC-AUC of a linear probe on clients that the encoder has not seen."""
+    """ROC-AUC of a linear probe on clients that the encoder has not seen.
+
+    The vectors are standardised: the direction that tells the populations may be a narrow one beside that of a client's
+    place in its walk, and a penalised fit on the raw vectors would miss it with some weights and find it with others.
+    """
     histories, kind = population(300, seed=1)
     vectors = encode_histories(encoder, histories)
-    model = LogisticRegression(max_iter=500).fit(vectors[:150], kind[:150])
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=500)).fit(vectors[:150], kind[:150])
     return float(roc_auc_score(kind[150:], model.decision_function(vectors[150:])))
 
 
@@ -100,29 +106,27 @@ def test_coles_separates_populations_while_its_loss_falls_and_recall_rises(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("method", "metric", "above", "kind", "epochs", "knows"),
+    ("method", "metric", "above", "kind", "epochs"),
     [
         # Of 41 candidates, chance finds 1 in 41; the true code alone leaves about seven.
-        ("cpc", "accuracy", 0.08, "gru", 6, 0.9),
-        # Two slices of one history can be matched without a word about the population, and with some weights it is so:
-        # over seeds its probe lies anywhere from chance to .98.
-        ("nsp", "auc", 0.6, "gru", 12, None),
+        ("cpc", "accuracy", 0.08, "gru", 6),
+        ("nsp", "auc", 0.6, "gru", 12),
         # Each of six codes is as frequent as the others, so the unconditional rate is one in six.
-        ("iftpp", "accuracy", 0.7, "gru", 6, 0.9),
-        ("iftpp_t", "accuracy", 0.7, "transformer", 8, 0.75),
-        ("nppr", "accuracy", 0.7, "gru", 6, 0.9),
-        ("detpp", "hits", 0.8, "gru", 8, 0.9),
+        ("iftpp", "accuracy", 0.7, "gru", 6),
+        ("iftpp_t", "accuracy", 0.7, "transformer", 8),
+        ("nppr", "accuracy", 0.7, "gru", 6),
+        ("detpp", "hits", 0.8, "gru", 8),
     ],
 )
 def test_each_method_beats_chance_and_knows_the_populations(
-    tmp_path: Path, method: str, metric: str, above: float, kind: str, epochs: int, knows: float | None
+    tmp_path: Path, method: str, metric: str, above: float, kind: str, epochs: int
 ) -> None:
     extra = {"detpp": {"positions": 3, "queries": 4}, "nsp": {"slices": 3}}.get(method, {})
     conf = rank_conf(tmp_path, objective(method, **extra), epochs=epochs, kind=kind, pooling="mean")
     training = trained(tmp_path, conf, clients=600)
     assert training.curve[-1][f"held_out_{metric}"] > above
     assert training.curve[-1]["loss"] < training.curve[0]["loss"]
-    assert knows is None or probe(training.objective.encoder) > knows
+    assert probe(training.objective.encoder) > 0.9
 
 
 def test_rtd_finds_replaced_events(tmp_path: Path) -> None:
