@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
+from tenacity import Retrying, stop_after_attempt
 
 from ledgerlm.errors import EngineError, LedgerError
 from ledgerlm.runs.config import Conf
@@ -29,6 +30,9 @@ _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
 }
+# Ray gives its own agents 15 seconds to come up (ray-project/ray#65983). A slow machine that reads their files from the
+# disk for the first time needs longer; the next attempt finds them in memory.
+_ATTEMPTS = 3
 
 
 class RayConf(Conf):
@@ -73,8 +77,9 @@ class RayEngine:
                 "dashboard_host": "127.0.0.1",
                 "_node_ip_address": "127.0.0.1",
             }
+        attempts = Retrying(stop=stop_after_attempt(1 if self.settings.address else _ATTEMPTS), reraise=True)
         try:
-            ray.init(**options)
+            attempts(ray.init, **options)
         except Exception as error:  # Ray raises many types here; the cause stays chained
             where = self.settings.address or "this machine"
             raise EngineError(f"cannot start or join Ray at {where}: {error}; run 'ledgerlm doctor'") from error
