@@ -98,6 +98,35 @@ def test_change_redoes_the_stage_and_what_builds_on_it(bench: Bench) -> None:
     assert bench.worked == [("a", 2), ("b", 2), ("d", 2)]
 
 
+def test_many_stages_that_build_on_each_other_are_each_looked_at_once(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC)
+    looked: list[int] = []
+
+    def nothing(ctx: Context, conf: Any) -> StageResult:
+        raise AssertionError("no stage runs here")
+
+    def stage(number: int) -> Stage:
+        # Reads the table that every stage writes, so it builds on all before it, over 2 ** number paths.
+        job = Job(
+            name=f"s{number}",
+            engine="none",
+            conf=Settings,
+            run=nothing,
+            reads=("events",),
+            writes=("events",),
+            sources=lambda spec: looked.append(number),
+        )
+        return Stage(name=job.name, job=job, conf=Settings())
+
+    stages = tuple(stage(number) for number in range(14))
+    conf = PipelineConf(pipeline="tiny", data="spec.yaml", stages={})
+    pipeline = Pipeline(conf=conf, file=spec, data_file=spec, out=tmp_path, engine=EngineProfile(), stages=stages)
+    runner = Runner(pipeline, Progress())
+    assert len({runner.fingerprint(one) for one in reversed(stages)}) == len(stages)
+    assert sorted(looked) == list(range(len(stages)))
+
+
 def test_failed_stage_goes_on_under_its_attempt_and_keeps_its_staging(bench: Bench) -> None:
     bench.fail_in = "b"
     with pytest.raises(DataError):

@@ -13,6 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+import ledgerlm
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.spec import DataSetSpec, load_spec
 from ledgerlm.lake.lake import Lake
@@ -63,6 +64,7 @@ class Runner:
         self.records = Records(pipeline.out)
         self.engines = Engines(pipeline)
         self.run_id = datetime.now(UTC).strftime("%Y%m%dT%H%M%S") + "-" + uuid.uuid4().hex[:6]
+        self._marks: dict[str, str] = {}
 
     def run(self, *, only: str | None = None, fresh: bool = False) -> Run:
         """Runs all stages, or only those of one job.
@@ -156,18 +158,24 @@ class Runner:
         return all(lake.exists(table) for table in record.tables)
 
     def fingerprint(self, stage: Stage) -> str:
-        """Hash of all that decides what the stage writes: itself, the data, and the stages it builds on."""
-        return digest(
-            {
-                "job": stage.job.name,
-                "conf": stage.conf.model_dump(mode="json", exclude=set(stage.conf.HOW)),
-                "seed": self.pipeline.conf.seed,
-                "data": self.spec.model_dump(mode="json"),
-                "sources": stage.job.sources(self.spec) if stage.job.sources else None,
-                "version": versions()["ledgerlm"],
-                "built_on": {one.name: self.fingerprint(one) for one in self._built_on(stage)},
-            }
-        )
+        """Hash of all that decides what the stage writes: itself, the data, and the stages it builds on.
+
+        Worked out once for each stage of a runner: stages build on many others, and the paths between them are without
+        number.
+        """
+        if stage.name not in self._marks:
+            self._marks[stage.name] = digest(
+                {
+                    "job": stage.job.name,
+                    "conf": stage.conf.model_dump(mode="json", exclude=set(stage.conf.HOW)),
+                    "seed": self.pipeline.conf.seed,
+                    "data": self.spec.model_dump(mode="json"),
+                    "sources": stage.job.sources(self.spec) if stage.job.sources else None,
+                    "version": ledgerlm.__version__,
+                    "built_on": {one.name: self.fingerprint(one) for one in self._built_on(stage)},
+                }
+            )
+        return self._marks[stage.name]
 
     def _built_on(self, stage: Stage) -> list[Stage]:
         """The stages before it that write what it reads, or whose facts it uses."""
