@@ -17,9 +17,14 @@ from rich.table import Table
 from ledgerlm.engines.spark import SparkConf, start
 from ledgerlm.runs.config import load_yaml, shipped
 from ledgerlm.runs.record import now, versions, write_json
-from tests.benchmarks import bench_embed, bench_finetune, bench_serialize
+from tests.benchmarks import bench_embed, bench_finetune, bench_predict, bench_serialize
 
-BENCHMARKS = {"serialize": bench_serialize, "embed": bench_embed, "finetune": bench_finetune}
+BENCHMARKS = {
+    "serialize": bench_serialize,
+    "embed": bench_embed,
+    "finetune": bench_finetune,
+    "predict": bench_predict,
+}
 OUT = Path("build/bench").absolute()
 
 

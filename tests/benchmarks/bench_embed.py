@@ -77,7 +77,7 @@ def engine_against_padded_loop(folder: Path, texts: list[str]) -> list[dict[str,
     torch.set_num_threads(1)
     settings = (("auto", ("mean",)), ("auto", ("mean", "std", "surprise")), ("fp32", ("mean",)))
     engines = [Embedder(folder, _definition(folder, dtype=kind, parts=parts), threads=1) for kind, parts in settings]
-    loop, *times = _turns(_padded_loop(folder, texts), *(partial(engine.embed, texts) for engine in engines))
+    loop, *times = turns(_padded_loop(folder, texts), *(partial(engine.embed, texts) for engine in engines))
     tokens = _tokens(folder, texts)
     return [
         {
@@ -145,7 +145,7 @@ def spark_against_bare_loop(spark: SparkSession, folder: Path, workdir: Path, te
         for _ in bare.embed_batches(batches):
             pass
 
-    spark_seconds, bare_seconds = _turns(through_spark, bare_loop)
+    spark_seconds, bare_seconds = turns(through_spark, bare_loop)
     total = _tokens(folder, many)
     return {
         "what": "embedding through Spark, tokens/s",
@@ -195,7 +195,7 @@ def _tokens(folder: Path, texts: Sequence[str]) -> int:
     return sum(len(code.ids) for code in tokenizer.backend_tokenizer.encode_batch(list(texts)))
 
 
-def _turns(*ways: Callable[[], object]) -> list[float]:
+def turns(*ways: Callable[[], object]) -> list[float]:
     """Median seconds of each way; they take turns, after a warm-up."""
     times: list[list[float]] = [[] for _ in ways]
     for turn in range(TURNS + 1):

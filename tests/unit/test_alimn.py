@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,16 +15,18 @@ from torch import Tensor, nn
 
 from ledgerlm.backbone.model import new_llama, run_pack
 from ledgerlm.backbone.packs import pack
+from ledgerlm.backbone.ranks import Ranks
 from ledgerlm.backbone.settings import LlamaShape
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.alimn.adapters import BlockAdapters, peft_adapters
-from ledgerlm.heads.alimn.batches import clients_of
+from ledgerlm.heads.alimn.batches import Rows, clients_of
 from ledgerlm.heads.alimn.distil import Distillation, sentence_states
 from ledgerlm.heads.alimn.late import fit_stacking, late_logit
 from ledgerlm.heads.alimn.losses import alimn_loss, divergence, squared_size
 from ledgerlm.heads.alimn.network import Alimn, Batch, DomainAdapters, Output, gated_fusion, segment_softmax
 from ledgerlm.heads.alimn.scoring import explained
-from ledgerlm.heads.alimn.settings import DistilTrainingConf, NetworkConf, Shape
+from ledgerlm.heads.alimn.settings import DistilTrainingConf, FusionRankConf, NetworkConf, Shape
+from ledgerlm.heads.alimn.training import Training
 from ledgerlm.heads.vectors import Block
 from ledgerlm.text.tokenizer import train_tokenizer
 
@@ -92,7 +96,10 @@ def test_the_gate_at_its_ends_gives_one_side_only() -> None:
     assert torch.equal(gated_fusion(torch.zeros(3, 4), e, x), x)
     model, some = network(), batch()
     assert model.gate is not None and model.structured is not None and model.text is not None
-    for bias, side in ((60.0, model.text(some, model.standardised(some.states))), (-60.0, model.structured(some.x))):
+    for bias, side in (
+        (60.0, model.text(some, model.standardised_states(some.states))),
+        (-60.0, model.structured(some.x)),
+    ):
         nn.init.zeros_(model.gate.weight)
         nn.init.constant_(model.gate.bias, bias)
         assert torch.allclose(model.fused(some), side, atol=1e-6)
@@ -215,6 +222,31 @@ def test_a_client_scores_alike_in_any_company() -> None:
     assert torch.allclose(shuffled, together[[6, 0, 3]], atol=1e-5)
 
 
+def test_training_clients_set_the_scale_of_features_and_states(tmp_path: Path) -> None:
+    """Whatever the unit of a column, the network sees it with deviation 1, as the training clients have it."""
+    told, held_out = clients_of(clients(rows=12), BLOCKS, DOMAINS), np.arange(12) >= 9
+    other = replace(told, x=told.x * np.array([1, 100, 0.01, 7, 1], np.float32) + np.float32(3))
+    conf = FusionRankConf(rows=tmp_path, folder=tmp_path, networks={}, blocks=BLOCKS, domains=DOMAINS, seed=5)
+    y, keys = {"t": np.arange(12) % 2.0}, pa.table({"client_id": [f"c{n}" for n in range(12)]})
+    networks = [
+        Training(
+            conf,
+            NetworkConf(task="t", width=4, adapter=3),
+            Rows(clients=some, labels=y, held_out=held_out, keys=keys),
+            Ranks(),
+            "cpu",
+        ).network.eval()
+        for some in (told, other)
+    ]
+    one, two = (model(some.batch(np.arange(12))).logit for model, some in zip(networks, (told, other), strict=True))
+    assert torch.allclose(one, two, atol=1e-4)
+    seen = networks[1].standardised_features(torch.from_numpy(other.x[:9])).double()
+    assert torch.allclose(seen.mean(0), torch.zeros(5).double(), atol=1e-3)
+    assert torch.allclose(seen.std(0, correction=0), torch.ones(5).double(), atol=1e-3)
+    states = networks[0].standardised_states(torch.from_numpy(told.states[told.owners < 9]))
+    assert torch.allclose(states.mean(0), torch.zeros(6), atol=1e-4)
+
+
 def test_reasons_name_what_moved_the_score() -> None:
     model, everyone = network(fusion="mean", adapter=0, cross_attention=False), clients_of(clients(), BLOCKS, DOMAINS)
     logit, reasons = explained(model, everyone, BLOCKS, 2)
@@ -225,6 +257,9 @@ def test_reasons_name_what_moved_the_score() -> None:
     assert {reason["feature"] for reason in told[0]} <= set("abcde"), "nothing was said about the first client"
     assert any(reason["feature"].startswith('"sentence') for one in told for reason in one)
     assert explained(model, everyone, BLOCKS, 0)[1].to_pylist() == [[]] * 7
+    # A number that is the training clients' mean is no reason.
+    model.feature_mean.copy_(torch.from_numpy(everyone.x[0]))
+    assert explained(model, everyone, BLOCKS, 2)[1].to_pylist()[0] == []
 
 
 def test_a_slice_of_a_batch_holds_the_same_clients() -> None:

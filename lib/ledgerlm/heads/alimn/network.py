@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -212,6 +212,8 @@ class Branches(nn.Module):
 class Alimn(nn.Module):
     """The whole network, for a binary task."""
 
+    feature_mean: Tensor
+    feature_scale: Tensor
     state_mean: Tensor
     state_scale: Tensor
 
@@ -225,37 +227,50 @@ class Alimn(nn.Module):
         self.concat = nn.Linear(2 * conf.width, conf.width) if both and conf.fusion == "concat" else None
         self.dropout = nn.Dropout(conf.dropout)
         self.branches = Branches(conf)
+        # A one-hot column deviates by a third of what a z-score does; the penalty would fall on it nine times as hard.
+        if conf.structured:
+            self.register_buffer("feature_mean", torch.zeros(shape.features))
+            self.register_buffer("feature_scale", torch.ones(shape.features))
         # States of a language model have a few large constant numbers; the training clients' mean goes out.
         if conf.text:
             self.register_buffer("state_mean", torch.zeros(shape.state))
             self.register_buffer("state_scale", torch.ones(shape.state))
 
-    def standardised(self, states: Tensor) -> Tensor:
+    def standardised_states(self, states: Tensor) -> Tensor:
         """Sentence states with the training clients' mean and deviation taken out."""
         scaled: Tensor = (states - self.state_mean) / self.state_scale
         return scaled
 
-    def forward(self, batch: Batch, states: Tensor | None = None) -> Output:
+    def standardised_features(self, x: Tensor) -> Tensor:
+        """Structured features with the training clients' mean and deviation taken out."""
+        scaled: Tensor = (x - self.feature_mean) / self.feature_scale
+        return scaled
+
+    def forward(self, batch: Batch, features: Tensor | None = None, states: Tensor | None = None) -> Output:
         """Scores a batch.
 
         Args:
             batch: the clients.
-            states: standardised states, where a caller wants their gradient.
+            features: standardised features, where a caller wants their gradient.
+            states: standardised states, likewise.
         """
-        z = self.dropout(self.fused(batch, states))
+        z = self.dropout(self.fused(batch, features, states))
         logit, before = self.branches(z)
         # Before the residual: after it, the distance to z would be the size of the branch's own output, and pull
         # every branch to zero.
         auxiliary = (before - z).square().mean(dim=(1, 2)).sum() if self.conf.auxiliary else logit.new_zeros(())
         return Output(logit=logit, auxiliary=auxiliary)
 
-    def fused(self, batch: Batch, states: Tensor | None = None) -> Tensor:
+    def fused(self, batch: Batch, features: Tensor | None = None, states: Tensor | None = None) -> Tensor:
         """z of each client, `[B, w]`."""
-        x: Tensor | None = self.structured(batch.x) if self.structured is not None else None
+        x: Tensor | None = None
+        if self.structured is not None:
+            batch = replace(batch, x=self.standardised_features(batch.x) if features is None else features)
+            x = self.structured(batch.x)
         if self.text is None:
             assert x is not None  # a network sees one side at the least
             return x
-        e: Tensor = self.text(batch, self.standardised(batch.states) if states is None else states)
+        e: Tensor = self.text(batch, self.standardised_states(batch.states) if states is None else states)
         if x is None:
             return e
         if self.gate is not None:

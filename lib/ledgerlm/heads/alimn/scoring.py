@@ -100,8 +100,8 @@ def score_batch(batch: pa.RecordBatch, opened: Opened, *, reasons: int = 3) -> I
 def explained(network: Alimn, clients: Clients, blocks: Sequence[Block], count: int) -> tuple[Floats, pa.ListArray]:
     """Log-odds of clients, and what moved each most.
 
-    A structured feature's contribution is its number times the gradient of the log-odds, a sentence's the same over its
-    standardised state. Features are standardised, so zero is the mean training client.
+    A structured feature's contribution is its standardised number times the gradient of the log-odds, a sentence's the
+    same over its standardised state: zero is the mean training client.
 
     Args:
         network: the network.
@@ -116,11 +116,12 @@ def explained(network: Alimn, clients: Clients, blocks: Sequence[Block], count: 
     if not count:
         with torch.no_grad():
             return network(batch).logit.double().numpy(), _none(len(clients))
-    batch.x.requires_grad_()
-    states = network.standardised(batch.states).detach().requires_grad_() if network.conf.text else None
-    logit = network(batch, states).logit
+    sides = network.conf
+    features = network.standardised_features(batch.x).requires_grad_() if sides.structured else None
+    states = network.standardised_states(batch.states).requires_grad_() if sides.text else None
+    logit = network(batch, features, states).logit
     logit.sum().backward()
-    of_features = _moved(batch.x)
+    of_features = np.zeros(tuple(batch.x.shape)) if features is None else _moved(features)
     of_sentences = np.zeros(0) if states is None else _moved(states).sum(axis=1)
     names = [name for block in blocks for name in block.features]
     found = _top(of_features, names, of_sentences, clients, count)

@@ -113,19 +113,25 @@ class Training:
         """A network with the first weights that the seed gives; all ranks must call it together."""
         torch.manual_seed(self.conf.seed)
         network = Alimn(self.settings, self.rows.clients.shape(self.conf.domains)).to(self.device)
+        clients = self.rows.clients
+        if self.settings.structured:
+            mean, scale = self._spread(clients.x[self.train])
+            network.feature_mean.copy_(mean)
+            network.feature_scale.copy_(scale)
         if self.settings.text:
-            self._standardise(network)
+            mean, scale = self._spread(clients.states[np.isin(clients.owners, self.train)])
+            network.state_mean.copy_(mean)
+            network.state_scale.copy_(scale)
         return network
 
-    def _standardise(self, network: Alimn) -> None:
-        """Mean and deviation of the training clients' sentence states, over all ranks."""
-        states = self.rows.clients.states[np.isin(self.rows.clients.owners, self.train)].astype(np.float64)
-        sums = self.ranks.total(np.concatenate([[len(states)], states.sum(0), np.square(states).sum(0)]))
-        count, width = max(sums[0], 1.0), states.shape[1]
+    def _spread(self, numbers: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the columns of all ranks' rows; the deviation of a constant column is 1."""
+        squares = np.einsum("ij,ij->j", numbers, numbers, dtype=np.float64)
+        sums = self.ranks.total(np.concatenate([[len(numbers)], numbers.sum(0, dtype=np.float64), squares]))
+        count, width = max(sums[0], 1.0), numbers.shape[1]
         mean = sums[1 : 1 + width] / count
         scale = np.sqrt(np.maximum(sums[1 + width :] / count - mean**2, 0))
-        network.state_mean.copy_(torch.from_numpy(mean))
-        network.state_scale.copy_(torch.from_numpy(np.where(scale > 1e-6, scale, 1.0)))
+        return torch.from_numpy(mean), torch.from_numpy(np.where(scale > 1e-6, scale, 1.0))
 
     def run(self, report: Report) -> None:
         """Trains until the held-out loss stops falling, then, unless told not to, once more on all clients."""
