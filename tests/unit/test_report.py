@@ -5,10 +5,14 @@ from __future__ import annotations
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
 import pytest
 
+from ledgerlm.evaluation.compare import Compared, entries_of, figures_of
 from ledgerlm.evaluation.report.blocks import shown, table
+from ledgerlm.evaluation.report.comparison import section
 from ledgerlm.evaluation.report.page import render
+from ledgerlm.heads.tasks import Task
 
 
 def row(task: str, method: str, metric: str, mean: float, **more: Any) -> dict[str, Any]:
@@ -144,6 +148,48 @@ def test_best_method_is_marked_and_the_bound_is_not(facts: dict[str, Any]) -> No
     best = text[text.index('<tr class="best">') :]
     assert best.index("llm4es+agg") < best.index("</tr>")
     assert "roc_auc of income, llm4es+agg" in text
+
+
+@pytest.fixture
+def compared() -> dict[str, Any]:
+    """The compare job's section: `good` says more than `poor`, `bayes` more than both."""
+    y = np.tile([0.0, 1.0], 60)
+    p = {
+        method: np.where(y == 1, right, 1 - right) for method, right in {"poor": 0.6, "good": 0.7, "bayes": 0.9}.items()
+    }
+    rows = Compared(
+        task=Task(name="answer", kind="binary", classes=(0.0, 1.0), class_names=("no", "yes")),
+        slice="test",
+        y=y,
+        clients=np.arange(len(y)),
+        p={method: np.stack([1 - yes, yes], axis=1) for method, yes in p.items()},
+        left_out=0,
+    )
+    figures = {method: figures_of(rows, said, count=5, seed=0) for method, said in rows.p.items()}
+    return section(rows, entries_of(rows, figures, split="test", baseline="poor"), {}, baseline="poor")
+
+
+def test_compared_methods_stand_side_by_side_and_the_best_is_marked(compared: dict[str, Any]) -> None:
+    blocks = {block["heading"]: block for block in compared["blocks"]}
+    methods = [row[0] for row in blocks["Methods"]["rows"]]
+    assert [methods[place] for place in blocks["Methods"]["best"]] == ["good"]
+    assert [figure["caption"] for figure in blocks["Calibration"]["figures"]] == methods
+    assert [figure["caption"] for figure in blocks["Confusion matrices"]["figures"]] == ["poor", "good"]
+    assert blocks["Calibration"]["small"] and blocks["Confusion matrices"]["small"]
+
+
+def test_what_was_found_comes_before_how_it_went(facts: dict[str, Any], compared: dict[str, Any]) -> None:
+    stage = facts["stages"][0]
+    learnt = {"title": "Training of lstm", "blocks": [{"kind": "table", "columns": ["epoch"], "rows": [[1]]}]}
+    facts["stages"] += [{**stage, "name": "lstm", "job": "learn"}, {**stage, "name": "judge", "job": "compare"}]
+    facts["details"] |= {"lstm": {"report": [learnt]}, "judge": {"report": [compared]}}
+    text = render(facts)
+    assert (
+        text.index("<h2>answer on test</h2>") < text.index("<h2>Training of lstm</h2>") < text.index("<h2>Stages</h2>")
+    )
+    found = text[text.index("<h2>answer on test</h2>") : text.index("<h2>Length sweep</h2>")]
+    assert found.count('<div class="figures small">') == 2
+    assert found.count("<svg") == 5
 
 
 def test_pipeline_without_evaluation_still_has_a_page(facts: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ class Block:
     rows: Sequence[Sequence[str]] = ()
     best: frozenset[int] = frozenset()
     figures: Sequence[Drawing] = ()
+    small: bool = False
     texts: Sequence[Extract] = ()
     caption: str = ""
     text: str = ""
@@ -83,9 +84,9 @@ def table(
     )
 
 
-def figures(drawings: Sequence[Drawing], *, heading: str = "", note: str = "") -> Block:
-    """Figures side by side where there is room."""
-    return Block(kind="figures", heading=heading, note=note, figures=drawings)
+def figures(drawings: Sequence[Drawing], *, heading: str = "", note: str = "", small: bool = False) -> Block:
+    """Figures side by side where there is room; `small` ones stand four in a row, to be looked over together."""
+    return Block(kind="figures", heading=heading, note=note, figures=drawings, small=small)
 
 
 def texts(extracts: Sequence[Extract], *, heading: str = "", note: str = "") -> Block:

@@ -10,7 +10,8 @@ from ledgerlm.evaluation.leaderboard import BAYES, Entry
 from ledgerlm.evaluation.pictures import calibration_bins, confusion
 
 # The figures that a reader looks at first; the others stand in the table `leaderboard`.
-_SHOWN = ("accuracy", "f1_weighted", "f1_macro", "f1_minority", "roc_auc", "roc_auc_ovr", "log_loss")
+_SHOWN = ("log_loss", "roc_auc", "roc_auc_ovr", "accuracy", "f1_weighted", "f1_macro", "f1_minority")
+_SMALL_MATRIX = 4  # classes whose matrix can still be read at a quarter of the page's width
 _SMALL = ("average_precision", "f1", "precision_macro", "recall_macro", "top_3", "brier", "calibration_error")
 
 
@@ -58,8 +59,25 @@ def _board(compared: Compared, by: Mapping[tuple[str, str], Entry]) -> dict[str,
     metrics = _there(_SHOWN, compared, by)
     rows = [[method, *(_span(by.get((method, name))) for name in metrics)] for method in compared.p]
     names = ", ".join(compared.task.class_names[k] for k in compared.minority)
-    note = f"f1_minority: mean over the classes with fewer rows than an even share ({names})." if names else ""
-    return {"kind": "table", "heading": "Methods", "columns": ["method", *metrics], "rows": rows, "note": note}
+    note = f"f1_minority: mean over the classes with fewer rows than an even share ({names}). " if names else ""
+    return {
+        "kind": "table",
+        "heading": "Methods",
+        "note": note + "Marked: the lowest log loss.",
+        "columns": ["method", *metrics],
+        "rows": rows,
+        "best": _lowest_loss(compared, by),
+    }
+
+
+def _lowest_loss(compared: Compared, by: Mapping[tuple[str, str], Entry]) -> list[int]:
+    """Place of the method with the lowest log loss; the simulator's truth is a bound and not a method."""
+    losses = {
+        place: by[method, "log_loss"].mean
+        for place, method in enumerate(compared.p)
+        if method != BAYES and (method, "log_loss") in by
+    }
+    return [min(losses, key=losses.__getitem__)] if losses else []
 
 
 def _differences(compared: Compared, by: Mapping[tuple[str, str], Entry], baseline: str) -> dict[str, Any] | None:
@@ -120,14 +138,12 @@ def _classes(compared: Compared, by: Mapping[tuple[str, str], Entry]) -> dict[st
 
 
 def _curves(compared: Compared) -> dict[str, Any]:
-    bins = {method: calibration_bins(compared.y, p) for method, p in compared.p.items()}
-    series = {
-        method: [[point["predicted"] for point in points], [point["observed"] for point in points]]
-        for method, points in bins.items()
-    }
     said = "probability said" if compared.task.kind == "binary" else "probability of the predicted class"
-    drawing = {"kind": "lines", "x": said, "y": "share that came", "series": series, "caption": "Calibration"}
-    return {"kind": "figures", "heading": "Calibration", "figures": [drawing]}
+    drawings = [
+        {"kind": "calibration", "said": said, "bins": {method: calibration_bins(compared.y, p)}, "caption": method}
+        for method, p in compared.p.items()
+    ]
+    return {"kind": "figures", "heading": "Calibration", "figures": drawings, "small": True}
 
 
 def _matrices(compared: Compared) -> dict[str, Any]:
@@ -143,7 +159,8 @@ def _matrices(compared: Compared) -> dict[str, Any]:
         for method, p in compared.p.items()
         if method != BAYES
     ]
-    return {"kind": "figures", "heading": "Confusion matrices", "figures": drawings}
+    small = len(names) <= _SMALL_MATRIX
+    return {"kind": "figures", "heading": "Confusion matrices", "figures": drawings, "small": small}
 
 
 def _there(wanted: Sequence[str], compared: Compared, by: Mapping[tuple[str, str], Entry]) -> list[str]:

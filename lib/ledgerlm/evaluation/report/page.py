@@ -12,9 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from ledgerlm.evaluation.report import judgement, process
 from ledgerlm.evaluation.report.blocks import Block, Card, Drawing, Section, figures, folded, table, texts
 from ledgerlm.evaluation.report.blocks import Extract as Text
-from ledgerlm.evaluation.report.figures import bars, heatmap, lines
+from ledgerlm.evaluation.report.figures import bars, calibration, heatmap, lines
 
 Facts = Mapping[str, Any]
+
+# Jobs whose sections say what the run found: these come before the ones that say how it went.
+_FINDING = frozenset({"compare", "contact", "recommend", "target", "cross_sell", "stock"})
 
 
 def render(facts: Facts) -> str:
@@ -58,21 +61,24 @@ def _short(number: float) -> str:
 
 def _of_jobs(facts: Facts) -> list[Section]:
     """Sections that jobs bring themselves: `report` in their facts, a list of sections of tables and figures."""
+    job = {stage["name"]: stage["job"] for stage in facts["stages"]}
+    stages = sorted(facts["details"].items(), key=lambda item: job.get(item[0]) not in _FINDING)
     return [
         Section(title=part["title"], note=part.get("note", ""), blocks=[_block(block) for block in part["blocks"]])
-        for stage in facts["details"].values()
-        for part in stage.get("report", [])
+        for _, details in stages
+        for part in details.get("report", [])
     ]
 
 
 def _block(block: Mapping[str, Any]) -> Block:
-    """A block from JSON: `table`, `lines`, `bars`, `heatmap` or `text` with their values."""
+    """A block from JSON: `table`, `text`, or figures of `lines`, `calibration`, `bars` or `heatmap`."""
     heading, note, kind = block.get("heading", ""), block.get("note", ""), block["kind"]
     if kind == "table":
-        return table(block["columns"], block["rows"], heading=heading, note=note)
+        return table(block["columns"], block["rows"], heading=heading, note=note, best=block.get("best", ()))
     if kind == "text":
         return texts([Text(text=block["text"])], heading=heading, note=note)
-    return figures([_drawing(one) for one in block["figures"]], heading=heading, note=note)
+    drawings = [_drawing(one) for one in block["figures"]]
+    return figures(drawings, heading=heading, note=note, small=block.get("small", False))
 
 
 def _drawing(figure: Mapping[str, Any]) -> Drawing:
@@ -84,6 +90,7 @@ def _drawing(figure: Mapping[str, Any]) -> Drawing:
             dots=True,
             logarithmic=figure.get("logarithmic", False),
         ),
+        "calibration": lambda: calibration(figure["bins"], figure["said"]),
         "bars": lambda: bars(figure["values"], figure["x"]),
         "heatmap": lambda: heatmap(figure["rows"], figure["columns"], figure["values"]),
     }
