@@ -21,7 +21,7 @@ from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
 _KEY = ["client_id", "as_of"]
 _SHOWN = 12
@@ -53,14 +53,14 @@ def run(ctx: Context, conf: StockJobConf) -> StageResult:
             f"task {conf.task}: no scores {conf.stock.horizon} days or more before the date of the forecast; "
             "label and score earlier dates too"
         )
-    forecast = _forecast(ctx, conf, past, now).persist(StorageLevel.DISK_ONLY)
+    forecast = _forecast(ctx, conf, past, now, as_of).persist(StorageLevel.DISK_ONLY)
     rows = forecast.withColumns(
         {
             "head_id": F.lit(head_id),
             "horizon_days": F.lit(conf.stock.horizon),
             "reason": stock.reason_in_words(conf.stock),
         }
-    ).drop("pace")
+    ).drop("pace", "season")
     written = ctx.write("stock_forecasts", rows, where=f"head_id = '{head_id}'")
     tried = stock.backtest(forecast)
     return StageResult(
@@ -71,7 +71,7 @@ def run(ctx: Context, conf: StockJobConf) -> StageResult:
     )
 
 
-def _goals(ctx: Context, conf: StockJobConf) -> tuple[str, DataFrame, Any]:
+def _goals(ctx: Context, conf: StockJobConf) -> tuple[str, DataFrame, Column]:
     """The head, the probabilities of the goals at all dates, and the date of the forecast."""
     task = find_tasks(ctx.read("labels"), [conf.task], declared_tasks(ctx.spec))[0]
     stage, _, name = conf.scores.partition(":")
@@ -88,7 +88,7 @@ def _goals(ctx: Context, conf: StockJobConf) -> tuple[str, DataFrame, Any]:
     return head["head_id"], stock.expected_goals(scores, task), as_of
 
 
-def _forecast(ctx: Context, conf: StockJobConf, past: DataFrame, now: DataFrame) -> DataFrame:
+def _forecast(ctx: Context, conf: StockJobConf, past: DataFrame, now: DataFrame, as_of: Column) -> DataFrame:
     """as_of, region, category, expected, low, high, before, pace, observed (null where the days are not over)."""
     dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
     told = with_description(ctx.read("events"), dictionaries, conf.stock.category, "_category")
@@ -101,9 +101,12 @@ def _forecast(ctx: Context, conf: StockJobConf, past: DataFrame, now: DataFrame)
     place = ["as_of", "region", "category"]
     dates = stock.learning_dates(past)
     held_out = stock.held_out_cells(past, paces, came, regions, dates)
-    learnt = held_out.join(stock.observed(came, regions), on=place, how="left")
-    strays = stock.dispersion(learnt.fillna(0, subset=["observed"]))
+    learnt = held_out.join(stock.observed(came, regions), on=place, how="left").fillna(0, subset=["observed"])
+    learnt = learnt.persist(StorageLevel.DISK_ONLY)
+    strays = stock.dispersion(learnt)
     expected = stock.cells(now, stock.activity(bought, now, conf.stock), shares, regions)
+    seasonal = learnt if conf.stock.season else learnt.limit(0)
+    expected = stock.with_season(expected, seasonal, as_of)
     ranged = stock.with_interval(expected, strays, len(dates))
     with_before = stock.with_rivals(ranged, bought, now, regions, conf.stock)
     seen = stock.observed(stock.outcomes(bought, now, conf.stock), regions)

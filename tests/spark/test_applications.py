@@ -224,6 +224,32 @@ def test_stock_intervals_know_that_months_differ(spark: SparkSession) -> None:
     assert held_out > 2 * fitted > 2
 
 
+def test_stock_takes_the_season_from_the_same_month_of_an_earlier_year(spark: SparkSession) -> None:
+    """Umbrellas sold half as often as expected a year ago; bread as expected; of pearls too few were sold to say."""
+    before, other = AS_OF - timedelta(days=365), AS_OF - timedelta(days=90)
+    kinds = {"umbrella": (1000.0, 500.0), "bread": (1000.0, 1000.0), "pearl": (2.0, 0.0)}
+    cells = [(before, name, *numbers) for name, numbers in kinds.items()] + [(other, "umbrella", 1000.0, 1500.0)]
+    learnt = spark.createDataFrame(cells, "as_of timestamp, category string, expected double, observed double")
+    now = spark.createDataFrame(
+        [(AS_OF, name, 100.0) for name in kinds], "as_of timestamp, category string, expected double"
+    )
+    told = now.withColumn("before", F.lit(80.0))
+    rows = {
+        row["category"]: row
+        for row in stock.with_season(told, learnt, F.lit(AS_OF))
+        .withColumn("reason", stock.reason_in_words(CONF))
+        .collect()
+    }
+    assert rows["umbrella"]["expected"] == pytest.approx(100 * 520 / 1020)
+    assert rows["bread"]["expected"] == pytest.approx(100)
+    assert rows["pearl"]["expected"] == pytest.approx(100 * 20 / 22)
+    assert "+25 % by the goals" in rows["umbrella"]["reason"]
+    assert rows["umbrella"]["reason"].endswith("; -49 % by the season, as in this month of earlier years")
+    assert "season" not in rows["bread"]["reason"]
+    unseen = stock.with_season(told, learnt.where(F.col("as_of") == F.lit(other)), F.lit(AS_OF))
+    assert [row["expected"] for row in unseen.collect()] == [100.0] * 3
+
+
 def test_stock_intervals_are_wider_where_few_months_were_seen(spark: SparkSession) -> None:
     cell = spark.createDataFrame([("5999", 100.0)], "category string, expected double")
     strays = spark.createDataFrame([("5999", 4.0)], "category string, phi double")

@@ -3,7 +3,8 @@
 A client's expected purchases of a category in the horizon are his recent purchases a day times the horizon, times the
 category's share given each goal, weighted by the probabilities of the goals. The shares are learnt at earlier dates
 whose horizon had ended by the date of the forecast; how far counts stray from such sums, at each of those dates by the
-shares of the others.
+shares of the others. Where one of those dates lies in the same month of an earlier year, what came of a category then,
+for what was expected, corrects what is expected now.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _KEY = ("client_id", "as_of")
 _LEVEL = 0.9  # of the intervals
 # Purchases that every client is taken to have made beside his own, so that nobody's activity is zero.
 _PRIOR = 0.5
+# Purchases as expected that a season is drawn towards, so that a rare category has none.
+_SEASON_PRIOR = 20.0
 
 
 class StockConf(Conf):
@@ -40,6 +43,7 @@ class StockConf(Conf):
     region: str = Field(description="SQL expression over client columns: where the client shops")
     horizon: int = Field(30, ge=1, description="days after as_of that are forecast")
     window: int = Field(90, ge=1, description="days before as_of that tell a client's activity")
+    season: bool = Field(True, description="correct by the same month of earlier years, where it was learnt from")
 
 
 def purchases(events: DataFrame, conf: StockConf, category: str) -> DataFrame:
@@ -171,6 +175,30 @@ def dispersion(learnt: DataFrame) -> DataFrame:
     return learnt.groupBy("category").agg(F.greatest(F.avg(strayed), F.lit(1.0)).alias("phi"))
 
 
+def with_season(forecast: DataFrame, learnt: DataFrame, as_of: Column) -> DataFrame:
+    """Corrects each category by what came for what was expected in the same month of earlier years.
+
+    All regions have one season, since a cell's own would be mostly chance. Without a learning date in that month
+    nothing changes.
+
+    Args:
+        forecast: from `cells`.
+        learnt: expected and observed of the learning dates by as_of, region, category, from `held_out_cells`: by the
+            shares of other months, which do not know of the season.
+        as_of: the date of the forecast.
+
+    Returns:
+        `forecast` with `expected` multiplied, and `season`, the factor.
+    """
+    alike = learnt.where(F.month("as_of") == F.month(as_of))
+    prior = F.lit(_SEASON_PRIOR)
+    factor = (F.sum("observed") + prior) / (F.sum("expected") + prior)
+    factors = alike.groupBy("category").agg(factor.alias("season"))
+    joined = forecast.join(F.broadcast(factors), on="category", how="left")
+    season = F.coalesce("season", F.lit(1.0))
+    return joined.withColumns({"season": season, "expected": F.col("expected") * season})
+
+
 def with_interval(forecast: DataFrame, strays: DataFrame, dates: int) -> DataFrame:
     """Adds `low` and `high`, the 90 % interval: expected -+ t sqrt(phi x expected).
 
@@ -206,15 +234,23 @@ def with_rivals(
 
 
 def reason_in_words(conf: StockConf) -> Column:
-    """Why a number is expected: against the pace of the days before."""
-    change = 100 * (F.col("expected") / F.greatest("before", F.lit(0.1)) - 1)
+    """Why a number is expected: against the pace of the days before, and what of it is the season."""
+    by_goals = 100 * (F.col("expected") / F.col("season") / F.greatest("before", F.lit(0.1)) - 1)
+    by_season = 100 * (F.col("season") - 1)
     return F.concat(
         F.format_number("before", 0),
         F.lit(f" if the last {conf.window} days went on; "),
-        F.when(change >= 0, F.lit("+")).otherwise(F.lit("")),
-        F.format_number(change, 0),
+        _signed(by_goals),
         F.lit(" % by the goals that clients of the region are likely to have and what such clients bought before"),
+        F.when(
+            F.round(by_season) != 0,
+            F.concat(F.lit("; "), _signed(by_season), F.lit(" % by the season, as in this month of earlier years")),
+        ).otherwise(F.lit("")),
     )
+
+
+def _signed(percent: Column) -> Column:
+    return F.concat(F.when(percent >= 0, F.lit("+")).otherwise(F.lit("")), F.format_number(percent, 0))
 
 
 def backtest(forecast: DataFrame) -> dict[str, Any]:
