@@ -248,6 +248,9 @@ def test_stock_takes_the_season_from_the_same_month_of_an_earlier_year(spark: Sp
     assert "season" not in rows["bread"]["reason"]
     unseen = stock.with_season(told, learnt.where(F.col("as_of") == F.lit(other)), F.lit(AS_OF))
     assert [row["expected"] for row in unseen.collect()] == [100.0] * 3
+    # A date of the same month and year, as weekly forecasts have, is no earlier year.
+    week = stock.with_season(told, learnt.where(F.col("as_of") == F.lit(before)), F.lit(before + timedelta(days=14)))
+    assert [row["expected"] for row in week.collect()] == [100.0] * 3
 
 
 def test_stock_intervals_are_wider_where_few_months_were_seen(spark: SparkSession) -> None:

@@ -190,7 +190,8 @@ def with_season(forecast: DataFrame, learnt: DataFrame, as_of: Column) -> DataFr
     Returns:
         `forecast` with `expected` multiplied, and `season`, the factor.
     """
-    alike = learnt.where(F.month("as_of") == F.month(as_of))
+    earlier = F.year("as_of") < F.year(as_of)
+    alike = learnt.where(earlier & (F.month("as_of") == F.month(as_of)))
     prior = F.lit(_SEASON_PRIOR)
     factor = (F.sum("observed") + prior) / (F.sum("expected") + prior)
     factors = alike.groupBy("category").agg(factor.alias("season"))

@@ -89,17 +89,18 @@ def roc(curves: Mapping[str, Mapping[str, Any]]) -> str:
     return _svg(figure)
 
 
-def calibration(bins: Mapping[str, Sequence[Mapping[str, float]]], said: str = "probability said") -> str:
-    """What was said against what came, for each method; one alone is drawn smaller, without a legend."""
-    alone = len(bins) == 1
-    figure, axes = _canvas(3.4, 3.1) if alone else _canvas(4.6, 4.2)
+def calibration(
+    bins: Mapping[str, Sequence[Mapping[str, float]]], said: str = "probability said", *, small: bool = False
+) -> str:
+    """What was said against what came, for each method; a `small` one leaves the names to its caption."""
+    figure, axes = _canvas(3.4, 3.1) if small else _canvas(4.6, 4.2)
     axes.plot([0, 1], [0, 1], color="#b8bfca", lw=1, ls="--")
     for place, (name, points) in enumerate(bins.items()):
         across, up = [p["predicted"] for p in points], [p["observed"] for p in points]
         axes.plot(across, up, color=_colour(place), label=name, lw=1.4, marker="o", ms=4)
     axes.set_xlabel(said)
     axes.set_ylabel("share that came")
-    if not alone:
+    if not small:
         axes.legend(loc="upper left", frameon=False)
     return _svg(figure)
 

@@ -17,7 +17,7 @@ from ledgerlm.evaluation.report.figures import bars, calibration, heatmap, lines
 Facts = Mapping[str, Any]
 
 # Jobs whose sections say what the run found: these come before the ones that say how it went.
-_FINDING = frozenset({"compare", "contact", "recommend", "target", "cross_sell", "stock"})
+_FINDING = frozenset({"compare", "low_data", "contact", "recommend", "target", "cross_sell", "stock"})
 
 
 def render(facts: Facts) -> str:
@@ -90,7 +90,7 @@ def _drawing(figure: Mapping[str, Any]) -> Drawing:
             dots=True,
             logarithmic=figure.get("logarithmic", False),
         ),
-        "calibration": lambda: calibration(figure["bins"], figure["said"]),
+        "calibration": lambda: calibration(figure["bins"], figure["said"], small=True),
         "bars": lambda: bars(figure["values"], figure["x"]),
         "heatmap": lambda: heatmap(figure["rows"], figure["columns"], figure["values"]),
     }
