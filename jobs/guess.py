@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from functools import reduce
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 from pyspark.sql import DataFrame
@@ -13,17 +12,12 @@ from pyspark.storagelevel import StorageLevel
 
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.goals import GoalRule
-from ledgerlm.events.next_category import symbol_rules
 from ledgerlm.heads.guessing import GuessingConf, guesses, symbol_rows
 from ledgerlm.heads.scoring import with_deciles
 from ledgerlm.heads.tasks import declared_tasks, find_tasks
+from ledgerlm.jobs.label import symbols_of
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ledgerlm.jobs.label import LabelConf
 
 
 class GuessConf(JobConf):
@@ -47,7 +41,7 @@ def run(ctx: Context, conf: GuessConf) -> StageResult:
     task = find_tasks(ctx.read("labels"), [conf.task], declared_tasks(ctx.spec))[0]
     if task.kind == "regression":
         raise ConfigError(f"task {task.name} is a quantity; guess counts classes")
-    settings = GuessingConf(symbols=_symbols(ctx, conf), orders=conf.orders, weight=conf.weight)
+    settings = GuessingConf(symbols=symbols_of(ctx, conf.task, conf.symbols), orders=conf.orders, weight=conf.weight)
     labels = ctx.read("labels").where(F.col("task") == task.name).drop("run_id")
     known = labels.join(ctx.read("clients").drop("run_id"), on="client_id", how="inner")
     counted = known.where(conf.where).select("client_id", "as_of", "label")
@@ -76,26 +70,6 @@ def run(ctx: Context, conf: GuessConf) -> StageResult:
             "heads": [{"head_id": head_id, "name": method, "task": task.name} for method, head_id in heads.items()],
         },
     )
-
-
-def _symbols(ctx: Context, conf: GuessConf) -> Sequence[GoalRule]:
-    """As configured, or what the label stage of the task counts.
-
-    Raises:
-        ConfigError: no label stage makes the task.
-    """
-    if conf.symbols:
-        return conf.symbols
-    stage = next((stage for stage in ctx.pipeline.stages if conf.task in getattr(stage.conf, "tasks", ())), None)
-    if stage is None or stage.job.name != "label":
-        raise ConfigError(f"guess.symbols: no label stage makes task '{conf.task}', so give what an event counts as")
-    rules: LabelConf = stage.conf  # type: ignore[assignment]
-    if conf.task in rules.next_category:
-        field = rules.next_category[conf.task].field
-        classes = ctx.facts(stage.name)["tasks"][conf.task]["classes"]
-        return symbol_rules(classes, field, ctx.read("dictionaries") if ctx.exists("dictionaries") else None)
-    assert rules.goals is not None
-    return rules.goals.rules
 
 
 JOB = Job(

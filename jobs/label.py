@@ -11,9 +11,15 @@ from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
 
-from ledgerlm.errors import DataError
-from ledgerlm.events.goals import GoalsConf, goal_labels, task_name
-from ledgerlm.events.next_category import NextCategoryConf, find_classes, next_category_examples, with_category
+from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.events.goals import GoalRule, GoalsConf, goal_labels, task_name
+from ledgerlm.events.next_category import (
+    NextCategoryConf,
+    find_classes,
+    next_category_examples,
+    symbol_rules,
+    with_category,
+)
 from ledgerlm.events.simulator import SimulatorConf
 from ledgerlm.events.simulator.upcoming import knows_classes, true_next_category
 from ledgerlm.runs.context import Context
@@ -70,6 +76,26 @@ def run(ctx: Context, conf: LabelConf) -> StageResult:
         tables=tables,
         facts={"tasks": facts, "left_out": candidates - kept, "report": [_section(facts)]},
     )
+
+
+def symbols_of(ctx: Context, task: str, given: Sequence[GoalRule] = ()) -> Sequence[GoalRule]:
+    """What an event counts as for a task: as given, or what the label stage of the task counts.
+
+    Raises:
+        ConfigError: nothing is given, and no label stage makes the task.
+    """
+    if given:
+        return given
+    stage = next((stage for stage in ctx.pipeline.stages if task in getattr(stage.conf, "tasks", ())), None)
+    if stage is None or stage.job.name != JOB.name:
+        raise ConfigError(f"{ctx.stage}.symbols: no label stage makes task '{task}', so give what an event counts as")
+    rules: LabelConf = stage.conf  # type: ignore[assignment]
+    if task in rules.next_category:
+        field = rules.next_category[task].field
+        classes = ctx.facts(stage.name)["tasks"][task]["classes"]
+        return symbol_rules(classes, field, ctx.read("dictionaries") if ctx.exists("dictionaries") else None)
+    assert rules.goals is not None
+    return rules.goals.rules
 
 
 def _next_category(ctx: Context, rules: NextCategoryConf) -> tuple[DataFrame, dict[str, Any]]:

@@ -5,8 +5,6 @@ They read a history as a sequence of symbols (goals or categories, by rules), an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -14,7 +12,7 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from ledgerlm.events.goals import GoalRule, with_goal
-from ledgerlm.heads.scoring import SCORED
+from ledgerlm.heads.scoring import scored_rows, sum_of
 from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.runs.config import Conf
 
@@ -114,7 +112,7 @@ def guesses(read: DataFrame, labels: DataFrame, task: Task, conf: GuessingConf) 
     )
     rows = rows.withColumn("_own", own).withColumn("_own", _blended("_own", "_share", conf.weight))
     columns = {"frequency": "_p0", "own_frequency": "_own"} | {f"markov{order}": f"_p{order}" for order in conf.orders}
-    return {name: _scored(rows, column, task) for name, column in columns.items()}
+    return {name: scored_rows(rows, column, task) for name, column in columns.items()}
 
 
 def _names(task: Task) -> list[Column]:
@@ -127,13 +125,13 @@ def _last(order: int) -> Column:
 
 
 def _smoothed(counts: Column, share: Column, weight: float) -> Column:
-    total = F.aggregate(counts, F.lit(0.0), lambda one, other: one + other)
-    return F.transform(counts, lambda count: (count + weight * share) / (total + weight))
+    of_all = sum_of(counts)
+    return F.transform(counts, lambda count: (count + weight * share) / (of_all + weight))
 
 
 def _blended(counts: str, prior: str, weight: float) -> Column:
-    total = F.aggregate(F.col(counts), F.lit(0.0), lambda one, other: one + other)
-    return F.zip_with(counts, prior, lambda count, p: (count + weight * p) / (total + weight))
+    of_all = sum_of(F.col(counts))
+    return F.zip_with(counts, prior, lambda count, p: (count + weight * p) / (of_all + weight))
 
 
 def _shares(training: DataFrame, task: Task) -> DataFrame:
@@ -142,22 +140,3 @@ def _shares(training: DataFrame, task: Task) -> DataFrame:
     added = training.agg(*(one.cast("double").alias(f"s{place}") for place, one in enumerate(sums)))
     counts = F.array(*(F.col(f"s{place}") for place in range(task.outputs)))
     return added.select(_smoothed(counts, F.lit(1.0 / task.outputs), float(task.outputs)).alias("_share"))
-
-
-def _scored(rows: DataFrame, column: str, task: Task) -> DataFrame:
-    classes: Sequence[float] = task.classes
-    likeliest = F.array_position(column, F.array_max(column)) - 1
-    binary = task.kind == "binary"
-    margin = F.log(F.col(column)[1] / F.col(column)[0]) if binary else F.array_max(column)
-    labels = reduce(
-        lambda rest, place: F.when(likeliest == place, classes[place]).otherwise(rest),
-        range(len(classes)),
-        F.lit(classes[0]),
-    )
-    return rows.select(
-        *_KEY,
-        margin.alias("margin"),
-        F.col(column).cast("array<float>").alias("probabilities"),
-        labels.alias("prediction"),
-        F.array().cast(SCORED["reasons"].dataType).alias("reasons"),
-    )

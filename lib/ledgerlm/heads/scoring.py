@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ from pyspark.sql import types as T
 from ledgerlm.errors import ConfigError
 from ledgerlm.heads.boosting import Boosted
 from ledgerlm.heads.head import HeadCard, load_trees
-from ledgerlm.heads.tasks import Floats, Ints
+from ledgerlm.heads.tasks import Floats, Ints, Task
 from ledgerlm.heads.vectors import KEY, to_matrix
 from ledgerlm.lake.schemas import AS_OF, CLIENT, REASON, VECTOR
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
 # What a scorer returns; `margin` orders clients for the deciles.
 REASONS = T.ArrayType(REASON, containsNull=False)
@@ -99,6 +99,51 @@ def with_deciles(scored: DataFrame, accuracy: int = 10_000) -> DataFrame:
     borders = row["borders"] if row is not None and row["borders"] is not None else []
     above = [F.when(place > border, 1).otherwise(0) for border in borders]
     return scored.withColumn("decile", F.lit(10) - sum(above, F.lit(0)))
+
+
+def sum_of(numbers: Column) -> Column:
+    """Sum of an array<double>."""
+    from pyspark.sql import functions as F
+
+    return F.aggregate(numbers, F.lit(0.0), lambda one, other: one + other)
+
+
+def normalised(numbers: Column) -> Column:
+    """An array<double> divided by its sum."""
+    from pyspark.sql import functions as F
+
+    of_all = sum_of(numbers)
+    return F.transform(numbers, lambda one: one / of_all)
+
+
+def scored_rows(rows: DataFrame, probabilities: str, task: Task) -> DataFrame:
+    """Rows as a scorer returns them (`SCORED`), from probabilities that Spark's own expressions made.
+
+    Args:
+        rows: client_id, as_of and the column of probabilities.
+        probabilities: its name; array<double>, classes in the task's order.
+        task: binary or multiclass.
+
+    Returns:
+        As `score_rows`, without reasons.
+    """
+    from pyspark.sql import functions as F
+
+    likeliest = F.array_position(probabilities, F.array_max(probabilities)) - 1
+    binary = task.kind == "binary"
+    margin = F.log(F.col(probabilities)[1] / F.col(probabilities)[0]) if binary else F.array_max(probabilities)
+    labels = reduce(
+        lambda rest, place: F.when(likeliest == place, task.classes[place]).otherwise(rest),
+        range(task.outputs),
+        F.lit(task.classes[0]),
+    )
+    return rows.select(
+        *KEY,
+        margin.alias("margin"),
+        F.col(probabilities).cast("array<float>").alias("probabilities"),
+        labels.alias("prediction"),
+        F.array().cast(REASONS).alias("reasons"),
+    )
 
 
 @lru_cache(maxsize=4)
