@@ -70,6 +70,11 @@ class InstructConf(JobConf, TrainingConf):
     held_out: float = Field(0.1, gt=0, lt=1, description="share of training clients kept for lengths and calibration")
     calibration_rows: int = Field(3000, ge=50, description="most held-out examples that lengths are judged on")
     calibration: Method = Field("temperature", description="none, sigmoid, isotonic or temperature")
+    closed: bool = Field(
+        False,
+        description="let only the tokens of the answers compete in the loss: what is learnt is the choice among them, "
+        "and not that nothing else is said, which a model that knows the texts has no need of",
+    )
     length_normalised: bool = Field(False, description="divide an answer's log-likelihood by its tokens")
     workers: RayTrainConf = Field(RayTrainConf(), description="processes that train")
     deepspeed: str = Field("deepspeed/zero1.json", description="DeepSpeed settings (ZeRO stage, offload)")
@@ -183,6 +188,7 @@ def _tuned(ctx: Context, conf: InstructConf, base: Path, told: DataFrame, tokens
         lora=conf.lora,
         context=conf.context,
         passes={KIND: 1.0},
+        among=tuple(sorted({token for answer in tokens.answers for token in answer})) if conf.closed else (),
         training=TrainingConf(**{name: getattr(conf, name) for name in TrainingConf.model_fields}),
         deepspeed=load_yaml(find_file(conf.deepspeed, beside=ctx.pipeline.file.parent)),
         recompute=conf.recompute,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -29,7 +31,13 @@ class CausalLoss(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, contrast: float = 0.0, temperature: float = 0.1, dropout: float = 0.0
+        self,
+        model: PreTrainedModel,
+        *,
+        contrast: float = 0.0,
+        temperature: float = 0.1,
+        dropout: float = 0.0,
+        among: Sequence[int] = (),
     ) -> None:
         """Wraps a model.
 
@@ -38,6 +46,7 @@ class CausalLoss(nn.Module):
             contrast: weight of the contrastive term, for each token that is learnt.
             temperature: of that term.
             dropout: share of the numbers that each part of a block adds which training leaves out; see `add_dropout`.
+            among: tokens that can come next, with every target among them; none: the whole vocabulary.
 
         Raises:
             ConfigError: the model's head is more than a matrix.
@@ -56,6 +65,7 @@ class CausalLoss(nn.Module):
         self.contrast: float = contrast
         self.temperature: float = temperature
         self.added: Tensor | float = 0.0  # the contrastive part of the newest loss
+        self.among: NDArray[np.int64] = np.unique(np.asarray(among, dtype=np.int64))
 
     def forward(
         self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor, views: tuple[Tensor, Tensor] | None = None
@@ -70,6 +80,9 @@ class CausalLoss(nn.Module):
         """
         states = self.model.base_model(**pack_inputs).last_hidden_state[0]
         weight = self.model.get_output_embeddings().weight
+        if len(self.among):
+            known = torch.from_numpy(self.among).to(weight.device)
+            weight, targets = weight[known], torch.searchsorted(known, targets)
         total: Tensor = _SummedLoss.apply(states, weight, places, targets)  # type: ignore[no-untyped-call]
         if views is None or not self.contrast:
             return total

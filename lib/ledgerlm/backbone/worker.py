@@ -110,7 +110,13 @@ def start_deepspeed(
         "checkpoint": {**conf.deepspeed.get("checkpoint", {}), "load_universal": universal},
     }
     training = conf.training
-    loss = CausalLoss(model, contrast=training.contrast, temperature=training.temperature, dropout=training.dropout)
+    loss = CausalLoss(
+        model,
+        contrast=training.contrast,
+        temperature=training.temperature,
+        dropout=training.dropout,
+        among=conf.among,
+    )
     stage = conf.deepspeed.get("zero_optimization", {}).get("stage", 0)
     if stage == 3:
         # The loss reads the output weights without calling their module, which is where ZeRO-3 would fetch them.
