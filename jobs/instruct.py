@@ -24,7 +24,7 @@ from ledgerlm.instruct.head import ADAPTER, InstructCard, save_instructed
 from ledgerlm.instruct.predict import Reading, log_likelihoods
 from ledgerlm.instruct.prompts import PromptConf, body, tell
 from ledgerlm.instruct.sweep import Length, best, sweep
-from ledgerlm.instruct.tokens import PromptTokens, prompt_tokens
+from ledgerlm.instruct.tokens import PromptTokens, competitors, prompt_tokens
 from ledgerlm.instruct.windows import KIND, cut_examples
 from ledgerlm.runs.config import find_file, load_yaml
 from ledgerlm.runs.context import Context
@@ -72,8 +72,8 @@ class InstructConf(JobConf, TrainingConf):
     calibration: Method = Field("temperature", description="none, sigmoid, isotonic or temperature")
     closed: bool = Field(
         False,
-        description="let only the tokens of the answers compete in the loss: what is learnt is the choice among them, "
-        "and not that nothing else is said, which a model that knows the texts has no need of",
+        description="let the answers alone compete in the loss, as they do in prediction: what is learnt is the choice "
+        "among them, and not that nothing else is said; for answers of one token each",
     )
     length_normalised: bool = Field(False, description="divide an answer's log-likelihood by its tokens")
     workers: RayTrainConf = Field(RayTrainConf(), description="processes that train")
@@ -106,11 +106,12 @@ def run(ctx: Context, conf: InstructConf) -> StageResult:
     task = _task(ctx, conf)
     base = ctx.backbone(conf.base)
     tokens = prompt_tokens(load_tokenizer(base), conf.prompt, task.class_names, context=conf.context)
+    among = competitors(tokens) if conf.closed else ()
     told = _told(ctx, conf, task).persist(StorageLevel.DISK_ONLY)  # for windows and for the lengths
     rows = told.count()
     if not rows:
         raise DataError(f"task '{conf.task}': no label where {conf.where}; run the label stage before")
-    found = _tuned(ctx, conf, base, told, tokens) if conf.tune else {}
+    found = _tuned(ctx, conf, base, told, tokens, among=among) if conf.tune else {}
     model, adapter = _result(ctx, conf, base) if conf.tune else (None, None)
     reading = Reading(
         model=str(model or base),
@@ -177,7 +178,9 @@ def _told(ctx: Context, conf: InstructConf, task: Task) -> DataFrame:
     return split_by_client(both, held_out=conf.held_out, seed=ctx.seed)
 
 
-def _tuned(ctx: Context, conf: InstructConf, base: Path, told: DataFrame, tokens: PromptTokens) -> dict[str, Any]:
+def _tuned(
+    ctx: Context, conf: InstructConf, base: Path, told: DataFrame, tokens: PromptTokens, *, among: tuple[int, ...]
+) -> dict[str, Any]:
     """Trains on the examples; leaves the model in staging and returns what the ranks found."""
     staging = ctx.staging.absolute()
     worker = WorkerConf(
@@ -188,7 +191,7 @@ def _tuned(ctx: Context, conf: InstructConf, base: Path, told: DataFrame, tokens
         lora=conf.lora,
         context=conf.context,
         passes={KIND: 1.0},
-        among=tuple(sorted({token for answer in tokens.answers for token in answer})) if conf.closed else (),
+        among=among,
         training=TrainingConf(**{name: getattr(conf, name) for name in TrainingConf.model_fields}),
         deepspeed=load_yaml(find_file(conf.deepspeed, beside=ctx.pipeline.file.parent)),
         recompute=conf.recompute,

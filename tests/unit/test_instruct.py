@@ -24,7 +24,7 @@ from ledgerlm.instruct.head import ADAPTER, InstructCard, Predictor, load_instru
 from ledgerlm.instruct.prompts import PromptConf, compose
 from ledgerlm.instruct.scorer import Scorer, Trie
 from ledgerlm.instruct.sweep import best, sweep
-from ledgerlm.instruct.tokens import PromptTokens, encode_bodies, plain_tokenizer, prompt_tokens
+from ledgerlm.instruct.tokens import PromptTokens, competitors, encode_bodies, plain_tokenizer, prompt_tokens
 from ledgerlm.instruct.windows import KIND, example_batches
 from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer
 from tests.chat_models import CONTROLS, tiny_chat_model
@@ -170,6 +170,10 @@ def test_without_a_question_the_answer_begins_the_next_event() -> None:
     history = backend.encode("\n".join(["mcc|amount|days", *lines[:4]]), add_special_tokens=False).ids
     longer = backend.encode(document, add_special_tokens=False).ids
     assert longer[: len(history) + 1] == [*history, *found.answers[0]], "as the backbone has read it"
+    assert competitors(found) == tuple(sorted(answer for [answer] in found.answers))
+    asked = prompt_tokens(tokenizer, PromptConf(answers={"food": "Food & Co"}), ("food", "Fuel"), context=256)
+    with pytest.raises(ConfigError, match=r"instruct.closed: an answer has \d+ tokens"):
+        competitors(asked)
     with pytest.raises(ConfigError, match="the beginning of another"):
         prompt_tokens(tokenizer, PromptConf(question=None), ("Fuel", "Fuel oil"), context=256)
 

@@ -313,6 +313,24 @@ def test_dropout_is_there_in_training_alone_and_leaves_the_model_as_it_is() -> N
         CausalLoss(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=16)), dropout=0.1)
 
 
+def test_only_the_tokens_told_compete() -> None:
+    whole = _model()
+    narrow = CausalLoss(whole.model, among=(9, 4, 20))
+    inputs, *_ = loss_inputs(pack([np.array([3, 7, 1, 5, 2], np.int32)], [0]))
+    places, targets = torch.tensor([1, 3, 4]), torch.tensor([20, 4, 9])
+    narrow(inputs, places, targets).backward()
+    found = {name: weight.grad.clone() for name, weight in whole.model.named_parameters() if weight.grad is not None}
+    whole.zero_grad()
+    logits = whole.model(**inputs).logits[0, places][:, [4, 9, 20]]
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([2, 0, 1]), reduction="sum")
+    torch.testing.assert_close(narrow(inputs, places, targets), expected)
+    assert expected < whole(inputs, places, targets) - 1
+    whole.zero_grad()
+    expected.backward()
+    for name, weight in whole.model.named_parameters():
+        torch.testing.assert_close(found[name], weight.grad)
+
+
 def test_a_head_that_does_more_than_multiply_is_refused() -> None:
     model = _model().model
     model.config.final_logit_softcapping = 30.0

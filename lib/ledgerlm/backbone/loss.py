@@ -46,7 +46,7 @@ class CausalLoss(nn.Module):
             contrast: weight of the contrastive term, for each token that is learnt.
             temperature: of that term.
             dropout: share of the numbers that each part of a block adds which training leaves out; see `add_dropout`.
-            among: tokens that can come next, with every target among them; none: the whole vocabulary.
+            among: tokens that compete, every target among them; none: the whole vocabulary.
 
         Raises:
             ConfigError: the model's head is more than a matrix.

@@ -125,7 +125,9 @@ class WorkerConf(Conf):
     lora: LoraConf | None = Field(None, description="train adapters beside the frozen weights of `base`")
     context: int = Field(768, ge=16, description="tokens of a window with its BOS")
     passes: dict[str, float] = Field(description="for each kind of text how often it is read in an epoch")
-    among: tuple[int, ...] = Field((), description="tokens that can come next where it is learnt; none: all")
+    among: tuple[int, ...] = Field(
+        (), description="tokens that compete in the loss, every target among them; none: all"
+    )
     training: TrainingConf = Field(TrainingConf(), description="the training loop")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed settings")
     recompute: bool = Field(False, description="recompute activations in the backward pass to save memory")

@@ -105,6 +105,22 @@ def prompt_tokens(
     return PromptTokens(content, head or (window_start(tokenizer),), tail, answers, limit, prompt.preface_lines)
 
 
+def competitors(tokens: PromptTokens) -> tuple[int, ...]:
+    """The answers' own tokens, for a loss in which they alone compete.
+
+    Raises:
+        ConfigError: an answer has several tokens. What follows its first token is said with a certainty of its own, so
+            such a loss would not be what prediction says.
+    """
+    longest = max(map(len, tokens.answers))
+    if longest > 1:
+        raise ConfigError(
+            f"instruct.closed: an answer has {longest} tokens (behind a question one more, which ends it), but the "
+            "answers alone can compete only where each has one; leave `closed` out"
+        )
+    return tuple(sorted(answer[0] for answer in tokens.answers))
+
+
 def plain_tokenizer(content: str) -> Tokenizer:
     """A tokenizer from its JSON that no text can make special tokens with, and that cuts and pads nothing."""
     backend = Tokenizer.from_str(content)
