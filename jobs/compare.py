@@ -41,6 +41,7 @@ class CompareConf(JobConf):
     )
     baseline: str = Field(description="method that the others are set against")
     bootstrap: int = Field(500, ge=100, description="resamples of clients for the intervals")
+    details: bool = Field(True, description="tell each class, calibration and confusion in the report too")
     max_rows: int = Field(100_000, ge=100, description="labels read to the driver; whole clients are left out above it")
 
     @model_validator(mode="after")
@@ -80,7 +81,7 @@ def run(ctx: Context, conf: CompareConf) -> StageResult:
         own = _entries(ctx, conf, compared)
         shares = reached(compared)
         entries += own
-        report.append(section(compared, own, shares, baseline=conf.baseline, stage=ctx.stage))
+        report.append(section(compared, own, shares, baseline=conf.baseline, stage=ctx.stage, details=conf.details))
         facts.append(_facts(compared, own, shares))
     written = ctx.write("leaderboard", leaderboard_rows(ctx.spark, entries), where=f"split LIKE '{ctx.stage}/%'")
     return StageResult(

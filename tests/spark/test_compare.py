@@ -131,8 +131,11 @@ def test_figures_are_those_of_the_rows_that_all_methods_scored(spark: SparkSessi
     board = ctx.read("leaderboard").where("metric = 'accuracy'").collect()
     assert {row["split"] for row in board} == {"test", "compare/test", "compare/bank B"}
     assert [one["title"] for one in result.facts["report"]] == ["next on test", "next on bank B"]
-    # A rerun of the stage replaces its own rows and no others.
-    assert run_compare(ctx, conf).rows_out == result.rows_out
+    # A rerun of the stage replaces its own rows and no others; without details the report is short.
+    brief = run_compare(ctx, conf.model_copy(update={"details": False}))
+    assert brief.rows_out == result.rows_out
+    headings = [block["heading"] for block in brief.facts["report"][0]["blocks"]]
+    assert headings == ["Methods", "Difference to poor", "Share of the reachable"]
     assert ctx.read("leaderboard").count() == result.rows_out + 1
 
 

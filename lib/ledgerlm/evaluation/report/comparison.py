@@ -22,6 +22,7 @@ def section(
     *,
     baseline: str,
     stage: str = "compare",
+    details: bool = True,
 ) -> dict[str, Any]:
     """One section: a task on a slice.
 
@@ -31,6 +32,7 @@ def section(
         shares: from `compare.reached`.
         baseline: method that the others are set against.
         stage: names the section where a pipeline compares more than once.
+        details: further figures, each class, calibration and confusion too.
     """
     by = {(entry.method, entry.metric): entry for entry in entries}
     clients = len(set(compared.clients.tolist()))
@@ -39,15 +41,9 @@ def section(
         + (f"; {compared.left_out:,} rows that some method lacks are left out" if compared.left_out else "")
         + ". Brackets are 95 % bootstrap intervals over clients."
     )
-    blocks = [
-        _board(compared, by),
-        _differences(compared, by, baseline),
-        _reached(shares),
-        _small(compared, by),
-        _classes(compared, by),
-        _curves(compared),
-        _matrices(compared),
-    ]
+    blocks = [_board(compared, by), _differences(compared, by, baseline), _reached(shares)]
+    if details:
+        blocks += [_small(compared, by), _classes(compared, by), _curves(compared), _matrices(compared)]
     return {
         "title": f"{'' if stage == 'compare' else f'{stage}: '}{compared.task.name} on {compared.slice}",
         "note": note,
