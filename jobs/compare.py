@@ -124,6 +124,7 @@ JOB = Job(
     engine="spark + numpy",
     conf=CompareConf,
     run=run,
+    finds=True,
     reads=("labels", "clients", "scores", "bayes"),
     writes=("leaderboard",),
 )

@@ -212,6 +212,7 @@ JOB = Job(
     engine="spark",
     conf=ContactConf,
     run=run,
+    finds=True,
     reads=("scores", "labels", "clients", "features", "embeddings", "bayes"),
     writes=("contacts",),
 )

@@ -68,6 +68,7 @@ JOB = Job(
     engine="spark",
     conf=CrossSellConf,
     run=run,
+    finds=True,
     reads=("events", "clients", "labels", "dictionaries", "scores"),
     writes=("cross_sell",),
 )

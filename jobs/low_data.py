@@ -69,6 +69,7 @@ JOB = Job(
     engine="local",
     conf=LowDataConf,
     run=run,
+    finds=True,
     reads=("labels", "clients", "features", "embeddings"),
     writes=("low_data",),
 )

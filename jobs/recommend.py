@@ -196,6 +196,7 @@ JOB = Job(
     engine="spark",
     conf=RecommendConf,
     run=run,
+    finds=True,
     reads=("events", "clients", "labels", "dictionaries", "scores"),
     writes=("recommendations",),
 )

@@ -147,6 +147,7 @@ JOB = Job(
     engine="spark",
     conf=StockJobConf,
     run=run,
+    finds=True,
     reads=("events", "clients", "labels", "dictionaries", "scores"),
     writes=("stock_forecasts",),
 )

@@ -60,6 +60,7 @@ JOB = Job(
     engine="spark",
     conf=TargetConf,
     run=run,
+    finds=True,
     reads=("events", "clients", "labels", "dictionaries", "scores"),
     writes=("campaign_lists",),
 )

@@ -23,7 +23,15 @@ def row(task: str, method: str, metric: str, mean: float, **more: Any) -> dict[s
 
 @pytest.fixture
 def facts() -> dict[str, Any]:
-    stage = {"rows_in": 10, "rows_out": 9, "quarantined": 1, "duplicates": 0, "seconds": 1.5, "skipped": False}
+    stage = {
+        "rows_in": 10,
+        "rows_out": 9,
+        "quarantined": 1,
+        "duplicates": 0,
+        "seconds": 1.5,
+        "skipped": False,
+        "finds": False,
+    }
     compared = {"baseline": "agg", "delta": 0.05, "delta_low": 0.01, "delta_high": 0.09}
     board = [
         row("income", "agg", "roc_auc", 0.65),
@@ -181,7 +189,10 @@ def test_compared_methods_stand_side_by_side_and_the_best_is_marked(compared: di
 def test_what_was_found_comes_before_how_it_went(facts: dict[str, Any], compared: dict[str, Any]) -> None:
     stage = facts["stages"][0]
     learnt = {"title": "Training of lstm", "blocks": [{"kind": "table", "columns": ["epoch"], "rows": [[1]]}]}
-    facts["stages"] += [{**stage, "name": "lstm", "job": "learn"}, {**stage, "name": "judge", "job": "compare"}]
+    facts["stages"] += [
+        {**stage, "name": "lstm", "job": "learn"},
+        {**stage, "name": "judge", "job": "compare", "finds": True},
+    ]
     facts["details"] |= {"lstm": {"report": [learnt]}, "judge": {"report": [compared]}}
     text = render(facts)
     assert (

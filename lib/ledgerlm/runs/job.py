@@ -75,6 +75,7 @@ class Job:
         needs: jobs whose facts or artefacts it uses; they count like tables it reads.
             Where its configuration names the stages instead (`JobConf.stages_named`), only those count.
         sources: identity of what it reads from outside the lake (paths, sizes, times), as JSON values.
+        finds: its sections of the report say what the run found, and so come first.
         expect: lines for --dry-run on what the stage would take; it reads tables and changes nothing.
     """
 
@@ -86,6 +87,7 @@ class Job:
     writes: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     sources: Callable[[DataSetSpec], Any] | None = None
+    finds: bool = False
     expect: Callable[[Context, Any], Sequence[str]] | None = None
 
     def main(self, argv: Sequence[str] | None = None) -> int:

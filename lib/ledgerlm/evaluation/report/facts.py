@@ -28,6 +28,7 @@ def collect(pipeline: Pipeline, spec: DataSetSpec, run: Run, spark: SparkSession
     """
     details = {stage.record.name: dict(stage.record.facts) for stage in run.stages}
     board = _leaderboard(run.stages)
+    finds = {stage.name for stage in pipeline.stages if stage.job.finds}
     return {
         "run_id": run.run_id,
         "pipeline": pipeline.name,
@@ -37,7 +38,7 @@ def collect(pipeline: Pipeline, spec: DataSetSpec, run: Run, spark: SparkSession
         "finished_at": now(),
         "seed": pipeline.conf.seed,
         "commit": git_commit(pipeline.file.parent),
-        "stages": [_stage(stage) for stage in run.stages],
+        "stages": [_stage(stage) | {"finds": stage.record.name in finds} for stage in run.stages],
         "leaderboard": [row for row in board if row.get("split") != "test"],
         "leaderboard_test": [row for row in board if row.get("split") == "test"],
         "published": _published(spec.name),

@@ -16,9 +16,6 @@ from ledgerlm.evaluation.report.figures import bars, calibration, heatmap, lines
 
 Facts = Mapping[str, Any]
 
-# Jobs whose sections say what the run found: these come before the ones that say how it went.
-_FINDING = frozenset({"compare", "low_data", "contact", "recommend", "target", "cross_sell", "stock"})
-
 
 def render(facts: Facts) -> str:
     """The report as one self-contained HTML page: no script, no request, fonts of the reader's system."""
@@ -60,9 +57,12 @@ def _short(number: float) -> str:
 
 
 def _of_jobs(facts: Facts) -> list[Section]:
-    """Sections that jobs bring themselves: `report` in their facts, a list of sections of tables and figures."""
-    job = {stage["name"]: stage["job"] for stage in facts["stages"]}
-    stages = sorted(facts["details"].items(), key=lambda item: job.get(item[0]) not in _FINDING)
+    """Sections that jobs bring themselves: `report` in their facts, a list of sections of tables and figures.
+
+    What the run found comes before how it went.
+    """
+    finds = {stage["name"] for stage in facts["stages"] if stage["finds"]}
+    stages = sorted(facts["details"].items(), key=lambda item: item[0] not in finds)
     return [
         Section(title=part["title"], note=part.get("note", ""), blocks=[_block(block) for block in part["blocks"]])
         for _, details in stages
