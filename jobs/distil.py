@@ -10,11 +10,11 @@ from pydantic import Field
 from pyspark.sql import functions as F
 
 from ledgerlm.backbone.settings import BackboneCard, LlamaShape
+from ledgerlm.config import find_file, load_yaml
 from ledgerlm.errors import DataError
 from ledgerlm.heads.alimn.distributed import distil_on_ray
 from ledgerlm.heads.alimn.settings import DistilRankConf, DistilTrainingConf, FusionRanksConf
 from ledgerlm.heads.alimn.states import different_sentences, read_sentences, state_definition
-from ledgerlm.runs.config import find_file, load_yaml
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
 

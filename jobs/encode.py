@@ -25,8 +25,8 @@ from ledgerlm.baselines.sequence.settings import (
     TrainingConf,
     WorkersConf,
 )
+from ledgerlm.config import load_yaml, shipped
 from ledgerlm.errors import DataError
-from ledgerlm.runs.config import load_yaml, shipped
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
 

@@ -32,9 +32,9 @@ from ledgerlm.backbone.settings import (
     WorkerConf,
     backbone_settings,
 )
+from ledgerlm.config import find_file, load_yaml
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.lake.lake import Lake
-from ledgerlm.runs.config import find_file, load_yaml
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
 
+from ledgerlm.config import find_file, load_yaml
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.report.fusion import training_section
 from ledgerlm.heads.alimn.distributed import stage_clients, train_on_ray
@@ -24,7 +25,6 @@ from ledgerlm.heads.alimn.settings import (
 from ledgerlm.heads.scoring import with_deciles
 from ledgerlm.heads.tasks import Task, class_index, declared_tasks, find_tasks
 from ledgerlm.heads.vectors import KEY, Block, Source, join_sources, learn_blocks
-from ledgerlm.runs.config import find_file, load_yaml
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
 

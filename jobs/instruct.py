@@ -16,6 +16,7 @@ from ledgerlm.backbone.finetune import finetune, split_by_client
 from ledgerlm.backbone.lora import LoraConf
 from ledgerlm.backbone.metrics import curve, read_metrics, speed
 from ledgerlm.backbone.settings import RayTrainConf, TrainingConf, WorkerConf
+from ledgerlm.config import find_file, load_yaml
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.calibration import Method
 from ledgerlm.heads.tasks import Task, class_index, declared_tasks, find_tasks
@@ -26,7 +27,6 @@ from ledgerlm.instruct.prompts import PromptConf, body, tell
 from ledgerlm.instruct.sweep import Length, best, sweep
 from ledgerlm.instruct.tokens import PromptTokens, competitors, prompt_tokens
 from ledgerlm.instruct.windows import KIND, cut_examples
-from ledgerlm.runs.config import find_file, load_yaml
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from pyspark.sql import functions as F
 
 from ledgerlm.baselines.sequence.settings import WorkersConf
+from ledgerlm.config import find_file
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.recurrent.inputs import (
     Sources,
@@ -23,7 +24,6 @@ from ledgerlm.heads.recurrent.inputs import (
 )
 from ledgerlm.heads.recurrent.settings import InputsConf, LearningConf, NetworkConf, RowsShape, WorkerConf
 from ledgerlm.heads.tasks import Task, class_index, declared_tasks, find_tasks
-from ledgerlm.runs.config import find_file
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
 

@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from ledgerlm.evaluation.report import write_report
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import Pipeline, load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
 
 

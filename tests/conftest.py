@@ -39,8 +39,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     """The laptop profile's session, on two cores."""
+    from ledgerlm.config import load_yaml, shipped
     from ledgerlm.engines.spark import SparkConf, start
-    from ledgerlm.runs.config import load_yaml, shipped
 
     profile = load_yaml(shipped("engines/laptop.yaml"))["spark"]
     conf = profile["conf"] | {"spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse"))}

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from deltalake import DeltaTable
 
-from ledgerlm.runs.config import shipped
+from ledgerlm.config import shipped
 from tests.e2e.conftest import QUICK_TREES, Tiny, write_tiny
 
 NAMES = ("components", "formats", "volume", "backbone", "layers", "low_data", "ensembles", "recipes", "small_backbone")

@@ -13,8 +13,8 @@ from ledgerlm.backbone.model import new_llama, parameter_count, read_card
 from ledgerlm.backbone.settings import LlamaShape
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
 from ledgerlm.text.tokenizer import train_tokenizer
 

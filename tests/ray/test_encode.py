@@ -20,8 +20,8 @@ from ledgerlm.baselines.sequence.store import load_encoder, read_card
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.heads.vectors import Source
 from ledgerlm.lake.lake import Lake
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
 from tests.small_lake import CLIENTS, EVENTS, fill, write_pipeline
 

@@ -14,8 +14,8 @@ from ledgerlm.engines.ray import RayEngine
 from ledgerlm.enrich.engine import load_prompt
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Run, Runner
 
 TEXT = (

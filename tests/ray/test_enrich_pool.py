@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ledgerlm.config import Conf
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.enrich.engine import Generation, Request
 from ledgerlm.enrich.pool import Pool, PoolConf
@@ -18,7 +19,6 @@ from ledgerlm.enrich.rewrite import RewriteConf
 from ledgerlm.enrich.shards import Shard, ShardStats
 from ledgerlm.enrich.template import TemplateEngine, TemplateOptions
 from ledgerlm.errors import EngineError
-from ledgerlm.runs.config import Conf
 
 SHARDS, ROWS, VARIANTS = 4, 6, 2
 

@@ -23,12 +23,12 @@ from ledgerlm.backbone.lora import LoraConf, merge
 from ledgerlm.backbone.metrics import read_metrics
 from ledgerlm.backbone.model import load_backbone, new_llama, read_card
 from ledgerlm.backbone.settings import LlamaShape, RayTrainConf, TrainingConf, WorkerConf
+from ledgerlm.config import load_yaml, shipped
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.errors import ConfigError, EngineError
 from ledgerlm.lake.lake import Lake, Transaction
-from ledgerlm.runs.config import load_yaml, shipped
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Run, Runner
 from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer, window_start
 

@@ -22,8 +22,8 @@ from ledgerlm.heads.parallel import Fit, run_local, run_on_ray
 from ledgerlm.heads.tasks import Floats, Task
 from ledgerlm.heads.vectors import Block
 from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Run, Runner
 
 BINARY = Task(name="bad", kind="binary", classes=(0.0, 1.0), class_names=("good", "bad"))

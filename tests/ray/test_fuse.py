@@ -16,8 +16,8 @@ from ledgerlm.errors import ArtefactError
 from ledgerlm.evaluation.metrics import metrics_of, value
 from ledgerlm.heads.alimn.store import load_fusion, load_network
 from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Run, Runner
 
 AS_OF = datetime(2018, 1, 1, tzinfo=UTC)

@@ -14,8 +14,8 @@ from ledgerlm.backbone.model import load_backbone
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.instruct.head import ADAPTER, MODEL, load_instructed
 from ledgerlm.lake.lake import Lake
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
 
 SHAPE = {"width": 32, "layers": 2, "heads": 2, "ffn": 64}

@@ -15,8 +15,8 @@ from pyspark.sql import functions as F
 
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.lake.lake import Lake
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Finished, Runner
 from tests.small_lake import CLIENTS, EVENTS, LABELS, fill, write_pipeline
 

@@ -15,8 +15,8 @@ from ledgerlm.errors import ConfigError
 from ledgerlm.events.goals import GoalRule
 from ledgerlm.heads.populations import PopulationConf, adapted, class_counts, with_ratios
 from ledgerlm.heads.tasks import Task
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
 from tests.small_lake import CLIENTS, EVENTS, LABELS, fill, write_pipeline
 

@@ -23,8 +23,8 @@ from ledgerlm.baselines.agg import (
 )
 from ledgerlm.errors import DataError
 from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
 
 START = datetime(2020, 3, 2, 10, tzinfo=UTC)  # a Monday

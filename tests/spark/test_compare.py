@@ -16,9 +16,9 @@ from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.jobs.compare import CompareConf
 from ledgerlm.jobs.compare import run as run_compare
 from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.progress import Progress
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
 
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)

@@ -17,8 +17,8 @@ from ledgerlm.backbone.model import backbone_id, read_card
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.jobs.finetune import FinetuneConf, _texts
 from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
 from ledgerlm.text.tokenizer import load_tokenizer
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from pyspark.sql import Row, SparkSession
 
+from ledgerlm.config import shipped
 from ledgerlm.events.ingest import dictionaries, ingest_events
 from ledgerlm.events.labels import client_attributes, first_events, labels_of
 from ledgerlm.events.spec import load_spec
-from ledgerlm.runs.config import shipped
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.text.serialize import DocumentConf, serialize
 

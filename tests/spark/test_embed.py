@@ -17,8 +17,8 @@ from ledgerlm.backbone.embedder import Embedder, resolve_definition
 from ledgerlm.backbone.model import LlamaShape, backbone_id, new_llama
 from ledgerlm.backbone.spark_embed import EmbedSettings, embed
 from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.record import Records, StageRecord
 from ledgerlm.runs.runner import Runner
 from ledgerlm.text.tokenizer import train_tokenizer

@@ -13,8 +13,8 @@ from ledgerlm.errors import DataError
 from ledgerlm.events.ingest import ingest_events
 from ledgerlm.events.labels import client_attributes, first_events, labels_of
 from ledgerlm.events.spec import load_spec
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.record import Records
 from ledgerlm.runs.runner import Runner
 

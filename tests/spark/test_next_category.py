@@ -12,6 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.backbone.model import backbone_id
+from ledgerlm.config import shipped
 from ledgerlm.errors import DataError
 from ledgerlm.events.next_category import (
     NextCategoryConf,
@@ -30,7 +31,6 @@ from ledgerlm.instruct.predict import Reading, log_likelihoods, score_prompts
 from ledgerlm.instruct.prompts import PromptConf, body, compose, tell
 from ledgerlm.instruct.scorer import Scorer
 from ledgerlm.instruct.tokens import prompt_tokens
-from ledgerlm.runs.config import shipped
 from ledgerlm.text.sanitise import sanitise, sanitised
 from ledgerlm.text.tokenizer import load_tokenizer
 from tests.chat_models import tiny_chat_model

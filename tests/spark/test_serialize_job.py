@@ -11,8 +11,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from ledgerlm.lake.lake import Lake
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
 from tests.small_lake import CLIENTS, EVENTS, LABELS, fill, write_pipeline
 

@@ -27,8 +27,8 @@ from ledgerlm.events.simulator import (
 )
 from ledgerlm.events.simulator.categories import first_probabilities, following_probabilities, ring_place
 from ledgerlm.events.simulator.labels import as_of_time
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
 
 CONF = SimulatorConf(clients=1500, purchases=60, months=12)

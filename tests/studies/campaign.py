@@ -24,10 +24,10 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from ledgerlm.config import load_yaml, shipped
 from ledgerlm.engines.spark import SparkConf, start
 from ledgerlm.events.simulator import SimulatorConf, World, load_world, simulate_clients
 from ledgerlm.events.simulator.account import TREND_FROM
-from ledgerlm.runs.config import load_yaml, shipped
 
 Floats = NDArray[np.float64]
 TASK = "campaign_response"

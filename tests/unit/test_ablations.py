@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ledgerlm.runs.config import shipped
+from ledgerlm.config import shipped
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Runner
 
 NAMES = sorted(path.stem for path in shipped("ablations").glob("*.yaml"))

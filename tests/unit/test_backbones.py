@@ -25,9 +25,9 @@ from ledgerlm.backbone.lora import LoraConf, merge, quantisation, save_adapter, 
 from ledgerlm.backbone.loss import CausalLoss, loss_inputs
 from ledgerlm.backbone.model import load_backbone
 from ledgerlm.backbone.packs import Pack, pack
+from ledgerlm.config import parse, shipped
 from ledgerlm.errors import ArtefactError, ConfigError
 from ledgerlm.jobs.finetune import FinetuneConf
-from ledgerlm.runs.config import parse, shipped
 from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer
 
 # What sets each architecture apart, at a fraction of its size.

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
+from ledgerlm.config import Conf, find_file, load_yaml, parse, shipped
 from ledgerlm.errors import ConfigError, SpecError
-from ledgerlm.runs.config import Conf, find_file, load_yaml, parse, shipped
 from ledgerlm.runs.pipeline import load_pipeline
 
 

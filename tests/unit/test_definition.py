@@ -1,8 +1,8 @@
 import pytest
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
+from ledgerlm.config import parse
 from ledgerlm.errors import ConfigError
-from ledgerlm.runs.config import parse
 
 FIELDS = ("days", "amount")
 

@@ -9,10 +9,10 @@ from typing import ClassVar
 import pytest
 from pydantic import ValidationError
 
+from ledgerlm.config import Conf
 from ledgerlm.enrich.engine import Generation, Request, make_engine
 from ledgerlm.enrich.recipes.writer import RecipeConf, RecipeWriter
 from ledgerlm.enrich.rewrite import Document, Rewrite
-from ledgerlm.runs.config import Conf
 
 SHOPS, DAYS = ("GROCERY", "FUEL", "TRAVEL"), ("Mon", "Tue", "Sat")
 LINES = [f"+{n % 4}d|{DAYS[n % 3]}|{8 + n % 12}h|{SHOPS[n % 5 % 3]}|s{n % 7}|{n * 1.5}" for n in range(50)]

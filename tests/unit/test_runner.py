@@ -11,10 +11,10 @@ import pytest
 from filelock import FileLock
 
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.progress import Progress
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, JobConf, StageResult
 from ledgerlm.runs.pipeline import EngineProfile, Pipeline, PipelineConf, Stage, load_pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.runner import Run, Runner
 
 SPEC = """

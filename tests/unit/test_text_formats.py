@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from ledgerlm.config import parse
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.spec import DataSetSpec
-from ledgerlm.runs.config import parse
 from ledgerlm.text.formats import FORMATS, Shown
 from ledgerlm.text.numbers import _labels, _steps
 from ledgerlm.text.serialize import DocumentConf, shown_fields

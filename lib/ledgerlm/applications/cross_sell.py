@@ -12,8 +12,8 @@ from pydantic import Field
 from pyspark.sql import functions as F
 
 from ledgerlm.applications.offers import Offer
+from ledgerlm.config import Conf
 from ledgerlm.events.goals import GoalRule, with_goal
-from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.goals import GoalRule, with_goal
-from ledgerlm.runs.config import Conf, nearest
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

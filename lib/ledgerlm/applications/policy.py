@@ -11,8 +11,8 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import ConfigError
-from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from scipy import stats
 
-from ledgerlm.runs.config import Conf
+from ledgerlm.config import Conf
 
 if TYPE_CHECKING:
     import datetime as dt

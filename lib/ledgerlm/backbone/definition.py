@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from ledgerlm.runs.config import Conf
+from ledgerlm.config import Conf
 
 Part = Literal["mean", "std", "max", "last_token", "last_event", "recent", "surprise"]
 Norm = Literal["hf", "pre", "scaled"]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import ArtefactError, ConfigError
-from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -15,8 +15,8 @@ from transformers.utils.logging import disable_progress_bar
 from ledgerlm.backbone.attention import model_inputs, register
 from ledgerlm.backbone.packs import Pack
 from ledgerlm.backbone.settings import BackboneCard, LlamaShape
+from ledgerlm.config import parse
 from ledgerlm.errors import ArtefactError
-from ledgerlm.runs.config import parse
 
 CARD = "backbone.json"
 _HASHED = ("config.json", "tokenizer.json")

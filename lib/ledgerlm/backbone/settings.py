@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ledgerlm.backbone.lora import LoraConf
-from ledgerlm.runs.config import Conf, find_file, load_yaml
+from ledgerlm.config import Conf, find_file, load_yaml
 
 
 def backbone_settings(name: str, published: str | None) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from pydantic import Field
 from pyspark.sql import functions as F
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
+from ledgerlm.config import Conf
 from ledgerlm.errors import ArtefactError
-from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -9,8 +9,8 @@ from pydantic import Field
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import DataError
-from ledgerlm.runs.config import Conf
 
 Codes = dict[str, list[str]]
 

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import Field
 from tenacity import Retrying, stop_after_attempt
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import EngineError, LedgerError
-from ledgerlm.runs.config import Conf
 
 # Set before Ray starts, so that its daemons and workers inherit them.
 _ENVIRONMENT = {

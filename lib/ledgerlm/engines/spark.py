@@ -14,9 +14,9 @@ from pathlib import Path
 from pydantic import Field
 from pyspark.sql import SparkSession
 
+from ledgerlm.config import Conf, shipped
 from ledgerlm.engines.jars import DELTA_PACKAGE, delta_installed
 from ledgerlm.errors import EngineError
-from ledgerlm.runs.config import Conf, shipped
 
 # What every session needs, wherever it runs.
 ALWAYS = {

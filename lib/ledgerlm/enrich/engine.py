@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
+from ledgerlm.config import Conf, find_file, load_yaml, nearest, parse
 from ledgerlm.enrich.source import SourceDocument
 from ledgerlm.enrich.tokens import defused
 from ledgerlm.errors import ConfigError
-from ledgerlm.runs.config import Conf, find_file, load_yaml, nearest, parse
 
 FORMATS = ("json", "markdown", "html", "xml", "yaml", "table", "narrative", "grouped")
 

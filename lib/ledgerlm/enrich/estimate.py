@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.enrich.pool import PoolConf
 from ledgerlm.enrich.rewrite import WriterConf
 from ledgerlm.errors import ConfigError
-from ledgerlm.runs.config import Conf
 
 _TEMPLATE_SPEED = 300_000  # tokens a second that the template engine writes on one slow core
 

@@ -33,11 +33,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.enrich.amounts import Numbers, find_numbers, is_rounding, statistics, value_of
 from ledgerlm.enrich.engine import Generation, Wording
 from ledgerlm.enrich.source import ABSENT, Kind, SourceDocument
 from ledgerlm.enrich.tokens import SPECIAL_TOKENS
-from ledgerlm.runs.config import Conf
 
 _WEEKDAY_NAMES = {
     "Mon": "Monday",

@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.enrich.engine import make_engine
 from ledgerlm.enrich.recipes.writer import RecipeConf, RecipeWriter
 from ledgerlm.enrich.rewrite import RewriteConf, Rewriter, Writer
 from ledgerlm.enrich.shards import Shard, ShardStats, enrich_shard
 from ledgerlm.errors import EngineError
-from ledgerlm.runs.config import Conf
 
 
 class PoolConf(Conf):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.enrich.engine import (
     FORMATS,
     EnrichmentEngine,
@@ -27,7 +28,6 @@ from ledgerlm.enrich.faithfulness import CheckConf, FaithfulnessCheck
 from ledgerlm.enrich.source import SourceDocument, parse_source
 from ledgerlm.enrich.tidy import tidied
 from ledgerlm.errors import DataError, EngineError
-from ledgerlm.runs.config import Conf
 
 _DETAIL = 500  # characters of an error that are kept
 _UNREADABLE = "source_unreadable"

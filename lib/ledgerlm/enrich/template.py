@@ -8,11 +8,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.enrich.engine import FORMATS, Generation, Request
 from ledgerlm.enrich.layouts import AMPLE, COMPACT, Page
 from ledgerlm.enrich.recipes.rules import SUMMARIES, summary
 from ledgerlm.enrich.wording import analysis, labels
-from ledgerlm.runs.config import Conf
 
 VERSION = 1
 

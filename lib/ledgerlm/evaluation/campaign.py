@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.evaluation.intervals import interval, resamples
 from ledgerlm.heads.tasks import Floats
-from ledgerlm.runs.config import Conf
 
 _POINTS = 101  # of a drawn curve
 

@@ -11,13 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
+from ledgerlm.config import nearest
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.intervals import Predictions
 from ledgerlm.heads.boosting import LightGBMConf, to_probabilities
 from ledgerlm.heads.parallel import Fit, Fitted
 from ledgerlm.heads.tasks import Floats, Ints, Task
 from ledgerlm.heads.vectors import Matrix
-from ledgerlm.runs.config import nearest
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ledgerlm.runs.config import Conf, load_yaml, parse, shipped
+from ledgerlm.config import Conf, load_yaml, parse, shipped
 
 
 class Figure(Conf):

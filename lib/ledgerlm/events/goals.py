@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.dictionaries import with_description
-from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

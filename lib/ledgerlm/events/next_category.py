@@ -16,10 +16,10 @@ from pydantic import Field, model_validator
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import DataError
 from ledgerlm.events.dictionaries import with_description
 from ledgerlm.events.goals import GoalRule
-from ledgerlm.runs.config import Conf, nearest
 
 MOST_CLASSES = 50  # as many as `ledgerlm.heads.tasks` takes for classes
 Classes = Mapping[str, Sequence[str]]

@@ -19,10 +19,10 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from ledgerlm.config import nearest
 from ledgerlm.errors import SpecError
 from ledgerlm.events.quality import Reason, present, recoded
 from ledgerlm.events.spec import DataSetSpec, FileSpec, SourceSpec, is_url
-from ledgerlm.runs.config import nearest
 
 PAYLOAD, FAULT, FILE = "_payload", "_fault", "source_file"
 """Columns that `read_file` adds: the raw row, why it is damaged (or null), and where it stood."""

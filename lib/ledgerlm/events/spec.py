@@ -9,9 +9,9 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from ledgerlm.config import Conf, find_file, load_yaml, nearest, parse
 from ledgerlm.errors import ConfigError, SpecError
 from ledgerlm.lake.schemas import EVENTS
-from ledgerlm.runs.config import Conf, find_file, load_yaml, nearest, parse
 
 Kind = Literal["categorical", "numeric", "text"]
 TaskKind = Literal["binary", "multiclass", "regression"]

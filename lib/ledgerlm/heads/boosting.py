@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 from scipy import sparse
 from sklearn.preprocessing import MaxAbsScaler
 
+from ledgerlm.config import Conf, load_yaml, shipped
 from ledgerlm.errors import ConfigError
 from ledgerlm.heads.tasks import Floats, Task
-from ledgerlm.runs.config import Conf, load_yaml, shipped
 
 Scale = NDArray[np.float32]
 

@@ -11,9 +11,9 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax, xlogy
 from sklearn.isotonic import IsotonicRegression
 
+from ledgerlm.config import Conf
 from ledgerlm.heads.boosting import to_probabilities
 from ledgerlm.heads.tasks import Floats, Task
-from ledgerlm.runs.config import Conf
 
 Method = Literal["none", "sigmoid", "isotonic", "temperature"]
 

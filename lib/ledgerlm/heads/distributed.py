@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 from lightgbm.callback import CallbackEnv
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import DataError, EngineError
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, raw_outputs
 from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Block, decode_rows, encode_rows
-from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

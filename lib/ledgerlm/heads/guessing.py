@@ -11,10 +11,10 @@ from pydantic import Field
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf
 from ledgerlm.events.goals import GoalRule, with_goal
 from ledgerlm.heads.scoring import scored_rows, sum_of
 from ledgerlm.heads.tasks import Task, class_index
-from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ledgerlm.config import Conf, parse
 from ledgerlm.errors import ArtefactError
 from ledgerlm.heads.boosting import Boosted, raw_outputs
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Block, Source
-from ledgerlm.runs.config import Conf, parse
 
 HeadKind = Literal["lightgbm", "logistic_regression", "random_forest", "gbt"]
 CARD = "head.json"

@@ -19,12 +19,12 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 from pyspark.storagelevel import StorageLevel
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import ConfigError
 from ledgerlm.heads.scoring import REASONS
 from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.heads.vectors import KEY, Block, to_matrix
 from ledgerlm.lake.schemas import VECTOR
-from ledgerlm.runs.config import Conf
 
 MllibKind = Literal["logistic_regression", "random_forest", "gbt"]
 _DENSE = "vector"

@@ -15,11 +15,11 @@ from pydantic import Field
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.goals import GoalRule, with_goal
 from ledgerlm.heads.scoring import normalised, scored_rows
 from ledgerlm.heads.tasks import Task
-from ledgerlm.runs.config import Conf, nearest
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -24,10 +24,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
 
+from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.mllib import dense_rows
 from ledgerlm.heads.vectors import KEY, Block
-from ledgerlm.runs.config import Conf, nearest
 
 # Spark's PCA holds a matrix of columns x columns on the driver.
 _MOST_APPENDED = 4000

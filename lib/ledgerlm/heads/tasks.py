@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import DataError
-from ledgerlm.runs.config import Conf, nearest
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
+from ledgerlm.config import Conf, parse
 from ledgerlm.errors import ArtefactError
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.head import content_hash, settle
 from ledgerlm.heads.tasks import Floats, Task
 from ledgerlm.instruct.prompts import PromptConf, compose
 from ledgerlm.instruct.tokens import PromptTokens, prompt_tokens
-from ledgerlm.runs.config import Conf, parse
 
 if TYPE_CHECKING:
     from ledgerlm.instruct.scorer import Scorer

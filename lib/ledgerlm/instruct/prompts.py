@@ -14,9 +14,9 @@ from pydantic import Field
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.spec import DataSetSpec
-from ledgerlm.runs.config import Conf, nearest
 from ledgerlm.text.sanitise import sanitise, sanitised
 from ledgerlm.text.serialize import DocumentConf, serialize
 

@@ -11,9 +11,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from ledgerlm.config import nearest
 from ledgerlm.errors import DataError
 from ledgerlm.lake.schemas import TABLES, Table
-from ledgerlm.runs.config import nearest
 
 # Ray reads these tables through Arrow, which refuses deletion vectors and column mapping. Wide columns come last
 # or not at all in the statistics: a minimum of a vector or a text helps nobody and costs each commit.

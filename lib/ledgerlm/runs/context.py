@@ -14,8 +14,8 @@ from ledgerlm.engines import ray as ray_engine
 from ledgerlm.engines import spark as spark_engine
 from ledgerlm.errors import ConfigError
 from ledgerlm.lake.lake import Lake, Transaction, Written
+from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import Pipeline
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.record import Records, StageRecord
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ledgerlm.runs.config import Conf
+from ledgerlm.config import Conf
 
 if TYPE_CHECKING:
     from ledgerlm.events.spec import DataSetSpec

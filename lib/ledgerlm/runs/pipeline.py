@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from ledgerlm.config import Conf, find_file, load_yaml, nearest, parse
 from ledgerlm.engines.ray import RayConf
 from ledgerlm.engines.spark import SparkConf
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.spec import load_spec
-from ledgerlm.runs.config import Conf, find_file, load_yaml, nearest, parse
 from ledgerlm.runs.job import Job, JobConf
 
 # Modules of `jobs/` that are commands of the command line, but no stage of a pipeline.

@@ -17,10 +17,10 @@ import ledgerlm
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.spec import DataSetSpec, load_spec
 from ledgerlm.lake.lake import Lake
+from ledgerlm.progress import Progress
 from ledgerlm.runs.context import Context, Engines
 from ledgerlm.runs.job import StageResult
 from ledgerlm.runs.pipeline import Pipeline, Stage
-from ledgerlm.runs.progress import Progress
 from ledgerlm.runs.record import Records, StageRecord, digest, git_commit, now, versions, write_json
 
 

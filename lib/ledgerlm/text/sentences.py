@@ -12,8 +12,8 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import ConfigError
-from ledgerlm.runs.config import Conf, nearest
 from ledgerlm.text.sanitise import sanitise
 
 if TYPE_CHECKING:

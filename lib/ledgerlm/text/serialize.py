@@ -20,9 +20,9 @@ from pydantic import Field
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.spec import DataSetSpec
-from ledgerlm.runs.config import Conf, nearest
 from ledgerlm.text.formats import FORMATS, FieldKind, Format, FormatName, Shown
 from ledgerlm.text.numbers import e12, plain_amount, plain_number
 from ledgerlm.text.published import as_published, published_shown

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ledgerlm.runs.config import Conf
+from ledgerlm.config import Conf
 
 Method = Literal["coles", "cpc", "rtd", "nsp", "nppr", "iftpp", "iftpp_t", "detpp"]
 # Row 0 of every embedding table is padding, row 1 any code that no training client had.

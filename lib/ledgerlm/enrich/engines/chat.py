@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.enrich.engine import Sampling
 from ledgerlm.errors import EngineError
-from ledgerlm.runs.config import Conf
 
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.enrich.engine import FinishReason, Generation, Request, Sampling
 from ledgerlm.errors import EngineError
-from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletion

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.enrich.engine import Generation, Request
 from ledgerlm.enrich.engines.chat import ChatTokenizer, ModelOptions, engine_mark
-from ledgerlm.runs.config import Conf
 
 if TYPE_CHECKING:
     import torch

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from ledgerlm.config import Conf
 from ledgerlm.enrich.engine import FinishReason, Generation, Request
 from ledgerlm.enrich.engines.chat import ChatTokenizer, ModelOptions, engine_mark
 from ledgerlm.errors import EngineError
-from ledgerlm.runs.config import Conf
 
 VERSION = 1
 

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf
 from ledgerlm.events.simulator.draws import (
     add,
     clip,
@@ -29,7 +30,6 @@ from ledgerlm.events.simulator.draws import (
     weighted,
 )
 from ledgerlm.events.simulator.world import TRAITS, Bank, World, load_world
-from ledgerlm.runs.config import Conf
 
 ATTRIBUTES = ("bank", "region", "tenure_years", "package", "campaign_group")
 PACKAGES = ("basic", "classic", "plus", "premium")

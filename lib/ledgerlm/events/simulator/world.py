@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
-from ledgerlm.runs.config import Conf, find_file, load_yaml, parse
+from ledgerlm.config import Conf, find_file, load_yaml, parse
 
 Bank = Literal["A", "B"]
 Trait = Literal[

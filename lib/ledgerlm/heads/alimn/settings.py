@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from ledgerlm.backbone.settings import LlamaShape
+from ledgerlm.config import Conf
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Block, Source
-from ledgerlm.runs.config import Conf
 
 Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "identity"]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ledgerlm.config import parse
 from ledgerlm.errors import ArtefactError
 from ledgerlm.heads.alimn.network import Alimn
 from ledgerlm.heads.alimn.settings import FusionCard
 from ledgerlm.heads.alimn.training import WEIGHTS
 from ledgerlm.heads.head import CARD, content_hash, settle
-from ledgerlm.runs.config import parse
 
 
 def save_fusion(folder: Path, card: FusionCard, weights: Path | None) -> str:

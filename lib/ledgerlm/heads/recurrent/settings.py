@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field
 
 from ledgerlm.baselines.sequence.settings import Fields
+from ledgerlm.config import Conf
 from ledgerlm.heads.calibration import Calibrator, Method
 from ledgerlm.heads.tasks import Task
-from ledgerlm.runs.config import Conf
 
 
 class HolidaysConf(Conf):
