@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
-from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.config import Conf, HeadRef
+from ledgerlm.errors import DataError
 from ledgerlm.events.goals import GoalRule
 from ledgerlm.heads.populations import PopulationConf, adapted, class_counts, with_ratios
-from ledgerlm.heads.scoring import heads_of, with_deciles
-from ledgerlm.heads.tasks import declared_tasks, find_tasks
+from ledgerlm.heads.scoring import with_deciles
 from ledgerlm.jobs.label import symbols_of
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from ledgerlm.heads.tasks import Task
@@ -27,11 +26,11 @@ if TYPE_CHECKING:
 _SHOWN = 50  # populations named in the report, those with the most rows
 
 
-class AdaptConf(JobConf):
+class AdaptConf(Conf):
     """Settings of the adapt job."""
 
     task: str = Field(description="binary or multiclass task in labels")
-    methods: dict[str, str] = Field(
+    methods: dict[str, HeadRef] = Field(
         min_length=1, description="name of the adapted head -> STAGE that scored, or STAGE:NAME for one of its heads"
     )
     by: tuple[str, ...] = Field(
@@ -48,51 +47,34 @@ class AdaptConf(JobConf):
         50.0, gt=0, description="events that the shares of the rows learnt from count as, beside those of a population"
     )
 
-    def stages_named(self) -> Sequence[str]:
-        """The stages that scored."""
-        return [source.partition(":")[0] for source in self.methods.values()]
-
 
 def run(ctx: Context, conf: AdaptConf) -> StageResult:
     """Counts each population's classes before as_of, and writes each method's scores moved by their shares."""
-    task = find_tasks(ctx.read("labels"), [conf.task], declared_tasks(ctx.spec))[0]
-    if task.kind == "regression":
-        raise ConfigError(f"task {task.name} is a quantity; adapt moves probabilities of classes")
-    heads = {name: _head(ctx, source) for name, source in conf.methods.items()}
+    task = ctx.task(conf.task)
+    heads = {name: ctx.head(source) for name, source in conf.methods.items()}
     scores = ctx.read("scores").where((F.col("task") == task.name) & F.col("head_id").isin(list(heads.values())))
-    ratios = _ratios(ctx, conf, task, scores).persist(StorageLevel.DISK_ONLY)  # for every method and the report
+    ratios = ctx.keep(_ratios(ctx, conf, task, scores))  # for every method and the report
     made = {name: f"{ctx.stage}/{name}" for name in heads}
     frames = []
     for name, head_id in heads.items():
         moved = adapted(scores.where(F.col("head_id") == head_id), ratios, task)
-        kept = moved.persist(StorageLevel.DISK_ONLY)  # the deciles need the scores twice
+        kept = ctx.keep(moved)  # the deciles need the scores twice
         named = {"task": F.lit(task.name), "head_id": F.lit(made[name])}
         frames.append(with_deciles(kept).drop("margin").withColumns(named))
-    names = ", ".join(f"'{head_id}'" for head_id in made.values())
     rows = scores.count()
-    written = ctx.write("scores", reduce(DataFrame.unionByName, frames), where=f"head_id IN ({names})")
+    written = ctx.write("scores", reduce(DataFrame.unionByName, frames), {"head_id": tuple(made.values())})
     if written.rows != rows:
         raise DataError(f"{rows} scores were to be adapted, but {written.rows} written; is a client unknown?")
     populations = _populations(ratios, task)
     return StageResult(
         rows_in=rows,
         rows_out=written.rows,
-        tables={"scores": written.version},
         facts={
             "heads": [{"head_id": head_id, "name": name, "task": task.name} for name, head_id in made.items()],
             "populations": populations,
             "report": [_section(ctx.stage, task, populations)],
         },
     )
-
-
-def _head(ctx: Context, source: str) -> str:
-    """The one head that a method names."""
-    stage, _, name = source.partition(":")
-    found = heads_of(ctx.facts(stage), stage, name)
-    if len(found) > 1:
-        raise ConfigError(f"methods: stage '{stage}' has {len(found)} heads; name one of them with {stage}:NAME")
-    return found[0]
 
 
 def _ratios(ctx: Context, conf: AdaptConf, task: Task, scores: DataFrame) -> DataFrame:
@@ -106,9 +88,9 @@ def _ratios(ctx: Context, conf: AdaptConf, task: Task, scores: DataFrame) -> Dat
         symbols=tuple(symbols_of(ctx, conf.task, conf.symbols)), by=conf.by, days=conf.days, weight=conf.weight
     )
     asked = scores.select("client_id", "as_of").unionByName(learnt)
-    dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
+    dictionaries = ctx.maybe("dictionaries")
     counted = class_counts(ctx.read("events"), clients, asked, task, settings, dictionaries=dictionaries)
-    return with_ratios(counted.persist(StorageLevel.DISK_ONLY), learnt, task, conf.weight)
+    return with_ratios(ctx.keep(counted), learnt, task, conf.weight)
 
 
 def _populations(ratios: DataFrame, task: Task) -> list[dict[str, Any]]:
@@ -152,8 +134,8 @@ JOB = Job(
     engine="spark",
     conf=AdaptConf,
     run=run,
-    reads=("events", "clients", "labels", "dictionaries"),
-    writes=("scores",),
+    reads=("events", "clients", "labels", "dictionaries?", "scores"),
+    writes=lambda stage: {"scores": {"heads": (stage.name,)}},
 )
 main = JOB.main
 

@@ -15,18 +15,17 @@ from pyspark.sql import functions as F
 from ledgerlm.baselines.agg import (
     AggConf,
     Codes,
-    after_last,
     aggregate,
-    as_of_rows,
     attribute_features,
     histories,
     learn_codes,
     observe,
 )
 from ledgerlm.errors import DataError
+from ledgerlm.events.asked import asked
 from ledgerlm.events.dictionaries import with_description
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 ATTRIBUTES = "attributes"
 
 
-class AggregateConf(JobConf, AggConf):
+class AggregateConf(AggConf):
     """Settings of the aggregate job."""
 
     feature_set: str = Field("agg", description="name of the features written")
@@ -54,11 +53,10 @@ class AggregateConf(JobConf, AggConf):
 def run(ctx: Context, conf: AggregateConf) -> StageResult:
     """Learns the codes on training clients, then aggregates the histories of all."""
     clients = ctx.read("clients")
-    labels = ctx.read("labels") if ctx.exists("labels") else None
     events = ctx.read("events")
     for field in conf.described:
         events = with_description(events, ctx.read("dictionaries"), field, field)
-    as_of = as_of_rows(clients, labels, conf.as_of or ctx.spec.as_of or after_last(events))
+    as_of = asked(clients, ctx.maybe("labels"), ctx.end(conf.as_of))
     numeric = _names(conf.numeric, ctx, "numeric")
     observed = observe(
         events,
@@ -76,15 +74,13 @@ def run(ctx: Context, conf: AggregateConf) -> StageResult:
     sets = {conf.feature_set: aggregate(histories(observed, as_of), as_of, codes, numeric=whole, by_code=by_code)}
     if conf.attributes:
         sets[ATTRIBUTES] = attribute_features(clients, as_of, conf.attributes)
-    names = ", ".join(f"'{name}'" for name in sets)
-    written = ctx.write("features", _together(sets), where=f"feature_set IN ({names})")
+    written = ctx.write("features", _together(sets), {"feature_set": tuple(sets)})
     wanted = as_of.count() * len(sets)
     if written.rows != wanted:
         raise DataError(f"{wanted} rows of features were to be written, but {written.rows} were; run the stage again")
     return StageResult(
         rows_in=wanted,
         rows_out=written.rows,
-        tables={"features": written.version},
         facts={"feature_sets": list(sets), "codes": {field: len(kept) for field, kept in codes.items()}},
     )
 
@@ -109,8 +105,10 @@ JOB = Job(
     engine="spark",
     conf=AggregateConf,
     run=run,
-    reads=("events", "clients", "labels", "dictionaries"),
-    writes=("features",),
+    reads=("events", "clients", "labels?", "dictionaries?"),
+    writes=lambda stage: {
+        "features": {"feature_set": (stage.conf.feature_set, *((ATTRIBUTES,) if stage.conf.attributes else ()))}
+    },
 )
 main = JOB.main
 

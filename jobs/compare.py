@@ -10,6 +10,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf, HeadRef
 from ledgerlm.errors import ConfigError
 from ledgerlm.evaluation.compare import (
     Compared,
@@ -21,16 +22,15 @@ from ledgerlm.evaluation.compare import (
 )
 from ledgerlm.evaluation.leaderboard import BAYES, Entry, leaderboard_rows
 from ledgerlm.evaluation.report.comparison import section
-from ledgerlm.heads.scoring import heads_of
 from ledgerlm.heads.tasks import declared_tasks, find_tasks
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 
-class CompareConf(JobConf):
+class CompareConf(Conf):
     """Settings of the compare job."""
 
-    methods: dict[str, str] = Field(
+    methods: dict[str, HeadRef] = Field(
         min_length=1, description="method name -> STAGE whose heads scored, or STAGE:NAME for one of several"
     )
     tasks: tuple[str, ...] = Field(min_length=1, description="binary or multiclass tasks in labels")
@@ -52,10 +52,6 @@ class CompareConf(JobConf):
             raise ValueError(f"methods: the name '{BAYES}' is taken by the simulator's own probabilities")
         return self
 
-    def stages_named(self) -> Sequence[str]:
-        """The stages that scored."""
-        return [source.partition(":")[0] for source in self.methods.values()]
-
 
 def run(ctx: Context, conf: CompareConf) -> StageResult:
     """Reads labels beside all scores, judges each task and slice, and writes leaderboard rows."""
@@ -63,12 +59,12 @@ def run(ctx: Context, conf: CompareConf) -> StageResult:
     tasks = find_tasks(every, conf.tasks, declared_tasks(ctx.spec))
     if quantities := [task.name for task in tasks if task.kind == "regression"]:
         raise ConfigError(f"compare judges classes, but {', '.join(quantities)} is a quantity; leave it out of tasks")
-    heads = {method: _heads(ctx, source) for method, source in conf.methods.items()}
+    heads = {method: ctx.heads(source) for method, source in conf.methods.items()}
     rows = comparison_rows(
         every.where(F.col("task").isin([task.name for task in tasks])),
         ctx.read("clients"),
         ctx.read("scores"),
-        ctx.read("bayes") if ctx.exists("bayes") else None,
+        ctx.maybe("bayes"),
         heads=heads,
         slices=conf.slices,
         max_rows=conf.max_rows,
@@ -83,11 +79,10 @@ def run(ctx: Context, conf: CompareConf) -> StageResult:
         entries += own
         report.append(section(compared, own, shares, baseline=conf.baseline, stage=ctx.stage, details=conf.details))
         facts.append(_facts(compared, own, shares))
-    written = ctx.write("leaderboard", leaderboard_rows(ctx.spark, entries), where=f"split LIKE '{ctx.stage}/%'")
+    written = ctx.write("leaderboard", leaderboard_rows(ctx.spark, entries, ctx.stage), {"stage": (ctx.stage,)})
     return StageResult(
         rows_in=len(frame),
         rows_out=written.rows,
-        tables={"leaderboard": written.version},
         facts={
             "baseline": conf.baseline,
             "leaderboard": [entry.row() for entry in entries],
@@ -95,11 +90,6 @@ def run(ctx: Context, conf: CompareConf) -> StageResult:
             "report": report,
         },
     )
-
-
-def _heads(ctx: Context, source: str) -> Sequence[str]:
-    stage, _, name = source.partition(":")
-    return heads_of(ctx.facts(stage), stage, name)
 
 
 def _entries(ctx: Context, conf: CompareConf, compared: Compared) -> list[Entry]:
@@ -125,8 +115,8 @@ JOB = Job(
     conf=CompareConf,
     run=run,
     finds=True,
-    reads=("labels", "clients", "scores", "bayes"),
-    writes=("leaderboard",),
+    reads=("labels", "clients", "scores", "bayes?"),
+    writes=lambda stage: {"leaderboard": {"stage": (stage.name,)}},
 )
 main = JOB.main
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,8 @@ from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
 from ledgerlm.applications.policy import PolicyConf, apply_policy
-from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.config import Conf, HeadRef
+from ledgerlm.errors import DataError
 from ledgerlm.evaluation.campaign import Economy, best_cutoff, curves, decile_rows, fairness_rows
 from ledgerlm.evaluation.protocol import bounded
 from ledgerlm.evaluation.report.campaign import contacts_section, fairness_section, profit_section, uplift_section
@@ -21,29 +21,31 @@ from ledgerlm.evaluation.uplift import Experiment, qini_curve, qini_table
 from ledgerlm.heads.alimn.campaign import transformed_uplift
 from ledgerlm.heads.vectors import KEY, Source
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class ControlConf(JobConf):
+class ControlConf(Conf):
     """The group that was left alone at random, and the models of what clients do unasked."""
 
     task: str = Field(description="task of labels that the control group has")
-    head: str = Field(description="STAGE:NAME of the head for that task")
+    head: HeadRef = Field(description="STAGE:NAME of the head for that task")
     transformed: tuple[Source, ...] = Field(
         (), description="vectors for a transformed-outcome regression beside the two models; none: left out"
     )
 
 
-class ContactConf(JobConf):
+class ContactConf(Conf):
     """Settings of the contact job."""
 
     campaign: str = Field(description="name of the campaign in the table contacts")
     task: str = Field(description="task of labels: who answered when contacted")
-    head: str = Field(description="STAGE:NAME of the head that decides")
-    beside: dict[str, str] = Field(default_factory=dict, description="further scores drawn beside: name -> STAGE:NAME")
+    head: HeadRef = Field(description="STAGE:NAME of the head that decides")
+    beside: dict[str, HeadRef] = Field(
+        default_factory=dict, description="further scores drawn beside: name -> STAGE:NAME"
+    )
     economy: Economy = Field(Economy(), description="cost of a contact and worth of an answer")
     control: ControlConf | None = Field(None, description="control group, where there is one")
     by: str = Field("probability", pattern="^(probability|uplift)$", description="what a contact is expected to bring")
@@ -62,7 +64,7 @@ class ContactConf(JobConf):
 
 def run(ctx: Context, conf: ContactConf) -> StageResult:
     """Writes the contact list, and judges it on held-out clients."""
-    head = _head(ctx, conf.head)
+    head = ctx.head(conf.head)
     scored = _with_uplift(ctx, conf, _probabilities(ctx, head, "probability", "reasons"))
     worth = F.col("uplift") if conf.by == "uplift" else F.col("probability")
     valued = scored.withColumn("expected_profit", worth * conf.economy.value - conf.economy.cost)
@@ -77,25 +79,14 @@ def run(ctx: Context, conf: ContactConf) -> StageResult:
     rows = listed.withColumns(
         {"campaign": F.lit(conf.campaign), "head_id": F.lit(head), "contact": F.col("blocked").isNull()}
     ).drop("_pays")
-    written = ctx.write("contacts", rows, where=f"campaign = '{conf.campaign}'")
+    written = ctx.write("contacts", rows, {"campaign": (conf.campaign,)})
     rows_in = scored.count()
     if written.rows != rows_in:
         raise DataError(f"{rows_in} scored clients gave {written.rows} contacts; run the stage again")
-    contacts = ctx.read("contacts", written.version).where(F.col("campaign") == conf.campaign)
+    contacts = ctx.own("contacts")
     facts = _judged(ctx, conf, contacts)
     facts["report"].append(_listed(contacts))
-    return StageResult(rows_in=rows_in, rows_out=written.rows, tables={"contacts": written.version}, facts=facts)
-
-
-def _head(ctx: Context, source: str) -> str:
-    """The head id that `STAGE` or `STAGE:NAME` stands for."""
-    stage, _, name = source.partition(":")
-    heads: list[Mapping[str, Any]] = ctx.facts(stage)["heads"]
-    found = [head["head_id"] for head in heads if not name or head.get("name") == name]
-    if len(found) != 1:
-        names = ", ".join(str(head.get("name")) for head in heads)
-        raise ConfigError(f"'{source}' must name one head of stage '{stage}'; it has {names}")
-    return str(found[0])
+    return StageResult(rows_in=rows_in, rows_out=written.rows, facts=facts)
 
 
 def _probabilities(ctx: Context, head: str, name: str, *more: str) -> DataFrame:
@@ -109,7 +100,7 @@ def _with_uplift(ctx: Context, conf: ContactConf, scored: DataFrame) -> DataFram
     nothing = F.lit(None).cast("double")
     if conf.control is None:
         return scored.withColumns({"uplift": nothing, "uplift_transformed": nothing})
-    unasked = _probabilities(ctx, _head(ctx, conf.control.head), "unasked")
+    unasked = _probabilities(ctx, ctx.head(conf.control.head), "unasked")
     both = scored.join(unasked, on=list(KEY), how="inner")
     both = both.withColumn("uplift", F.col("probability") - F.col("unasked")).drop("unasked")
     if not conf.control.transformed:
@@ -136,9 +127,9 @@ def _judged(ctx: Context, conf: ContactConf, contacts: DataFrame) -> dict[str, A
     test = _experiment(ctx, conf).join(clients.where(conf.test), on="client_id", how="inner")
     chosen = contacts.select(*KEY, "probability", "uplift", "uplift_transformed", "expected_profit")
     columns = [chosen.join(test, on=list(KEY), how="inner")]
-    columns += [_probabilities(ctx, _head(ctx, source), f"beside_{name}") for name, source in conf.beside.items()]
+    columns += [_probabilities(ctx, ctx.head(source), f"beside_{name}") for name, source in conf.beside.items()]
     wide = reduce(lambda one, other: one.join(other, on=list(KEY), how="inner"), columns)
-    if conf.control is not None and ctx.exists("bayes"):
+    if conf.control is not None and ctx.maybe("bayes") is not None:
         wide = wide.join(_true_uplift(ctx, conf, conf.control), on=list(KEY), how="left")
     frame: pd.DataFrame = bounded(wide, conf.max_rows).toArrow().to_pandas()
     if frame.empty:
@@ -213,8 +204,8 @@ JOB = Job(
     conf=ContactConf,
     run=run,
     finds=True,
-    reads=("scores", "labels", "clients", "features", "embeddings", "bayes"),
-    writes=("contacts",),
+    reads=("scores", "labels", "clients", "features?", "embeddings?", "bayes?"),
+    writes=lambda stage: {"contacts": {"campaign": (stage.conf.campaign,)}},
 )
 main = JOB.main
 

@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 
 from pydantic import Field
 from pyspark.sql import functions as F
 
 from ledgerlm.baselines.bag_of_tokens import bag_of_tokens
+from ledgerlm.config import Conf, ModelRef
 from ledgerlm.errors import DataError
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 
-class CountConf(JobConf):
+class CountConf(Conf):
     """Settings of the count job."""
 
     format: str = Field("compact", description="format of the documents")
-    backbone: str | None = Field(
+    backbone: ModelRef | None = Field(
         None, description="finetune stage or backbone folder whose tokenizer is used; left out, the latest such stage"
     )
     feature_set: str = Field("bag_of_tokens", description="name of the features written")
 
-    def stages_named(self) -> Sequence[str]:
-        """The stage that `backbone` names."""
-        return () if self.backbone is None else (self.backbone,)
-
 
 def run(ctx: Context, conf: CountConf) -> StageResult:
     """Reads the documents, writes a feature set."""
-    documents = ctx.read("documents", ctx.table_version("documents")).where(F.col("format") == conf.format)
+    documents = ctx.read("documents").where(F.col("format") == conf.format)
     folder = ctx.backbone(conf.backbone)
     features = bag_of_tokens(documents, folder).withColumn("feature_set", F.lit(conf.feature_set))
-    written = ctx.write("features", features, where=f"feature_set = '{conf.feature_set}'")
+    written = ctx.write("features", features, {"feature_set": (conf.feature_set,)})
     rows = documents.count()
     if not rows or written.rows != rows:
         raise DataError(
@@ -43,7 +39,6 @@ def run(ctx: Context, conf: CountConf) -> StageResult:
     return StageResult(
         rows_in=rows,
         rows_out=written.rows,
-        tables={"features": written.version},
         facts={"feature_sets": [conf.feature_set], "tokenizer": folder.name},
     )
 
@@ -55,7 +50,7 @@ JOB = Job(
     run=run,
     reads=("documents",),
     needs=("finetune",),
-    writes=("features",),
+    writes=lambda stage: {"features": {"feature_set": (stage.conf.feature_set,)}},
 )
 main = JOB.main
 

@@ -34,18 +34,18 @@ class CrossSellConf(ApplicationConf):
 def run(ctx: Context, conf: CrossSellConf) -> StageResult:
     """Leaves out who holds a product, ranks the others, and looks what the candidates would have brought."""
     ready = prepare(ctx, conf, conf.products)
-    dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
+    dictionaries = ctx.maybe("dictionaries")
     held = holders(ctx.read("events"), ready.clients, ready.candidates, conf.products, dictionaries)
-    held = held.persist(StorageLevel.DISK_ONLY)
+    held = ctx.keep(held)
     free = without_holders(ready.candidates, held).localCheckpoint(storageLevel=StorageLevel.DISK_ONLY)
     ready = replace(ready, candidates=free)
     days = conf.evidence.days
     judged = recommend(ready.candidates, conf.products, ready.clients, conf.policy, days=days, contacts=ready.contacts)
-    kept = with_kind(judged, conf.products).persist(StorageLevel.DISK_ONLY)
+    kept = ctx.keep(with_kind(judged, conf.products))
     blocked = {"held": held.count(), **blocked_counts(kept)}
     chosen = kept.where("blocked IS NULL")
     rows = chosen.drop("blocked").withColumnRenamed("offer", "product").withColumn("head_id", F.lit(ready.head_id))
-    written = ctx.write("cross_sell", rows, where=f"head_id = '{ready.head_id}'")
+    written = ctx.write("cross_sell", rows, {"head_id": (ready.head_id,)})
     counted = chosen.groupBy("kind", "offer").agg(
         F.count(F.lit(1)).alias("clients"), F.avg("probability").alias("p"), F.sum("expected_value").alias("value")
     )
@@ -69,8 +69,8 @@ JOB = Job(
     conf=CrossSellConf,
     run=run,
     finds=True,
-    reads=("events", "clients", "labels", "dictionaries", "scores"),
-    writes=("cross_sell",),
+    reads=("events", "clients", "labels", "dictionaries?", "scores"),
+    writes=lambda stage: {"cross_sell": {"head": (stage.conf.scores,)}},
 )
 main = JOB.main
 

@@ -9,14 +9,15 @@ from typing import Any
 from pydantic import Field
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.agg import after_last, as_of_rows
+from ledgerlm.config import Conf
 from ledgerlm.errors import DataError
+from ledgerlm.events.asked import asked
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 from ledgerlm.text.sentences import TextSource, notes, sentences_of
 
 
-class DescribeConf(JobConf):
+class DescribeConf(Conf):
     """Settings of the describe job."""
 
     sources: tuple[TextSource, ...] = Field(min_length=1, description="where sentences come from")
@@ -29,20 +30,19 @@ class DescribeConf(JobConf):
 def run(ctx: Context, conf: DescribeConf) -> StageResult:
     """Writes the sentences, and the same as documents of format `notes` for the finetune job."""
     events, clients = ctx.read("events"), ctx.read("clients")
-    labels = ctx.read("labels") if ctx.exists("labels") else None
-    end = conf.as_of or ctx.spec.as_of or after_last(events)
-    as_of = as_of_rows(clients, labels, end)
+    labels = ctx.maybe("labels")
+    end = ctx.end(conf.as_of)
+    as_of = asked(clients, labels, end)
     written = ctx.write("sentences", sentences_of(events, clients, as_of, conf.sources, conf.most))
     if not written.rows:
         raise DataError("not one sentence was found: look at the sources' `where` and `text`, and at the events table")
-    sentences = ctx.read("sentences", written.version)
-    documents = ctx.write("documents", notes(sentences, as_of), where="format = 'notes'")
+    sentences = ctx.own("sentences")
+    documents = ctx.write("documents", notes(sentences, as_of), {"format": ("notes",)})
     counted = sentences.groupBy("domain").agg(F.count(F.lit(1)).alias("rows")).orderBy("domain").collect()
-    example = ctx.read("documents").where("format = 'notes'").orderBy(F.desc("event_count_used"), "client_id").first()
+    example = ctx.own("documents").orderBy(F.desc("event_count_used"), "client_id").first()
     return StageResult(
         rows_in=as_of.count(),
         rows_out=written.rows,
-        tables={"sentences": written.version, "documents": documents.version},
         facts={
             "as_of": end.isoformat(),
             "domains": {row["domain"]: row["rows"] for row in counted},
@@ -66,8 +66,8 @@ JOB = Job(
     engine="spark",
     conf=DescribeConf,
     run=run,
-    reads=("events", "clients", "labels"),
-    writes=("sentences", "documents"),
+    reads=("events", "clients", "labels?"),
+    writes=lambda _: {"sentences": {}, "documents": {"format": ("notes",)}},
 )
 main = JOB.main
 

@@ -10,20 +10,21 @@ from pydantic import Field
 from pyspark.sql import functions as F
 
 from ledgerlm.backbone.settings import BackboneCard, LlamaShape
-from ledgerlm.config import find_file, load_yaml
+from ledgerlm.config import Conf, FileName, StageName, load_yaml
+from ledgerlm.engines.frames import tasks_for
 from ledgerlm.errors import DataError
 from ledgerlm.heads.alimn.distributed import distil_on_ray
 from ledgerlm.heads.alimn.settings import DistilRankConf, DistilTrainingConf, FusionRanksConf
 from ledgerlm.heads.alimn.states import different_sentences, read_sentences, state_definition
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 
-class DistilConf(JobConf):
+class DistilConf(Conf):
     """Settings of the distil job."""
 
     teacher: str | None = Field(None, description="teacher's folder; left out, the backbone of the stage `of`")
-    of: str = Field("finetune", description="stage that left the teacher")
+    of: StageName = Field(StageName("finetune"), description="stage that left the teacher")
     tokenizer: str | None = Field(None, description="folder of the student's tokenizer; left out, the teacher's")
     shape: LlamaShape = Field(
         LlamaShape(width=32, layers=1, heads=2, ffn=64), description="shape of the student, a Llama from scratch"
@@ -33,7 +34,7 @@ class DistilConf(JobConf):
     most: int = Field(100_000, ge=100, description="different sentences of training clients at the most")
     training: DistilTrainingConf = Field(DistilTrainingConf(), description="the loss and the loop")
     workers: FusionRanksConf = Field(FusionRanksConf(), description="processes that train")
-    deepspeed: str = Field("deepspeed/zero1.json", description="DeepSpeed settings, ZeRO stage 0 to 2")
+    deepspeed: FileName = Field(FileName("deepspeed/zero1.json"), description="DeepSpeed settings, ZeRO stage 0 to 2")
 
 
 def run(ctx: Context, conf: DistilConf) -> StageResult:
@@ -81,7 +82,7 @@ def _worker(ctx: Context, conf: DistilConf, teacher: Path) -> DistilRankConf:
         shape=conf.shape,
         context=conf.context,
         training=conf.training,
-        deepspeed=load_yaml(find_file(conf.deepspeed, beside=ctx.pipeline.file.parent)),
+        deepspeed=load_yaml(ctx.file(conf.deepspeed)),
         seed=ctx.seed,
         threads=conf.workers.threads,
         device="cuda" if conf.workers.gpu else "cpu",
@@ -100,7 +101,7 @@ def _teacher_states(ctx: Context, conf: DistilConf, teacher: Path, folder: Path)
         definition = resolve_definition(
             str(teacher), state_definition(None, conf.last_k), text_format="notes", fields=()
         )
-        asked = different_sentences(chosen, None).repartition(ctx.spark.sparkContext.defaultParallelism)
+        asked = different_sentences(chosen, None).repartition(tasks_for(chosen.count(), 2_000))
         identity = model.backbone_id(teacher)
         read = read_sentences(asked, chosen, folder=str(teacher), backbone_id=identity, definition=definition)
         kept = read.where("reason IS NULL").select("text", "state")
@@ -114,7 +115,7 @@ JOB = Job(
     conf=DistilConf,
     run=run,
     reads=("sentences", "clients"),
-    needs=("finetune",),
+    uses=("torch", "transformers", "deepspeed"),
 )
 main = JOB.main
 

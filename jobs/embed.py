@@ -5,26 +5,27 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
-from pyspark import StorageLevel
 from pyspark.sql import functions as F
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.spark_embed import EmbedSettings, embed
+from ledgerlm.config import ModelRef
+from ledgerlm.engines.frames import tasks_for
 from ledgerlm.errors import DataError
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
+from ledgerlm.runs.record import digest
 from ledgerlm.text.formats import FORMATS
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class EmbedConf(JobConf, EmbedSettings):
+class EmbedConf(EmbedSettings):
     """Settings of the embed job."""
 
     source: Literal["documents", "enriched"] = Field(
@@ -32,15 +33,11 @@ class EmbedConf(JobConf, EmbedSettings):
     )
     format: str = Field("compact", description="format of the documents that are embedded; not used for rewrites")
     variant: int = Field(0, ge=0, description="which rewrite of each document, for source: enriched")
-    backbone: str | None = Field(
+    backbone: ModelRef | None = Field(
         None, description="finetune stage or backbone folder; left out, the latest finetune stage before this one"
     )
     definition: EmbeddingDefinition = Field(EmbeddingDefinition(), description="what the vector is")
     partitions: int | None = Field(None, ge=1, description="Spark tasks; left out, four for each core")
-
-    def stages_named(self) -> Sequence[str]:
-        """The stage that `backbone` names."""
-        return () if self.backbone is None else (self.backbone,)
 
 
 def run(ctx: Context, conf: EmbedConf) -> StageResult:
@@ -55,16 +52,16 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
     definition = resolve_definition(
         folder, wanted, text_format=text_format, fields=_fields(documents, conf), device=conf.device
     )
-    partitions = conf.partitions or 4 * ctx.spark.sparkContext.defaultParallelism
+    partitions = conf.partitions or tasks_for(documents.count(), 5_000)
     spread = documents.repartition(partitions, "client_id", "as_of")
     settings = EmbedSettings.model_validate(conf.model_dump(include=set(EmbedSettings.model_fields)))
     rows = embed(spread, folder=folder, backbone_id=backbone_id, definition=definition, settings=settings)
     # Read twice, for vectors and for the rows without one, and too dear to compute twice.
-    rows = rows.persist(StorageLevel.DISK_ONLY)
-    slice_ = f"backbone_id = '{backbone_id}' AND definition_id = '{definition.definition_id}'"
+    rows = ctx.keep(rows)
+    part = {"backbone_id": (backbone_id,), "definition_id": (definition.definition_id,)}
     started = time.monotonic()
     with ctx.progress.task("Embedding documents"):
-        written = ctx.write("embeddings", rows.where("reason IS NULL").drop("reason"), where=slice_)
+        written = ctx.write("embeddings", rows.where("reason IS NULL").drop("reason"), part)
     seconds = time.monotonic() - started
     aside = ctx.quarantine(_without_vector(rows))
     rows_in = documents.count()
@@ -72,12 +69,10 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
         raise DataError(f"{rows_in} documents gave {written.rows} vectors and {aside.rows} quarantined rows; run again")
     facts = _facts(rows, definition, seconds) | {"backbone": folder, "backbone_id": backbone_id}
     facts["components"] = _save_components(ctx, definition, facts["widths"])
-    rows.unpersist()
     return StageResult(
         rows_in=rows_in,
         rows_out=written.rows,
         quarantined=aside.rows,
-        tables={"embeddings": written.version, "quarantine": aside.version},
         facts=facts,
     )
 
@@ -85,10 +80,10 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
 def _documents(ctx: Context, conf: EmbedConf) -> DataFrame:
     if conf.source == "enriched":
         return _rewrites(ctx, conf)
-    documents = ctx.read("documents", ctx.table_version("documents")).where(F.col("format") == conf.format)
+    documents = ctx.read("documents").where(F.col("format") == conf.format)
     if documents.isEmpty():
         raise DataError(
-            f"no document of format '{conf.format}' in {ctx.table_path('documents')}; "
+            f"no document of format '{conf.format}' ; "
             f"add a serialize stage with format: {conf.format}, or set stages.{ctx.stage}.format"
         )
     return documents
@@ -96,15 +91,15 @@ def _documents(ctx: Context, conf: EmbedConf) -> DataFrame:
 
 def _rewrites(ctx: Context, conf: EmbedConf) -> DataFrame:
     """One rewrite of each document; older events than it tells count as cut."""
-    rewrites = ctx.read("enriched_documents", ctx.table_version("enriched_documents"))
+    rewrites = ctx.read("enriched_documents")
     chosen = rewrites.where(F.col("variant") == conf.variant).select("client_id", "as_of", "input_hash", "text")
     if chosen.isEmpty():
         raise DataError(
-            f"no rewrite of variant {conf.variant} in {ctx.table_path('enriched_documents')}; "
+            f"no rewrite of variant {conf.variant} ; "
             f"set stages.{ctx.stage}.variant, or more variants in the enrich stage"
         )
     told = F.least(F.lit(ctx.facts("enrich")["max_events"]), F.col("event_count_used"))
-    counts = ctx.read("documents", ctx.table_version("documents")).select(
+    counts = ctx.read("documents").select(
         "client_id",
         "as_of",
         "input_hash",
@@ -161,6 +156,12 @@ def _facts(rows: DataFrame, definition: EmbeddingDefinition, seconds: float) -> 
     }
 
 
+def _told(conf: EmbedConf) -> str:
+    """What tells the vectors of two stages apart before either has run: all settings that say what a vector is."""
+    chosen = conf.model_dump_json(include={"source", "format", "variant", "definition"})
+    return digest(chosen)[:16]
+
+
 def _save_components(ctx: Context, definition: EmbeddingDefinition, widths: dict[str, int]) -> str:
     """Writes the name of each number of each part, for reports and other readers; returns the file."""
     folder = ctx.artefacts / "embeddings"
@@ -176,9 +177,12 @@ JOB = Job(
     engine="spark",
     conf=EmbedConf,
     run=run,
-    reads=("documents", "enriched_documents"),
+    reads=lambda stage: ("documents", "enriched_documents") if stage.conf.source == "enriched" else ("documents",),
     needs=("finetune",),
-    writes=("embeddings", "quarantine"),
+    writes=lambda stage: {
+        "embeddings": {"backbone": (stage.conf.backbone or "finetune",), "definition": (_told(stage.conf),)}
+    },
+    uses=("torch", "transformers"),
 )
 main = JOB.main
 

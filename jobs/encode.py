@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.agg import after_last, as_of_rows, histories
+from ledgerlm.baselines.agg import histories
 from ledgerlm.baselines.sequence.histories import assemble, choose, learn_fields, newest, observe
 from ledgerlm.baselines.sequence.settings import (
     EncoderConf,
@@ -25,16 +25,17 @@ from ledgerlm.baselines.sequence.settings import (
     TrainingConf,
     WorkersConf,
 )
-from ledgerlm.config import load_yaml, shipped
+from ledgerlm.config import Conf, load_yaml, shipped
 from ledgerlm.errors import DataError
+from ledgerlm.events.asked import asked
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class EncodeConf(JobConf):
+class EncodeConf(Conf):
     """Settings of the encode job."""
 
     method: Method = Field("coles", description="coles, cpc, rtd, nsp, nppr, iftpp, iftpp_t or detpp")
@@ -74,8 +75,7 @@ class EncodeConf(JobConf):
 def run(ctx: Context, conf: EncodeConf) -> StageResult:
     """Learns vocabularies and an encoder on training clients, then writes a vector for each history."""
     clients = ctx.read("clients")
-    labels = ctx.read("labels") if ctx.exists("labels") else None
-    as_of = as_of_rows(clients, labels, conf.as_of or ctx.spec.as_of or after_last(ctx.read("events")))
+    as_of = asked(clients, ctx.maybe("labels"), ctx.end(conf.as_of))
     fields = _staged(ctx, conf, clients, as_of)
     folder = ctx.artefacts / "encoders" / ctx.stage
     curve = _train(ctx, conf, fields, folder)
@@ -86,10 +86,10 @@ def run(ctx: Context, conf: EncodeConf) -> StageResult:
 
     card, identity = read_card(folder), encoder_id(folder)
     staged = ctx.spark.read.parquet(_uri(ctx.staging / "histories"))
-    slice_ = f"backbone_id = '{identity}' AND definition_id = '{card.definition_id}'"
+    part = {"backbone_id": (identity,), "definition_id": (card.definition_id,)}
     started = time.monotonic()
     with ctx.progress.task("Encoding histories"):
-        written = ctx.write("embeddings", encode(staged, folder.resolve(), identity, card), where=slice_)
+        written = ctx.write("embeddings", encode(staged, folder.resolve(), identity, card), part)
     seconds = time.monotonic() - started
     aside = ctx.quarantine(_without_events(as_of, staged))
     rows_in = as_of.count()
@@ -101,7 +101,6 @@ def run(ctx: Context, conf: EncodeConf) -> StageResult:
         rows_in=rows_in,
         rows_out=written.rows,
         quarantined=aside.rows,
-        tables={"embeddings": written.version, "quarantine": aside.version},
         facts={
             "method": conf.method,
             "encoder": str(folder),
@@ -177,8 +176,9 @@ JOB = Job(
     engine="spark + ray train",
     conf=EncodeConf,
     run=run,
-    reads=("events", "clients", "labels"),
-    writes=("embeddings", "quarantine"),
+    reads=("events", "clients", "labels?"),
+    writes=lambda stage: {"embeddings": {"backbone": (stage.name,)}},
+    uses=("torch",),
 )
 main = JOB.main
 

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
+from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf
 from ledgerlm.enrich.engine import check_engine
 from ledgerlm.enrich.estimate import CostConf, Estimate, estimate
 from ledgerlm.enrich.pool import Pool, PoolConf
@@ -20,7 +22,7 @@ from ledgerlm.enrich.shards import Shard, ShardStats, write_aside
 from ledgerlm.enrich.staging import example, kept, refused, sharded, shards_of, to_enrich, volume
 from ledgerlm.errors import DataError
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from ledgerlm.lake.lake import Written
 
 
-class PoolJobConf(JobConf):
+class PoolJobConf(Conf):
     """Settings of the jobs that let a pool of workers write texts."""
 
     source: Literal["compact", "lines"] = Field("compact", description="format of the documents that are read")
@@ -46,8 +48,10 @@ class EnrichConf(PoolJobConf, RewriteConf):
 def run(ctx: Context, conf: EnrichConf) -> StageResult:
     """Stages documents as shards, enriches them, commits once."""
     made = write_texts(ctx, conf)
-    written = ctx.write("enriched_documents", kept(made.texts))
-    return finished(ctx, made, "enriched_documents", written)
+    written = ctx.write(
+        "enriched_documents", kept(made.texts).withColumn("stage", F.lit(ctx.stage)), {"stage": (ctx.stage,)}
+    )
+    return finished(ctx, made, written)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +99,7 @@ def write_texts(ctx: Context, conf: EnrichConf | SummarizeConf) -> Made:
     return Made(texts=texts, sources=documents, set_aside=set_aside, expected=expected.rewrites, facts=facts)
 
 
-def finished(ctx: Context, made: Made, table: str, written: Written) -> StageResult:
+def finished(ctx: Context, made: Made, written: Written) -> StageResult:
     """The stage's result.
 
     Raises:
@@ -111,7 +115,6 @@ def finished(ctx: Context, made: Made, table: str, written: Written) -> StageRes
         rows_in=made.expected,
         rows_out=written.rows,
         quarantined=made.set_aside.rows,
-        tables={table: written.version, "quarantine": made.set_aside.version},
         facts=made.facts | {"report": [_section(ctx.stage, made.facts)]},
     )
 
@@ -119,20 +122,20 @@ def finished(ctx: Context, made: Made, table: str, written: Written) -> StageRes
 def expect(ctx: Context, conf: EnrichConf | SummarizeConf) -> list[str]:
     """What the stage would take, for --dry-run: texts, tokens, time and cost."""
     check_engine(conf.engine, conf.options)
-    if not ctx.exists("documents"):
+    if ctx.maybe("documents") is None:
         return ["tokens and cost are known once the stage that writes documents has run"]
     return [f"{conf.engine}: {_documents(ctx, conf)[1]}"]
 
 
 def _documents(ctx: Context, conf: EnrichConf | SummarizeConf) -> tuple[DataFrame, Estimate]:
     """The documents to read, and what that will take."""
-    documents = ctx.read("documents", ctx.table_version("documents"))
-    clients = ctx.read("clients", ctx.table_version("clients")) if conf.clients == "train" else None
+    documents = ctx.read("documents")
+    clients = ctx.read("clients") if conf.clients == "train" else None
     chosen = to_enrich(documents, clients, format=conf.source)
     expected = estimate(volume(chosen, max_events=conf.max_events), conf, conf.pool, conf.cost)
     if not expected.documents:
         raise DataError(
-            f"no document of format '{conf.source}' for clients '{conf.clients}' in {ctx.table_path('documents')}; "
+            f"no document of format '{conf.source}' for clients '{conf.clients}' ; "
             f"add a serialize stage with format: {conf.source}, or set stages.{ctx.stage}.source"
         )
     return chosen, expected
@@ -141,8 +144,7 @@ def _documents(ctx: Context, conf: EnrichConf | SummarizeConf) -> tuple[DataFram
 def _staged(ctx: Context, conf: EnrichConf | SummarizeConf, documents: DataFrame, shards: int) -> list[Shard]:
     """Writes the documents as one Parquet file a shard, or finds them written by an earlier attempt."""
     source, target, manifest = (ctx.staging / name for name in ("in", "out", "manifest.json"))
-    versions = {table: ctx.table_version(table) for table in ("documents", "clients") if ctx.exists(table)}
-    content = json.dumps({"conf": conf.model_dump(mode="json"), "seed": ctx.seed, "shards": shards, **versions})
+    content = json.dumps({"conf": conf.model_dump(mode="json"), "shards": shards})
     if not manifest.exists() or manifest.read_text() != content:
         shutil.rmtree(ctx.staging)
         target.mkdir(parents=True)
@@ -212,7 +214,7 @@ JOB = Job(
     conf=EnrichConf,
     run=run,
     reads=("documents", "clients"),
-    writes=("enriched_documents", "quarantine"),
+    writes=lambda stage: {"enriched_documents": {"stage": (stage.name,)}},
     expect=expect,
 )
 main = JOB.main

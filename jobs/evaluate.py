@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 from pydantic import Field, model_validator
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import ConfigError
 from ledgerlm.evaluation.leaderboard import (
     BAYES,
     MAJORITY,
-    OWN_SPLITS,
     Entry,
     Judged,
     leaderboard,
@@ -42,13 +42,13 @@ from ledgerlm.heads.parallel import Fit, Fitted, run_on_ray
 from ledgerlm.heads.tasks import declared_tasks, find_tasks
 from ledgerlm.heads.vectors import KEY, Matrix, Source, method_matrices
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class EvaluateConf(JobConf):
+class EvaluateConf(Conf):
     """Settings of the evaluate job."""
 
     representations: dict[str, tuple[Source, ...]] = Field(
@@ -130,7 +130,8 @@ def run(ctx: Context, conf: EvaluateConf) -> StageResult:
     matrices = _matrices(ctx, conf, keys)
     matrix = next(iter(matrices.values()))
     frame = read_rows(rows)
-    bayes = read_bayes(ctx.read("bayes"), keys) if ctx.exists("bayes") else None
+    truth = ctx.maybe("bayes")
+    bayes = None if truth is None else read_bayes(truth, keys)
     plans = []
     for task in tasks:
         sample = make_sample(task, frame, matrix, conf.stratify, folds_of=conf.folds_of)
@@ -155,13 +156,12 @@ def run(ctx: Context, conf: EvaluateConf) -> StageResult:
         judged = _judged(plan, results, matrix, bayes)
         entries += leaderboard(plan.sample, judged, baseline=conf.baseline, count=conf.bootstrap, seed=ctx.seed)
         facts[plan.sample.task.name] = _task_facts(plan, results, judged, matrices, conf.baseline)
-    written = ctx.write("leaderboard", leaderboard_rows(ctx.spark, entries), where=OWN_SPLITS)
+    written = ctx.write("leaderboard", leaderboard_rows(ctx.spark, entries, ctx.stage), {"stage": (ctx.stage,)})
     samples = [plan.sample for plan in plans]
     mapped = conf.map_of or _first_embedding(conf)
     return StageResult(
         rows_in=len(frame),
         rows_out=written.rows,
-        tables={"leaderboard": written.version},
         facts={
             "baseline": conf.baseline,
             "leaderboard": [entry.row() for entry in entries],
@@ -258,8 +258,9 @@ JOB = Job(
     engine="ray + lightgbm",
     conf=EvaluateConf,
     run=run,
-    reads=("labels", "clients", "features", "embeddings", "bayes"),
-    writes=("leaderboard",),
+    reads=("labels", "clients", "features?", "embeddings?", "bayes?"),
+    writes=lambda stage: {"leaderboard": {"stage": (stage.name,)}},
+    uses=("lightgbm", "scikit-learn"),
 )
 main = JOB.main
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +32,11 @@ from ledgerlm.backbone.settings import (
     WorkerConf,
     backbone_settings,
 )
-from ledgerlm.config import find_file, load_yaml
+from ledgerlm.config import FileName, ModelRef, load_yaml
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.lake.lake import Lake
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -45,7 +45,7 @@ _CHARACTERS_A_FILE = 128_000_000
 _WINDOWS_TO_COMPARE = 8  # windows of a pack, at the least, for a contrast
 
 
-class FinetuneConf(JobConf, TrainingConf):
+class FinetuneConf(TrainingConf):
     """Settings of the finetune job."""
 
     HOW = frozenset({"workers"})
@@ -67,7 +67,7 @@ class FinetuneConf(JobConf, TrainingConf):
         None, description="file of conf/backbones with base, context and settings as published; keys here win"
     )
     published: str | None = Field(None, description="data set whose published settings are taken from that file")
-    base: str | None = Field(
+    base: ModelRef | None = Field(
         None,
         description="folder of a model to fine-tune, or the finetune stage that made it; left out, that of `backbone`, "
         "or else a Llama from scratch",
@@ -82,7 +82,9 @@ class FinetuneConf(JobConf, TrainingConf):
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the training clients kept for the held-out loss")
     seed: int | None = Field(None, description="of the first weights and the order; left out, the pipeline's")
     workers: RayTrainConf = Field(RayTrainConf(), description="processes that train")
-    deepspeed: str = Field("deepspeed/zero1.json", description="DeepSpeed settings (ZeRO stage, offload)")
+    deepspeed: FileName = Field(
+        FileName("deepspeed/zero1.json"), description="DeepSpeed settings (ZeRO stage, offload)"
+    )
     recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
 
     @model_validator(mode="before")
@@ -108,10 +110,6 @@ class FinetuneConf(JobConf, TrainingConf):
         if self.published is not None and self.backbone is None:
             raise ValueError("published names settings of a file of conf/backbones; set backbone, too")
         return self
-
-    def stages_named(self) -> Sequence[str]:
-        """The stage that `base` names, where it names one."""
-        return () if self.base is None else (self.base,)
 
 
 def run(ctx: Context, conf: FinetuneConf) -> StageResult:
@@ -177,7 +175,7 @@ def _worker(ctx: Context, conf: FinetuneConf) -> WorkerConf:
         context=conf.context,
         passes=conf.formats,
         training=TrainingConf(**{name: getattr(conf, name) for name in TrainingConf.model_fields}),
-        deepspeed=load_yaml(find_file(conf.deepspeed, beside=ctx.pipeline.file.parent)),
+        deepspeed=load_yaml(ctx.file(conf.deepspeed)),
         recompute=conf.recompute,
         seed=ctx.seed if conf.seed is None else conf.seed,
         threads=conf.workers.threads,
@@ -198,8 +196,8 @@ def _base_there(worker: WorkerConf, conf: FinetuneConf) -> None:
 
 def _texts(ctx: Context, conf: FinetuneConf) -> DataFrame:
     """`client_id`, `kind`, `text` of training clients of this lake and of those in `more`."""
-    lakes = [ctx.lake, *(Lake(_lake_root(one), ctx.spark) for one in conf.more)]
-    return reduce(lambda left, right: left.unionByName(right), [_texts_of(lake, conf) for lake in lakes])
+    readers = [ctx.read, *(Lake(_lake_root(one), ctx.spark).read for one in conf.more)]
+    return reduce(lambda left, right: left.unionByName(right), [_texts_of(read, conf) for read in readers])
 
 
 def _lake_root(folder: str) -> str:
@@ -207,11 +205,11 @@ def _lake_root(folder: str) -> str:
     return str(inner.absolute()) if inner.is_dir() else folder
 
 
-def _texts_of(lake: Lake, conf: FinetuneConf) -> DataFrame:
+def _texts_of(read: Callable[[str], DataFrame], conf: FinetuneConf) -> DataFrame:
     return training_texts(
-        lake.read("clients"),
-        lake.read("documents"),
-        lake.read("enriched_documents") if ENRICHED in conf.formats else None,
+        read("clients"),
+        read("documents"),
+        read("enriched_documents") if ENRICHED in conf.formats else None,
         formats=list(conf.formats),
         variants=conf.variants,
         enriched_formats=conf.enriched_formats,
@@ -294,7 +292,9 @@ JOB = Job(
     engine="ray train + deepspeed",
     conf=FinetuneConf,
     run=run,
-    reads=("documents", "enriched_documents", "clients"),
+    reads=lambda stage: ("documents", "clients", *(("enriched_documents",) if ENRICHED in stage.conf.formats else ())),
+    sources=lambda stage: [_lake_root(one) for one in stage.conf.more],
+    uses=("torch", "transformers", "peft", "deepspeed"),
 )
 main = JOB.main
 

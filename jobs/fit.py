@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf
 from ledgerlm.evaluation.metrics import metrics_of, value
 from ledgerlm.evaluation.protocol import Fold, fold_fits, labelled_rows, make_folds, make_sample, read_rows
 from ledgerlm.heads.boosting import Boosted, LightGBMConf
@@ -20,10 +21,10 @@ from ledgerlm.heads.distributed import DistributedConf, stage_rows, train_distri
 from ledgerlm.heads.head import HeadCard, hash_names, save_head
 from ledgerlm.heads.mllib import MllibConf, MllibKind, fit_mllib
 from ledgerlm.heads.parallel import Fit, Fitted, run_on_ray
-from ledgerlm.heads.tasks import Floats, Task, class_index, declared_tasks, find_tasks
+from ledgerlm.heads.tasks import Floats, Task, class_index
 from ledgerlm.heads.vectors import KEY, Block, Source, component_names, join_sources, learn_blocks, read_matrix
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 _CALIBRATION_ROWS = 100_000
 
 
-class FitConf(JobConf):
+class FitConf(Conf):
     """Settings of the fit job."""
 
     representation: str = Field(description="name of the representation, for the report")
@@ -73,7 +74,7 @@ class _Training:
 
 def run(ctx: Context, conf: FitConf) -> StageResult:
     """Trains, calibrates and writes a head for each task."""
-    tasks = find_tasks(ctx.read("labels"), conf.tasks, declared_tasks(ctx.spec))
+    tasks = ctx.tasks(conf.tasks)
     sources = tuple(source.pinned(ctx.facts) for source in conf.sources)
     training = _training(ctx, conf, tasks, sources, component_names(conf.sources, ctx.facts))
     trained: dict[str, _Trained] = {}
@@ -220,7 +221,8 @@ JOB = Job(
     engine="ray + lightgbm",
     conf=FitConf,
     run=run,
-    reads=("labels", "clients", "features", "embeddings"),
+    reads=("labels", "clients", "features?", "embeddings?"),
+    uses=("lightgbm",),
 )
 main = JOB.main
 

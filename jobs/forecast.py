@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-from collections.abc import Sequence
 from functools import reduce
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
+from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import DataError
 from ledgerlm.heads.recurrent.inputs import chosen_columns, head_rows, observed_events
 from ledgerlm.heads.recurrent.scoring import score_recurrent
 from ledgerlm.heads.scoring import with_deciles
 from ledgerlm.jobs.learn import sources_of
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class ForecastConf(JobConf):
+class ForecastConf(Conf):
     """Settings of the forecast job."""
 
-    stages: tuple[str, ...] = Field(("learn",), min_length=1, description="learn stages whose heads score")
+    stages: tuple[StageName, ...] = Field(
+        (StageName("learn"),), min_length=1, description="learn stages whose heads score"
+    )
     as_of: dt.datetime | None = Field(
         None, description="score every client here too; else only where the head's task has labels"
     )
-
-    def stages_named(self) -> Sequence[str]:
-        """The learn stages."""
-        return self.stages
 
 
 def run(ctx: Context, conf: ForecastConf) -> StageResult:
@@ -45,11 +42,10 @@ def run(ctx: Context, conf: ForecastConf) -> StageResult:
         rows, frame = _scored(ctx, conf, head_id)
         asked.append(rows)
         scored.append(frame)
-    names = ", ".join(f"'{head_id}'" for head_id in heads)
     with ctx.progress.task("Forecasting"):
-        written = ctx.write("scores", reduce(_union, scored), where=f"head_id IN ({names})")
-    wanted = reduce(_union, asked).persist(StorageLevel.DISK_ONLY)
-    done = ctx.read("scores", written.version).where(F.col("head_id").isin(list(heads)))
+        written = ctx.write("scores", reduce(_union, scored), {"head_id": tuple(heads)})
+    wanted = ctx.keep(reduce(_union, asked))
+    done = ctx.own("scores")
     aside = ctx.quarantine(_without_events(wanted, done))
     rows_in = wanted.count()
     if rows_in != written.rows + aside.rows:
@@ -58,7 +54,6 @@ def run(ctx: Context, conf: ForecastConf) -> StageResult:
         rows_in=rows_in,
         rows_out=written.rows,
         quarantined=aside.rows,
-        tables={"scores": written.version, "quarantine": aside.version},
         facts={"heads": [{"head_id": head_id, "name": stage} for head_id, stage in heads.items()]},
     )
 
@@ -78,7 +73,7 @@ def _scored(ctx: Context, conf: ForecastConf, head_id: str) -> tuple[DataFrame, 
         as_of = as_of.unionByName(clients.withColumn("as_of", now)).distinct()
     sources, chosen = sources_of(ctx, card.inputs), chosen_columns(ctx.spec, card.inputs)
     rows = head_rows(as_of, observed_events(sources, chosen, card.inputs), sources, card.shape, card.inputs)
-    scored = score_recurrent(rows, folder.resolve(), head_id).persist(StorageLevel.DISK_ONLY)
+    scored = ctx.keep(score_recurrent(rows, folder.resolve(), head_id))
     marks = {"task": F.lit(card.task.name), "head_id": F.lit(head_id)}
     return as_of.withColumns(marks), with_deciles(scored).drop("margin").withColumns(marks)
 
@@ -102,9 +97,9 @@ JOB = Job(
     engine="spark",
     conf=ForecastConf,
     run=run,
-    reads=("events", "clients", "labels", "dictionaries"),
-    needs=("learn",),
-    writes=("scores", "quarantine"),
+    reads=("events", "clients", "labels", "dictionaries?"),
+    writes=lambda stage: {"scores": {"heads": stage.conf.stages}},
+    uses=("torch",),
 )
 main = JOB.main
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
-from ledgerlm.config import find_file, load_yaml
-from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.config import Conf, FileName, load_yaml
+from ledgerlm.errors import DataError
 from ledgerlm.evaluation.report.fusion import training_section
 from ledgerlm.heads.alimn.distributed import stage_clients, train_on_ray
 from ledgerlm.heads.alimn.settings import (
@@ -23,10 +22,10 @@ from ledgerlm.heads.alimn.settings import (
     NetworkConf,
 )
 from ledgerlm.heads.scoring import with_deciles
-from ledgerlm.heads.tasks import Task, class_index, declared_tasks, find_tasks
+from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.heads.vectors import KEY, Block, Source, join_sources, learn_blocks
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from ledgerlm.heads.alimn.publish import FusedHead
 
 
-class FuseConf(JobConf):
+class FuseConf(Conf):
     """Settings of the fuse job."""
 
     task: str = Field(description="binary task of `labels` that networks are trained for unless they name another")
@@ -49,7 +48,7 @@ class FuseConf(JobConf):
     )
     training: FusionTrainingConf = Field(FusionTrainingConf(), description="the training loop")
     workers: FusionRanksConf = Field(FusionRanksConf(), description="processes that train")
-    deepspeed: str = Field("deepspeed/zero1.json", description="DeepSpeed settings, ZeRO stage 0 to 2")
+    deepspeed: FileName = Field(FileName("deepspeed/zero1.json"), description="DeepSpeed settings, ZeRO stage 0 to 2")
     reasons: int = Field(3, ge=0, description="features and sentences named as reasons for each score")
 
     @model_validator(mode="after")
@@ -77,9 +76,7 @@ def run(ctx: Context, conf: FuseConf) -> StageResult:
     from ledgerlm.heads.alimn.publish import facts_of, publish  # torch takes seconds to import
 
     names = sorted({network.task for network in conf.complete.values() if network.task})
-    tasks = {task.name: task for task in find_tasks(ctx.read("labels"), names, declared_tasks(ctx.spec))}
-    if wrong := [task.name for task in tasks.values() if task.kind != "binary"]:
-        raise ConfigError(f"fuse trains for binary tasks; '{wrong[0]}' is not")
+    tasks = {task.name: task for task in ctx.tasks(names, kinds=["binary"])}
     sources = tuple(source.pinned(ctx.facts) for source in conf.sources)
     everyone = _clients(ctx, conf, sources)
     training = everyone.join(ctx.read("clients").where("split = 'train'"), on="client_id", how="left_semi")
@@ -95,12 +92,11 @@ def run(ctx: Context, conf: FuseConf) -> StageResult:
     heads = publish(
         worker, ctx.artefacts / "heads", tasks=tasks, sources=sources, state_set=conf.state_set, late=conf.late
     )
-    version, rows = _scored(ctx, conf, everyone, heads)
+    rows = _scored(ctx, conf, everyone, heads)
     found = [facts_of(head) for head in heads.values()]
     return StageResult(
         rows_in=rows,
         rows_out=rows,
-        tables={"scores": version},
         artefacts=[str(ctx.artefacts / "heads" / head.head_id) for head in heads.values()],
         facts={"heads": found, "report": [training_section(ctx.stage, found)]},
     )
@@ -141,32 +137,32 @@ def _worker(ctx: Context, conf: FuseConf, blocks: Sequence[Block], domains: tupl
         blocks=tuple(blocks),
         domains=domains,
         training=conf.training,
-        deepspeed=load_yaml(find_file(conf.deepspeed, beside=ctx.pipeline.file.parent)),
+        deepspeed=load_yaml(ctx.file(conf.deepspeed)),
         seed=ctx.seed,
         threads=conf.workers.threads,
         device="cuda" if conf.workers.gpu else "cpu",
     )
 
 
-def _scored(ctx: Context, conf: FuseConf, everyone: DataFrame, heads: Mapping[str, FusedHead]) -> tuple[int, int]:
-    """Scores all clients with all heads in one pass; returns the version of `scores` and its new rows."""
+def _scored(ctx: Context, conf: FuseConf, everyone: DataFrame, heads: Mapping[str, FusedHead]) -> int:
+    """Scores all clients with all heads in one pass; returns their rows."""
     from ledgerlm.heads.alimn.scoring import score_fusion
 
     ids = [head.head_id for head in heads.values()]
     with ctx.progress.task("Scoring"):
         scored = score_fusion(everyone, ctx.artefacts / "heads", ids, reasons=conf.reasons)
-        kept = scored.persist(StorageLevel.DISK_ONLY)
+        kept = ctx.keep(scored)
         rows = kept.count()
         parts = []
         for head in heads.values():
             own = with_deciles(kept.where(F.col("head_id") == head.head_id)).drop("margin")
             parts.append(own.withColumn("task", F.lit(head.card.task.name)))
-        names = ", ".join(f"'{head_id}'" for head_id in ids)
-        written = ctx.write("scores", reduce(lambda one, other: one.unionByName(other), parts), f"head_id IN ({names})")
-    kept.unpersist()
+            written = ctx.write(
+                "scores", reduce(lambda one, other: one.unionByName(other), parts), {"head_id": tuple(ids)}
+            )
     if written.rows != rows:
         raise DataError(f"{rows} scores were made, but {written.rows} written; run the stage again")
-    return written.version, rows
+    return rows
 
 
 JOB = Job(
@@ -175,7 +171,8 @@ JOB = Job(
     conf=FuseConf,
     run=run,
     reads=("labels", "clients", "features", "embeddings", "text_states"),
-    writes=("scores",),
+    writes=lambda stage: {"scores": {"heads": (stage.name,)}},
+    uses=("torch", "transformers", "deepspeed"),
 )
 main = JOB.main
 

@@ -10,6 +10,7 @@ from pydantic import Field
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import DataError
 from ledgerlm.events.ingest import (
     IngestCounts,
@@ -21,15 +22,17 @@ from ledgerlm.events.ingest import (
     unknown_codes,
 )
 from ledgerlm.events.labels import Labelled, client_attributes, first_events, labels_of
-from ledgerlm.events.sources import source_state
+from ledgerlm.events.sources import source_places
 from ledgerlm.events.splits import with_split
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.lake.slices import WHOLE, Slice
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
+    from ledgerlm.events.spec import DataSetSpec
     from ledgerlm.runs.context import Context
 
 
-class IngestConf(JobConf):
+class IngestConf(Conf):
     """Reads the files that the data set spec names."""
 
     max_quarantined_share: float = Field(
@@ -42,48 +45,47 @@ class IngestConf(JobConf):
 def run(ctx: Context, conf: IngestConf) -> StageResult:
     """Writes events, dictionaries, clients, labels and quarantine."""
     ingested = ingest_events(ctx.spark, ctx.spec, conf.partitions)
-    tables = {"events": _write_counted(ctx, "events", ingested.events)}
+    _write_counted(ctx, "events", ingested.events)
     counts = ingested.counts()
     counts.check(f"data set {ctx.spec.name}")
-    events = ctx.read("events", tables["events"])
-    tables["dictionaries"] = ctx.write("dictionaries", dictionaries(ctx.spark, ctx.spec)).version
+    events = ctx.own("events")
+    ctx.write("dictionaries", dictionaries(ctx.spark, ctx.spec))
     firsts = first_events(events)
     labelled = labels_of(ctx.spark, ctx.spec, firsts, events)
-    tables["labels"] = _write_counted(ctx, "labels", labelled.labels)
+    _write_counted(ctx, "labels", labelled.labels, _labels_slice(ctx.spec))
     label_rows = labelled.rows()
-    ids = ctx.read("labels", tables["labels"]).select("client_id").distinct()
+    ids = ctx.own("labels").select("client_id").distinct()
     clients = ctx.write("clients", with_split(client_attributes(ctx.spark, ctx.spec, firsts), ids, ctx.spec.split))
-    tables["clients"] = clients.version
-    tables["quarantine"] = _set_aside(ctx, ingested, counts, labelled, label_rows[2])
+    _set_aside(ctx, ingested, counts, labelled, label_rows[2])
     _stop_if_mostly_bad(ctx, counts, conf)
     return StageResult(
         rows_in=counts.rows_in,
         rows_out=counts.rows_out,
         quarantined=counts.quarantined,
         duplicates=counts.duplicates,
-        tables=tables,
         facts={
             **facts_of(counts),
             "clients": clients.rows,
             "label_rows": dict(zip(("in", "out", "quarantined", "duplicates"), label_rows, strict=True)),
-            "labels": _label_counts(ctx, tables),
+            "labels": _label_counts(ctx),
             "unknown_codes": _unknown_codes(ctx, conf, events),
         },
     )
 
 
-def _write_counted(ctx: Context, table: str, frame: DataFrame) -> int:
-    """Writes a frame that observes itself; returns the version of the table."""
-    before = ctx.table_version(table) if ctx.exists(table) else -1
-    written = ctx.write(table, frame)
-    if written.version == before:
-        # Committed before this process was killed and started again: Delta left the frame alone, and its counts
-        # are still to be made.
+def _labels_slice(spec: DataSetSpec) -> Slice:
+    """Labels of the spec's tasks; of a spec without any, of none: other stages own the tasks that they make."""
+    return {"task": tuple(task.name for task in spec.labels)}
+
+
+def _write_counted(ctx: Context, table: str, frame: DataFrame, part: Slice = WHOLE) -> None:
+    """Writes a frame that observes itself."""
+    if ctx.write(table, frame, part).repeated:
+        # Committed before this process was killed and started again: its counts are still to be made.
         frame.write.format("noop").mode("overwrite").save()
-    return written.version
 
 
-def _set_aside(ctx: Context, ingested: Ingested, counts: IngestCounts, labelled: Labelled, bad_labels: int) -> int:
+def _set_aside(ctx: Context, ingested: Ingested, counts: IngestCounts, labelled: Labelled, bad_labels: int) -> None:
     """Writes the quarantine; files are read again only if something in them is bad."""
     frames = [ctx.spark.createDataFrame([], "reason string, detail string, source_file string, payload string")]
     if counts.quarantined:
@@ -99,7 +101,6 @@ def _set_aside(ctx: Context, ingested: Ingested, counts: IngestCounts, labelled:
         raise DataError(
             f"{expected} rows to set aside, but {written.rows} in quarantine; were files changed? Run again"
         )
-    return written.version
 
 
 def _stop_if_mostly_bad(ctx: Context, counts: IngestCounts, conf: IngestConf) -> None:
@@ -108,15 +109,15 @@ def _stop_if_mostly_bad(ctx: Context, counts: IngestCounts, conf: IngestConf) ->
         raise DataError(
             f"data set {ctx.spec.name}: {counts.quarantined} of {counts.rows_in} rows are bad "
             f"({', '.join(f'{reason}: {count}' for reason, count in worst)}), more than max_quarantined_share "
-            f"{conf.max_quarantined_share}; look at {ctx.table_path('quarantine')}, then mend the spec or raise it"
+            f"{conf.max_quarantined_share}; look at table quarantine, then mend the spec or raise it"
         )
 
 
-def _label_counts(ctx: Context, tables: dict[str, int]) -> dict[str, dict[str, int]]:
+def _label_counts(ctx: Context) -> dict[str, dict[str, int]]:
     """Labels by task and class; of a regression only how many there are."""
     named = [task.name for task in ctx.spec.labels if task.class_names]
     name = F.when(F.col("task").isin(*named), F.col("label_text")).otherwise("values")
-    rows = ctx.read("labels", tables["labels"]).groupBy("task", name.alias("class")).count().collect()
+    rows = ctx.own("labels").groupBy("task", name.alias("class")).count().collect()
     found: dict[str, dict[str, int]] = {task.name: {} for task in ctx.spec.labels}
     for row in sorted(rows, key=lambda row: (row["task"], row["class"])):
         found[row["task"]][row["class"]] = row["count"]
@@ -128,7 +129,7 @@ def _unknown_codes(ctx: Context, conf: IngestConf, events: DataFrame) -> dict[st
     if not any(field.dictionary for field in ctx.spec.fields) or not conf.unknown_codes:
         return {}
     found: dict[str, Any] = {}
-    for row in unknown_codes(events, ctx.read("dictionaries"), ctx.spec).limit(conf.unknown_codes).collect():
+    for row in unknown_codes(events, ctx.own("dictionaries"), ctx.spec).limit(conf.unknown_codes).collect():
         found.setdefault(row["field"], {})[row["code"]] = row["events"]
     return found
 
@@ -138,8 +139,8 @@ JOB = Job(
     engine="spark",
     conf=IngestConf,
     run=run,
-    writes=("events", "dictionaries", "clients", "labels", "quarantine"),
-    sources=source_state,
+    writes=lambda stage: {"events": {}, "dictionaries": {}, "clients": {}, "labels": _labels_slice(stage.spec)},
+    sources=lambda stage: source_places(stage.spec),
 )
 main = JOB.main
 

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
 from ledgerlm.backbone.finetune import finetune, split_by_client
 from ledgerlm.backbone.lora import LoraConf
 from ledgerlm.backbone.metrics import curve, read_metrics, speed
 from ledgerlm.backbone.settings import RayTrainConf, TrainingConf, WorkerConf
-from ledgerlm.config import find_file, load_yaml
-from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.config import FileName, ModelRef, load_yaml
+from ledgerlm.engines.frames import tasks_for
+from ledgerlm.errors import DataError
 from ledgerlm.heads.calibration import Method
-from ledgerlm.heads.tasks import Task, class_index, declared_tasks, find_tasks
+from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.instruct.blend import blend_adapter, blend_models
 from ledgerlm.instruct.head import ADAPTER, InstructCard, save_instructed
 from ledgerlm.instruct.predict import Reading, log_likelihoods
@@ -28,7 +28,7 @@ from ledgerlm.instruct.sweep import Length, best, sweep
 from ledgerlm.instruct.tokens import PromptTokens, competitors, prompt_tokens
 from ledgerlm.instruct.windows import KIND, cut_examples
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,13 +37,13 @@ if TYPE_CHECKING:
 _EXAMPLES_A_FILE = 200_000
 
 
-class InstructConf(JobConf, TrainingConf):
+class InstructConf(TrainingConf):
     """Settings of the instruct job; those of the training loop are usual ones for LoRA."""
 
     HOW = frozenset({"workers"})
 
     task: str = Field("next_category", description="task whose class names are the answers")
-    base: str | None = Field(
+    base: ModelRef | None = Field(
         None, description="finetune stage, or folder of any causal language model; left out, the latest such stage"
     )
     tune: bool = Field(True, description="false: the model as it is (zero-shot), only calibrated")
@@ -77,7 +77,9 @@ class InstructConf(JobConf, TrainingConf):
     )
     length_normalised: bool = Field(False, description="divide an answer's log-likelihood by its tokens")
     workers: RayTrainConf = Field(RayTrainConf(), description="processes that train")
-    deepspeed: str = Field("deepspeed/zero1.json", description="DeepSpeed settings (ZeRO stage, offload)")
+    deepspeed: FileName = Field(
+        FileName("deepspeed/zero1.json"), description="DeepSpeed settings (ZeRO stage, offload)"
+    )
     recompute: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
     batch_tokens: int = Field(8192, ge=64, description="tokens of one optimizer step, over all ranks")
     learning_rate: float = Field(2e-4, gt=0, description="highest learning rate")
@@ -85,10 +87,6 @@ class InstructConf(JobConf, TrainingConf):
     warm_up: float = Field(0.03, ge=0, lt=1, description="share of the training in which the rate rises")
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay")
     epochs: float = Field(2.0, gt=0, description="passes over the examples")
-
-    def stages_named(self) -> Sequence[str]:
-        """The stage that `base` names."""
-        return () if self.base is None else (self.base,)
 
     @field_validator("lengths")
     @classmethod
@@ -107,7 +105,7 @@ def run(ctx: Context, conf: InstructConf) -> StageResult:
     base = ctx.backbone(conf.base)
     tokens = prompt_tokens(load_tokenizer(base), conf.prompt, task.class_names, context=conf.context)
     among = competitors(tokens) if conf.closed else ()
-    told = _told(ctx, conf, task).persist(StorageLevel.DISK_ONLY)  # for windows and for the lengths
+    told = ctx.keep(_told(ctx, conf, task))  # for windows and for the lengths
     rows = told.count()
     if not rows:
         raise DataError(f"task '{conf.task}': no label where {conf.where}; run the label stage before")
@@ -134,7 +132,6 @@ def run(ctx: Context, conf: InstructConf) -> StageResult:
     judged = sweep(_held_out(ctx, conf, told, reading), card, tokens, conf.calibration)
     chosen = best(judged)
     example = _example(conf, told, chosen.events, task)
-    told.unpersist()
     card = card.model_copy(update={"length": chosen.events, "calibration": chosen.calibration})
     folder = ctx.artefacts.absolute() / "instruct"
     head_id = save_instructed(folder, card, adapter=adapter, model=model)
@@ -153,10 +150,7 @@ def run(ctx: Context, conf: InstructConf) -> StageResult:
 
 
 def _task(ctx: Context, conf: InstructConf) -> Task:
-    task = find_tasks(ctx.read("labels"), [conf.task], declared_tasks(ctx.spec))[0]
-    if task.kind == "regression":
-        raise ConfigError(f"task '{conf.task}' is a quantity; instruct chooses among classes")
-    return task
+    return ctx.task(conf.task)
 
 
 def _told(ctx: Context, conf: InstructConf, task: Task) -> DataFrame:
@@ -172,7 +166,7 @@ def _told(ctx: Context, conf: InstructConf, task: Task) -> DataFrame:
         ctx.spec,
         conf.prompt,
         most=max(conf.lengths),
-        dictionaries=ctx.read("dictionaries") if ctx.exists("dictionaries") else None,
+        dictionaries=ctx.maybe("dictionaries"),
     )
     both = examples.join(told, on=["client_id", "as_of"], how="inner")
     return split_by_client(both, held_out=conf.held_out, seed=ctx.seed)
@@ -193,7 +187,7 @@ def _tuned(
         passes={KIND: 1.0},
         among=among,
         training=TrainingConf(**{name: getattr(conf, name) for name in TrainingConf.model_fields}),
-        deepspeed=load_yaml(find_file(conf.deepspeed, beside=ctx.pipeline.file.parent)),
+        deepspeed=load_yaml(ctx.file(conf.deepspeed)),
         recompute=conf.recompute,
         seed=ctx.seed,
         threads=conf.workers.threads,
@@ -243,7 +237,9 @@ def _held_out(ctx: Context, conf: InstructConf, told: DataFrame, reading: Readin
     chosen = told.where("split = 'heldout'").orderBy(F.xxhash64("client_id", "as_of")).limit(conf.calibration_rows)
     lengths = F.explode(F.array(*(F.lit(one) for one in conf.lengths)))
     prompts = chosen.withColumn("length", lengths).withColumn("body", body(F.col("length")))
-    spread = prompts.select("length", "answer", "body").repartition(ctx.spark.sparkContext.defaultParallelism)
+    spread = prompts.select("length", "answer", "body").repartition(
+        tasks_for(conf.calibration_rows * len(conf.lengths), 200)
+    )
     with ctx.progress.task("Judging lengths"):
         found: pd.DataFrame = log_likelihoods(spread, reading).toArrow().to_pandas()
     if found["answer"].nunique() < 2:
@@ -295,7 +291,8 @@ JOB = Job(
     engine="ray train + deepspeed",
     conf=InstructConf,
     run=run,
-    reads=("events", "clients", "labels", "dictionaries"),
+    reads=("events", "clients", "labels", "dictionaries?"),
+    uses=("torch", "transformers", "peft", "deepspeed"),
     needs=("finetune",),
 )
 main = JOB.main

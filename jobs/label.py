@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.goals import GoalRule, GoalsConf, goal_labels, task_name
 from ledgerlm.events.next_category import (
@@ -23,13 +23,13 @@ from ledgerlm.events.next_category import (
 from ledgerlm.events.simulator import SimulatorConf
 from ledgerlm.events.simulator.upcoming import knows_classes, true_next_category
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class LabelConf(JobConf):
+class LabelConf(Conf):
     """Rules of the label job; each task's labels replace its earlier ones."""
 
     next_category: dict[str, NextCategoryConf] = Field(
@@ -62,18 +62,16 @@ def run(ctx: Context, conf: LabelConf) -> StageResult:
         labels, reached = _goals(ctx, conf.goals)
         frames.append(labels)
         facts |= reached
-    written = ctx.write("labels", reduce(_union, frames), where=_slice(conf.tasks))
-    tables = {"labels": written.version}
+    written = ctx.write("labels", reduce(_union, frames), {"task": tuple(conf.tasks)})
     kept = sum(one["kept"] for one in facts.values())
     if written.rows != kept:
         raise DataError(f"{kept} examples were found, but {written.rows} labels written; run the stage again")
     if truths:
-        tables["bayes"] = ctx.write("bayes", reduce(_union, truths), where=_slice(conf.tasks)).version
+        ctx.write("bayes", reduce(_union, truths), {"task": tuple(conf.tasks)})
     candidates = sum(one["candidates"] for one in facts.values())
     return StageResult(
         rows_in=candidates,
         rows_out=kept,
-        tables=tables,
         facts={"tasks": facts, "left_out": candidates - kept, "report": [_section(facts)]},
     )
 
@@ -86,26 +84,27 @@ def symbols_of(ctx: Context, task: str, given: Sequence[GoalRule] = ()) -> Seque
     """
     if given:
         return given
-    stage = next((stage for stage in ctx.pipeline.stages if task in getattr(stage.conf, "tasks", ())), None)
-    if stage is None or stage.job.name != JOB.name:
+    made = [(one.stage, one.stage.conf) for one in ctx.given.planned(JOB.name)]
+    found = [(stage, conf) for stage, conf in made if isinstance(conf, LabelConf) and task in conf.tasks]
+    if not found:
         raise ConfigError(f"{ctx.stage}.symbols: no label stage makes task '{task}', so give what an event counts as")
-    rules: LabelConf = stage.conf  # type: ignore[assignment]
+    stage, rules = found[-1]
     if task in rules.next_category:
         field = rules.next_category[task].field
         classes = ctx.facts(stage.name)["tasks"][task]["classes"]
-        return symbol_rules(classes, field, ctx.read("dictionaries") if ctx.exists("dictionaries") else None)
+        return symbol_rules(classes, field, ctx.maybe("dictionaries"))
     assert rules.goals is not None
     return rules.goals.rules
 
 
 def _next_category(ctx: Context, rules: NextCategoryConf) -> tuple[DataFrame, dict[str, Any]]:
     """The examples of one task, and what was counted on the way."""
-    dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
+    dictionaries = ctx.maybe("dictionaries")
     clients = ctx.read("clients")
     categorised = with_category(ctx.read("events"), dictionaries, rules.field)
     classes = find_classes(categorised, clients, rules)
     judged = next_category_examples(categorised, clients, classes, rules, seed=ctx.seed)
-    judged = judged.persist(StorageLevel.DISK_ONLY)  # counted and written: too dear to make twice
+    judged = ctx.keep(judged)  # counted and written: too dear to make twice
     dropped = {
         row["reason"]: row["count"]
         for row in judged.where("reason IS NOT NULL").groupBy("reason").count().orderBy("reason").collect()
@@ -131,9 +130,9 @@ def _next_category(ctx: Context, rules: NextCategoryConf) -> tuple[DataFrame, di
 
 def _goals(ctx: Context, rules: GoalsConf) -> tuple[DataFrame, dict[str, dict[str, Any]]]:
     """Labels of all horizons, and how many there are of each class."""
-    dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
+    dictionaries = ctx.maybe("dictionaries")
     clients = ctx.read("clients")
-    found = goal_labels(ctx.read("events"), clients, rules, dictionaries).persist(StorageLevel.DISK_ONLY)
+    found = ctx.keep(goal_labels(ctx.read("events"), clients, rules, dictionaries))
     split = clients.select("client_id", "split")
     counted = found.join(split, "client_id").groupBy("task", "label_text").pivot("split", ["train", "test"]).count()
     facts: dict[str, dict[str, Any]] = {}
@@ -152,7 +151,7 @@ def _truth(
     ctx: Context, examples: DataFrame, classes: Mapping[str, Sequence[str]], rules: NextCategoryConf
 ) -> list[DataFrame]:
     """The true probabilities, by bank, when a simulate stage made the events."""
-    if rules.field != "mcc" or not any(stage.job.name == "simulate" for stage in ctx.pipeline.stages):
+    if rules.field != "mcc" or not ctx.given.planned("simulate"):
         return []
     banks = [SimulatorConf.model_validate(bank) for bank in ctx.facts("simulate")["banks"]]
     events = ctx.read("events")
@@ -166,11 +165,6 @@ def _of_task(rows: DataFrame, task: str) -> DataFrame:
 
 def _union(one: DataFrame, other: DataFrame) -> DataFrame:
     return one.unionByName(other)
-
-
-def _slice(tasks: Sequence[str]) -> str:
-    names = ", ".join(f"'{task}'" for task in tasks)
-    return f"task IN ({names})"
 
 
 def _section(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -196,8 +190,8 @@ JOB = Job(
     engine="spark",
     conf=LabelConf,
     run=run,
-    reads=("events", "clients", "dictionaries"),
-    writes=("labels", "bayes"),
+    reads=("events", "clients", "dictionaries?"),
+    writes=lambda stage: {"labels": {"task": tuple(stage.conf.tasks)}, "bayes": {"task": tuple(stage.conf.tasks)}},
 )
 main = JOB.main
 

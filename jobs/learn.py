@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from pydantic import Field
 from pyspark.sql import functions as F
 
 from ledgerlm.baselines.sequence.settings import WorkersConf
-from ledgerlm.config import find_file
+from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.recurrent.inputs import (
     Sources,
@@ -23,22 +22,22 @@ from ledgerlm.heads.recurrent.inputs import (
     read_series,
 )
 from ledgerlm.heads.recurrent.settings import InputsConf, LearningConf, NetworkConf, RowsShape, WorkerConf
-from ledgerlm.heads.tasks import Task, class_index, declared_tasks, find_tasks
+from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class LearnConf(JobConf):
+class LearnConf(Conf):
     """Settings of the learn job."""
 
     task: str = Field(description="binary or multiclass task in labels")
     where: str = Field(
         "split = 'train'", description="SQL condition over columns of clients and labels: the rows to learn from"
     )
-    base: str | None = Field(
+    base: StageName | None = Field(
         None,
         description="learn stage whose head the training starts from, so that one task helps another: its "
         "vocabularies, scales and weights; inputs and network must be the same",
@@ -48,16 +47,10 @@ class LearnConf(JobConf):
     learning: LearningConf = Field(LearningConf(), description="how it is trained")
     workers: WorkersConf = Field(WorkersConf(), description="processes of Ray Train")
 
-    def stages_named(self) -> Sequence[str]:
-        """The stage that `base` names."""
-        return () if self.base is None else (self.base,)
-
 
 def run(ctx: Context, conf: LearnConf) -> StageResult:
     """Lays out training rows as Parquet, trains on Ray Train, and keeps the head under its id."""
-    task = find_tasks(ctx.read("labels"), [conf.task], declared_tasks(ctx.spec))[0]
-    if task.kind == "regression":
-        raise ConfigError(f"task {task.name} is a quantity; learn trains heads of classes")
+    task = ctx.task(conf.task)
     labels = _training_labels(ctx, conf, task)
     row = labels.agg(F.count(F.lit(1)).alias("rows"), F.max("as_of").alias("as_of")).first()
     if row is None or not row["rows"]:
@@ -136,12 +129,12 @@ def sources_of(ctx: Context, conf: InputsConf) -> Sources:
         raise DataError("the events table is empty; look at the quarantine table")
     series = None
     if conf.series:
-        path = find_file(conf.series.path, beside=ctx.pipeline.file.parent)
+        path = ctx.file(conf.series.path)
         series = read_series(ctx.spark, conf.series, path.as_uri())
     return Sources(
         events=events,
         clients=ctx.read("clients"),
-        dictionaries=ctx.read("dictionaries") if ctx.exists("dictionaries") else None,
+        dictionaries=ctx.maybe("dictionaries"),
         # Histories may end after the last event; a year more of calendar costs nothing.
         days=(row["first"], row["last"] + dt.timedelta(days=366)),
         series=series,
@@ -196,7 +189,8 @@ JOB = Job(
     engine="spark + ray train",
     conf=LearnConf,
     run=run,
-    reads=("events", "clients", "labels", "dictionaries"),
+    reads=("events", "clients", "labels", "dictionaries?"),
+    uses=("torch",),
 )
 main = JOB.main
 

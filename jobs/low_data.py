@@ -7,16 +7,17 @@ import sys
 from pydantic import Field
 from pyspark.sql.types import StructType
 
+from ledgerlm.config import Conf
 from ledgerlm.evaluation.low_data import LowDataEntry, draw, entries, predictions, report_section
 from ledgerlm.evaluation.protocol import labelled_rows, make_folds, make_sample, read_rows
 from ledgerlm.heads.tasks import declared_tasks, find_tasks
 from ledgerlm.heads.vectors import KEY, Source, method_matrices
 from ledgerlm.lake.schemas import LOW_DATA
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 
-class LowDataConf(JobConf):
+class LowDataConf(Conf):
     """Settings of the low_data job."""
 
     representations: dict[str, tuple[Source, ...]] = Field(
@@ -54,12 +55,11 @@ def run(ctx: Context, conf: LowDataConf) -> StageResult:
                 bar.advance()
             found += entries(sample, draws, said, conf.baseline)
     schema = StructType(list(LOW_DATA.columns))
-    content = [tuple(one.row()[name] for name in schema.fieldNames()) for one in found]
-    written = ctx.write("low_data", ctx.spark.createDataFrame(content, schema))
+    content = [(ctx.stage, *(one.row()[name] for name in schema.fieldNames() if name != "stage")) for one in found]
+    written = ctx.write("low_data", ctx.spark.createDataFrame(content, schema), {"stage": (ctx.stage,)})
     return StageResult(
         rows_in=len(frame),
         rows_out=written.rows,
-        tables={"low_data": written.version},
         facts={"low_data": [one.row() for one in found], "report": [report_section(found)]},
     )
 
@@ -70,8 +70,9 @@ JOB = Job(
     conf=LowDataConf,
     run=run,
     finds=True,
-    reads=("labels", "clients", "features", "embeddings"),
-    writes=("low_data",),
+    reads=("labels", "clients", "features?", "embeddings?"),
+    writes=lambda stage: {"low_data": {"stage": (stage.name,)}},
+    uses=("scikit-learn",),
 )
 main = JOB.main
 

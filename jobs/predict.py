@@ -4,38 +4,36 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
+from ledgerlm.config import Conf, StageName
+from ledgerlm.engines.frames import tasks_for
 from ledgerlm.errors import DataError
 from ledgerlm.heads.scoring import with_deciles
 from ledgerlm.instruct.head import ADAPTER, load_instructed, model_folder, tokens_of
 from ledgerlm.instruct.predict import Reading, score_prompts
 from ledgerlm.instruct.prompts import body, tell
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class PredictConf(JobConf):
+class PredictConf(Conf):
     """Settings of the predict job."""
 
-    stages: tuple[str, ...] = Field(("instruct",), min_length=1, description="instruct stages whose heads score")
+    stages: tuple[StageName, ...] = Field(
+        (StageName("instruct"),), min_length=1, description="instruct stages whose heads score"
+    )
     length: int | None = Field(None, ge=1, description="events told; left out, what the instruct stage found best")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu or cuda")
     batch_tokens: int = Field(8192, ge=64, description="most tokens of a forward pass; a GPU wants 131072 or more")
     partitions: int | None = Field(None, ge=1, description="Spark tasks; left out, four for each core")
-
-    def stages_named(self) -> Sequence[str]:
-        """The instruct stages."""
-        return self.stages
 
 
 def run(ctx: Context, conf: PredictConf) -> StageResult:
@@ -52,13 +50,14 @@ def run(ctx: Context, conf: PredictConf) -> StageResult:
             facts.append({**head, "length": length, "rows": rows, "rows_per_second": round(rows / seconds, 1)})
             bar.advance()
     total = sum(one["rows"] for one in facts)
-    names = ", ".join(f"'{head['head_id']}'" for head in heads)
     written = ctx.write(
-        "scores", reduce(lambda one, other: one.unionByName(other), scored), where=f"head_id IN ({names})"
+        "scores",
+        reduce(lambda one, other: one.unionByName(other), scored),
+        {"head_id": tuple(head["head_id"] for head in heads)},
     )
     if written.rows != total:
         raise DataError(f"{total} scores were made, but {written.rows} written; run the stage again")
-    return StageResult(rows_in=total, rows_out=written.rows, tables={"scores": written.version}, facts={"heads": facts})
+    return StageResult(rows_in=total, rows_out=written.rows, facts={"heads": facts})
 
 
 def _scored(ctx: Context, conf: PredictConf, head_id: str) -> tuple[DataFrame, int]:
@@ -74,7 +73,7 @@ def _scored(ctx: Context, conf: PredictConf, head_id: str) -> tuple[DataFrame, i
         ctx.spec,
         card.prompt,
         most=length,
-        dictionaries=ctx.read("dictionaries") if ctx.exists("dictionaries") else None,
+        dictionaries=ctx.maybe("dictionaries"),
     )
     reading = Reading(
         model=str(model_folder(home, card)),
@@ -84,9 +83,9 @@ def _scored(ctx: Context, conf: PredictConf, head_id: str) -> tuple[DataFrame, i
         threads=int(ctx.spark.conf.get("spark.task.cpus", "1") or 1),
         batch_tokens=conf.batch_tokens,
     )
-    partitions = conf.partitions or 4 * ctx.spark.sparkContext.defaultParallelism
+    partitions = conf.partitions or tasks_for(examples.count(), 1_000)
     prompts = told.select("client_id", "as_of", body(length).alias("body")).repartition(partitions)
-    scored = score_prompts(prompts, reading, card).persist(StorageLevel.DISK_ONLY)  # the deciles need them twice
+    scored = ctx.keep(score_prompts(prompts, reading, card))  # the deciles need them twice
     named: dict[str, Any] = {"task": F.lit(card.task.name), "head_id": F.lit(head_id)}
     return with_deciles(scored).drop("margin").withColumns(named), length
 
@@ -96,9 +95,9 @@ JOB = Job(
     engine="spark",
     conf=PredictConf,
     run=run,
-    reads=("events", "clients", "labels", "dictionaries"),
-    needs=("instruct",),
-    writes=("scores",),
+    reads=("events", "clients", "labels", "dictionaries?"),
+    writes=lambda stage: {"scores": {"heads": stage.conf.stages}},
+    uses=("torch", "transformers", "peft"),
 )
 main = JOB.main
 

@@ -6,17 +6,16 @@ import sys
 
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
-from ledgerlm.baselines.agg import as_of_rows
 from ledgerlm.errors import DataError
+from ledgerlm.events.asked import asked
 from ledgerlm.heads.structured import StructuredConf, fit_structured, structured_features
 from ledgerlm.heads.vectors import KEY, Source, component_names, join_sources, learn_blocks
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 
-class PrepareConf(JobConf, StructuredConf):
+class PrepareConf(StructuredConf):
     """Settings of the prepare job."""
 
     feature_set: str = Field("structured", pattern=r"^[A-Za-z0-9_]+$", description="name of the features written")
@@ -33,14 +32,14 @@ def run(ctx: Context, conf: PrepareConf) -> StageResult:
     """Fits the pipeline on training clients, keeps it as an artefact, and writes everyone's features."""
     clients = ctx.read("clients")
     labels = ctx.read("labels")
-    keys = as_of_rows(clients, labels, ctx.spec.as_of) if ctx.spec.as_of else labels.select(*KEY).distinct()
+    keys = asked(clients, labels, ctx.spec.as_of) if ctx.spec.as_of else labels.select(*KEY).distinct()
     sources = tuple(source.pinned(ctx.facts) for source in conf.append)
     rows = keys.join(clients.drop("run_id"), on="client_id", how="inner")
     if sources:
         vectors = join_sources(sources, {source.table: ctx.read(source.table) for source in sources})
         rows = rows.join(vectors, on=list(KEY), how="inner")
     # Read by each stage of the fit, then once more by all clients.
-    rows = rows.persist(StorageLevel.DISK_ONLY)
+    rows = ctx.keep(rows)
     counted = {row["split"]: row["count"] for row in rows.groupBy("split").count().collect()}
     training = rows.where("split = 'train'")
     appended = training.drop(*(name for name in clients.columns if name != "client_id"))
@@ -49,15 +48,13 @@ def run(ctx: Context, conf: PrepareConf) -> StageResult:
     folder = ctx.artefacts / "structured" / conf.feature_set
     fitted.model.write().overwrite().save(folder.absolute().as_uri())
     found = structured_features(rows, fitted).withColumn("feature_set", F.lit(conf.feature_set))
-    written = ctx.write("features", found, where=f"feature_set = '{conf.feature_set}'")
-    rows.unpersist()
+    written = ctx.write("features", found, {"feature_set": (conf.feature_set,)})
     rows_in = sum(counted.values())
     if written.rows != rows_in:
         raise DataError(f"{rows_in} clients gave {written.rows} rows of features; run the stage again")
     return StageResult(
         rows_in=rows_in,
         rows_out=written.rows,
-        tables={"features": written.version},
         artefacts=[str(folder)],
         facts={
             "feature_set": conf.feature_set,
@@ -73,8 +70,8 @@ JOB = Job(
     engine="spark",
     conf=PrepareConf,
     run=run,
-    reads=("clients", "labels", "features", "embeddings"),
-    writes=("features",),
+    reads=("clients", "labels", "features?", "embeddings?"),
+    writes=lambda stage: {"features": {"feature_set": (stage.conf.feature_set,)}},
 )
 main = JOB.main
 

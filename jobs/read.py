@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
-from pyspark import StorageLevel
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.agg import as_of_rows
+from ledgerlm.config import Conf, StageName
+from ledgerlm.engines.frames import tasks_for
 from ledgerlm.errors import DataError
+from ledgerlm.events.asked import asked
 from ledgerlm.heads.alimn.states import (
     different_sentences,
     mean_features,
@@ -21,18 +22,18 @@ from ledgerlm.heads.alimn.states import (
     states_of,
 )
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class ReadConf(JobConf):
+class ReadConf(Conf):
     """Settings of the read job."""
 
     state_set: str = Field("text", pattern=r"^[A-Za-z0-9_]+$", description="name of the states and features written")
     backbone: str | None = Field(None, description="backbone folder; left out, the one of the stage `of`")
-    of: str = Field("finetune", description="stage that left the backbone")
+    of: StageName = Field(StageName("finetune"), description="stage that left the backbone")
     prompt: str | None = Field(None, description="task prompt that the backbone reads before each sentence")
     last_k: int = Field(2, ge=1, description="hidden layers averaged, counted from the last")
     partitions: int | None = Field(None, ge=1, description="Spark tasks that read; left out, one for each core")
@@ -47,34 +48,32 @@ def run(ctx: Context, conf: ReadConf) -> StageResult:
     folder = str(Path(conf.backbone or ctx.facts(conf.of)["backbone"]).resolve())
     backbone_id = model.backbone_id(Path(folder))
     definition = resolve_definition(folder, state_definition(conf.prompt, conf.last_k), text_format="notes", fields=())
-    asked = different_sentences(sentences, conf.prompt).repartition(
-        conf.partitions or ctx.spark.sparkContext.defaultParallelism
-    )
+    different = different_sentences(sentences, conf.prompt)
+    spread = different.repartition(conf.partitions or tasks_for(different.count(), 2_000))
     with ctx.progress.task("Reading sentences"):
-        read = read_sentences(asked, sentences, folder=folder, backbone_id=backbone_id, definition=definition)
-        read = read.persist(StorageLevel.DISK_ONLY)
+        read = ctx.keep(
+            read_sentences(spread, sentences, folder=folder, backbone_id=backbone_id, definition=definition)
+        )
         aside = ctx.quarantine(_unread(read))
     as_of = dt.datetime.fromisoformat(ctx.facts("describe")["as_of"])
-    labels = ctx.read("labels") if ctx.exists("labels") else None
-    everyone = as_of_rows(ctx.read("clients"), labels, as_of)
+    labels = ctx.maybe("labels")
+    everyone = asked(ctx.read("clients"), labels, as_of)
     rows = states_of(sentences, read, everyone).withColumn("state_set", F.lit(conf.state_set))
     of_set = rows.withColumn("backbone_id", F.lit(backbone_id)).drop("mean")
-    states = ctx.write("text_states", of_set, where=f"state_set = '{conf.state_set}'")
-    features = ctx.write("features", mean_features(rows, conf.state_set), where=f"feature_set = '{conf.state_set}'")
-    different = read.count()
-    read.unpersist()
+    states = ctx.write("text_states", of_set, {"state_set": (conf.state_set,)})
+    features = ctx.write("features", mean_features(rows, conf.state_set), {"feature_set": (conf.state_set,)})
+    sentences_read = read.count()
     if states.rows != features.rows:
         raise DataError(f"{states.rows} clients have states and {features.rows} features; run the stage again")
     return StageResult(
         rows_in=states.rows,
         rows_out=states.rows,
-        tables={"text_states": states.version, "features": features.version, "quarantine": aside.version},
         facts={
             "state_set": conf.state_set,
             "backbone": folder,
             "backbone_id": backbone_id,
             "definition": definition.model_dump(mode="json"),
-            "different_sentences": different,
+            "different_sentences": sentences_read,
             "unread_sentences": aside.rows,
         },
     )
@@ -95,9 +94,12 @@ JOB = Job(
     engine="spark",
     conf=ReadConf,
     run=run,
-    reads=("sentences", "clients", "labels"),
-    needs=("finetune", "distil", "describe"),
-    writes=("text_states", "features", "quarantine"),
+    reads=("sentences", "clients", "labels?"),
+    writes=lambda stage: {
+        "text_states": {"state_set": (stage.conf.state_set,)},
+        "features": {"feature_set": (stage.conf.state_set,)},
+    },
+    uses=("torch", "transformers"),
 )
 main = JOB.main
 

@@ -16,21 +16,24 @@ from ledgerlm.applications.backtest import backtest, backtest_block
 from ledgerlm.applications.offers import EvidenceConf, Offer, candidates, eligibility, goal_counts
 from ledgerlm.applications.policy import PolicyConf
 from ledgerlm.applications.recommend import recommend
+from ledgerlm.config import Conf, HeadRef
 from ledgerlm.errors import DataError
 from ledgerlm.heads.scoring import heads_of
-from ledgerlm.heads.tasks import Task, declared_tasks, find_tasks
+from ledgerlm.heads.tasks import Task
 from ledgerlm.lake.lake import Written
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class ApplicationConf(JobConf):
+class ApplicationConf(Conf):
     """What the applications share."""
 
-    scores: str = Field("forecast", description="STAGE whose head scored the task, or STAGE:NAME for one of several")
+    scores: HeadRef = Field(
+        HeadRef("forecast"), description="STAGE whose head scored the task, or STAGE:NAME for one of several"
+    )
     task: str = Field(description="task whose classes are the goals")
     as_of: dt.datetime | None = Field(None, description="scores of this instant; default the newest of the head")
     evidence: EvidenceConf = Field(description="recent events that speak for a goal")
@@ -41,10 +44,6 @@ class ApplicationConf(JobConf):
     backtest: str = Field(
         "split = 'test'", description="SQL condition over columns of clients and labels: who the backtest is about"
     )
-
-    def stages_named(self) -> Sequence[str]:
-        """The stage that scored."""
-        return (self.scores.partition(":")[0],)
 
 
 class RecommendConf(ApplicationConf):
@@ -79,10 +78,10 @@ def run(ctx: Context, conf: RecommendConf) -> StageResult:
     ready = prepare(ctx, conf, conf.offers)
     days = conf.evidence.days
     judged = recommend(ready.candidates, conf.offers, ready.clients, conf.policy, days=days, contacts=ready.contacts)
-    kept = judged.persist(StorageLevel.DISK_ONLY)
+    kept = ctx.keep(judged)
     blocked = blocked_counts(kept)
     rows = kept.where("blocked IS NULL").drop("blocked").withColumn("head_id", F.lit(ready.head_id))
-    written = ctx.write("recommendations", rows, where=f"head_id = '{ready.head_id}'")
+    written = ctx.write("recommendations", rows, {"head_id": (ready.head_id,)})
     tried = played(ctx, ready, conf.policy, conf.offers)
     by_offer = (
         kept.where("blocked IS NULL")
@@ -106,7 +105,7 @@ def run(ctx: Context, conf: RecommendConf) -> StageResult:
 
 def prepare(ctx: Context, conf: ApplicationConf, offers: Sequence[Offer]) -> Prepared:
     """Reads the scores of one head at one instant, and prices every offer for every client."""
-    task = find_tasks(ctx.read("labels"), [conf.task], declared_tasks(ctx.spec))[0]
+    task = ctx.task(conf.task)
     stage, _, name = conf.scores.partition(":")
     heads = heads_of(ctx.facts(stage), stage, name)
     scores = ctx.read("scores").where(F.col("head_id").isin(heads) & (F.col("task") == task.name))
@@ -120,7 +119,7 @@ def prepare(ctx: Context, conf: ApplicationConf, offers: Sequence[Offer]) -> Pre
     as_of = F.lit(row["as_of"] if conf.as_of is None else conf.as_of.isoformat(sep=" ")).cast("timestamp")
     now = scores.where(F.col("as_of") == as_of).select("client_id", "as_of", "probabilities")
     clients, events = ctx.read("clients").drop("run_id"), ctx.read("events")
-    dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
+    dictionaries = ctx.maybe("dictionaries")
     counts = goal_counts(events, now, conf.evidence, dictionaries)
     labels = ctx.read("labels").where((F.col("task") == task.name) & (F.col("as_of") == as_of)).drop("run_id")
     judged = labels.join(clients, on="client_id", how="inner").where(conf.backtest)
@@ -182,7 +181,6 @@ def result(
     return StageResult(
         rows_in=written.rows + sum(blocked.values()),
         rows_out=written.rows,
-        tables={table: written.version},
         facts={
             "blocked": dict(blocked),
             "backtest": dict(tried),
@@ -197,8 +195,8 @@ JOB = Job(
     conf=RecommendConf,
     run=run,
     finds=True,
-    reads=("events", "clients", "labels", "dictionaries", "scores"),
-    writes=("recommendations",),
+    reads=("events", "clients", "labels", "dictionaries?", "scores"),
+    writes=lambda stage: {"recommendations": {"head": (stage.conf.scores,)}},
 )
 main = JOB.main
 

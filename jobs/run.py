@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ledgerlm.evaluation.report import write_report
+from ledgerlm.config import without_secrets
 from ledgerlm.progress import Progress
-from ledgerlm.runs.pipeline import Pipeline, load_pipeline
+from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
 
 
@@ -29,30 +29,29 @@ def run_pipeline(
     pipeline = load_pipeline(file, overrides)
     progress = Progress()
     runner = Runner(pipeline, progress)
-    progress.say(f"[bold]{pipeline.name}[/bold]: {runner.spec.title}; results in {pipeline.out}")
+    progress.say(f"[bold]{pipeline.name}[/bold]: {pipeline.spec.title}; results in {pipeline.out}")
     try:
         if dry_run:
-            _show_plan(pipeline, runner, only, progress)
+            _show_plan(runner, only, progress)
             return 0
         run = runner.run(only=only, fresh=fresh)
         if only is None:
-            report = write_report(pipeline, runner.spec, run, runner.engines)
-            progress.say(f"Report: [bold]{report}[/bold]")
+            from ledgerlm.runs.report import write_report  # plots take a second to import
+
+            progress.say(f"Report: [bold]{write_report(runner, run)}[/bold]")
     finally:
         runner.engines.stop()
     return 0
 
 
-def _show_plan(pipeline: Pipeline, runner: Runner, only: str | None, progress: Progress) -> None:
-    for stage in pipeline.stages:
-        if only not in (None, stage.job.name):
-            continue
-        last = runner.records.load(stage.name)
-        unchanged = last is not None and last.done and last.fingerprint == runner.fingerprint(stage)
-        progress.say(f"  {stage.name}: {stage.job.engine}; {'finished, unchanged' if unchanged else 'would run'}")
-        for key, value in stage.conf.model_dump(mode="json").items():
+def _show_plan(runner: Runner, only: str | None, progress: Progress) -> None:
+    for plan, stands in runner.outlook(only):
+        progress.say(
+            f"  {plan.stage.name}: {plan.stage.job.engine}; {'finished, unchanged' if stands else 'would run'}"
+        )
+        for key, value in without_secrets(plan.stage.conf.model_dump(mode="json")).items():
             progress.say(f"      {key}: {value}")
-        for line in () if unchanged else runner.expectation(stage):
+        for line in () if stands else runner.expectation(plan):
             progress.say(f"      [bold]expected[/bold] {line}")
 
 

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
+from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import DataError
 from ledgerlm.heads.head import MLLIB, load_card
 from ledgerlm.heads.mllib import score_mllib
 from ledgerlm.heads.scoring import score_rows, with_deciles
 from ledgerlm.heads.vectors import join_sources
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class ScoreConf(JobConf):
+class ScoreConf(Conf):
     """Settings of the score job."""
 
-    stages: tuple[str, ...] = Field(("fit",), description="fit stages whose heads score")
+    stages: tuple[StageName, ...] = Field((StageName("fit"),), description="fit stages whose heads score")
     heads: tuple[str, ...] | None = Field(None, description="head ids to score with; default all heads of the stages")
     reasons: int = Field(3, ge=0, description="features named as reasons for each score; 0 is fastest")
 
@@ -41,15 +41,10 @@ def run(ctx: Context, conf: ScoreConf) -> StageResult:
             bar.advance()
     # The deciles need the scores twice; on disk they are kept without running the model twice.
     rows = sum(frame.count() for frame in scored)
-    names = ", ".join(f"'{head_id}'" for head_id in heads)
-    written = ctx.write(
-        "scores", reduce(lambda one, other: one.unionByName(other), scored), where=f"head_id IN ({names})"
-    )
+    written = ctx.write("scores", reduce(lambda one, other: one.unionByName(other), scored), {"head_id": tuple(heads)})
     if written.rows != rows:
         raise DataError(f"{rows} scores were made, but {written.rows} written; run the stage again")
-    return StageResult(
-        rows_in=rows, rows_out=written.rows, tables={"scores": written.version}, facts={"heads": list(heads)}
-    )
+    return StageResult(rows_in=rows, rows_out=written.rows, facts={"heads": list(heads)})
 
 
 def _scored(ctx: Context, conf: ScoreConf, head_id: str) -> DataFrame:
@@ -61,7 +56,7 @@ def _scored(ctx: Context, conf: ScoreConf, head_id: str) -> DataFrame:
         scored = score_rows(joined, folder, head_id, reasons=conf.reasons, threads=threads)
     else:
         scored = score_mllib(joined, card.blocks, card.task, folder / head_id / MLLIB)
-    kept = with_deciles(scored.persist(StorageLevel.DISK_ONLY)).drop("margin")
+    kept = with_deciles(ctx.keep(scored)).drop("margin")
     return kept.withColumns({"task": F.lit(card.task.name), "head_id": F.lit(head_id)})
 
 
@@ -70,9 +65,9 @@ JOB = Job(
     engine="spark",
     conf=ScoreConf,
     run=run,
-    reads=("features", "embeddings"),
-    needs=("fit",),
-    writes=("scores",),
+    reads=("features?", "embeddings?"),
+    writes=lambda stage: {"scores": {"heads": stage.conf.stages}},
+    uses=("lightgbm",),
 )
 main = JOB.main
 

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.errors import DataError
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 from ledgerlm.text.serialize import DocumentConf, check_documents, serialize, shown_fields
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXAMPLE_LENGTH = 1500  # characters of the example document in the report
 
 
-class SerializeConf(JobConf, DocumentConf):
+class SerializeConf(DocumentConf):
     """Settings of the serialize job."""
 
     as_of: dt.datetime | None = Field(
@@ -45,9 +45,9 @@ def run(ctx: Context, conf: SerializeConf) -> StageResult:
     """Writes the documents of one format, then counts all events again to see that none leaked in and none was lost."""
     events, clients = ctx.read("events"), ctx.read("clients")
     events = events if conf.only is None else events.where(conf.only)
-    labels = ctx.read("labels") if conf.labels and ctx.exists("labels") else None
-    dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
-    as_of = conf.as_of or ctx.spec.as_of or _after_last(events)
+    labels = ctx.maybe("labels") if conf.labels else None
+    dictionaries = ctx.maybe("dictionaries")
+    as_of = ctx.end(conf.as_of)
     if conf.until is not None:
         as_of = min(as_of, conf.until)
         end = F.lit(conf.until.isoformat(sep=" ")).cast("timestamp")
@@ -62,8 +62,8 @@ def run(ctx: Context, conf: SerializeConf) -> StageResult:
         described=_described(dictionaries),
         ranked_on=events.join(clients.where("split = 'train'"), "client_id", how="left_semi"),
     )
-    version = ctx.write("documents", documents, where=f"format = '{conf.format}'").version
-    written = ctx.read("documents", version).where(F.col("format") == conf.format)
+    ctx.write("documents", documents, {"format": (conf.format,)})
+    written = ctx.own("documents")
     checked = check_documents(written, events, labels, as_of, spec=ctx.spec, conf=conf)
     counts = _checked_counts(checked)
     rows_in = clients.count()
@@ -80,14 +80,7 @@ def run(ctx: Context, conf: SerializeConf) -> StageResult:
         "clients_without_events": rows_in - counts["clients_with_events"],
         "example": _example(written, labels),
     }
-    return StageResult(rows_in=rows_in, rows_out=counts["documents"], tables={"documents": version}, facts=facts)
-
-
-def _after_last(events: DataFrame) -> dt.datetime:
-    row = events.select(F.date_add(F.to_date(F.max("event_time")), 1).alias("day")).first()
-    if row is None or row["day"] is None:
-        raise DataError("the events table is empty: there is nothing to serialize; look at the quarantine table")
-    return dt.datetime.combine(row["day"], dt.time())
+    return StageResult(rows_in=rows_in, rows_out=counts["documents"], facts=facts)
 
 
 def _described(dictionaries: DataFrame | None) -> list[str]:
@@ -146,8 +139,8 @@ JOB = Job(
     engine="spark",
     conf=SerializeConf,
     run=run,
-    reads=("events", "clients", "labels", "dictionaries"),
-    writes=("documents",),
+    reads=lambda stage: ("events", "clients", "dictionaries?", *(("labels?",) if stage.conf.labels else ())),
+    writes=lambda stage: {"documents": {"format": (stage.conf.format,)}},
 )
 main = JOB.main
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -12,6 +11,7 @@ from pydantic import Field, field_validator
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.simulator import (
     ATTRIBUTES,
@@ -27,14 +27,15 @@ from ledgerlm.events.simulator import (
     true_probabilities,
 )
 from ledgerlm.events.splits import with_split
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.lake.slices import Slice
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from ledgerlm.events.spec import DataSetSpec
     from ledgerlm.runs.context import Context
 
 
-class SimulateConf(JobConf):
+class SimulateConf(Conf):
     """Makes the events of one or two banks that know the truth about their clients."""
 
     banks: tuple[SimulatorConf, ...] = Field(
@@ -59,25 +60,17 @@ def run(ctx: Context, conf: SimulateConf) -> StageResult:
         return _union([make(people, bank) for people, bank in zip(clients, banks, strict=True)])
 
     events = ctx.write("events", every(simulate_events))
-    dictionaries = ctx.write("dictionaries", _union([simulate_dictionaries(ctx.spark, bank) for bank in banks]))
+    ctx.write("dictionaries", _union([simulate_dictionaries(ctx.spark, bank) for bank in banks]))
     known = every(lambda people, _: known_attributes(people))
     everyone = ctx.write("clients", with_split(known, known.select("client_id"), ctx.spec.split))
-    labels = ctx.write("labels", every(simulate_labels))
-    bayes = ctx.write("bayes", every(true_probabilities))
-    tables = {
-        "events": events.version,
-        "dictionaries": dictionaries.version,
-        "clients": everyone.version,
-        "labels": labels.version,
-        "bayes": bayes.version,
-    }
+    ctx.write("labels", every(simulate_labels), _tasks(ctx.spec))
+    ctx.write("bayes", every(true_probabilities), _tasks(ctx.spec))
     return StageResult(
         rows_in=events.rows,
         rows_out=events.rows,
-        tables=tables,
         facts={
             "clients": everyone.rows,
-            "labels": _label_counts(ctx.read("labels", labels.version)),
+            "labels": _label_counts(ctx.own("labels")),
             "banks": [bank.model_dump(mode="json") for bank in banks],
         },
     )
@@ -117,9 +110,8 @@ def _union(frames: Sequence[DataFrame]) -> DataFrame:
     return reduce(DataFrame.unionByName, frames)
 
 
-def _world_state(spec: DataSetSpec) -> str:
-    """Identity of the shipped world: with another world the bank is another bank."""
-    return hashlib.sha256(f"{spec.name}{load_world().model_dump_json()}".encode()).hexdigest()
+def _tasks(spec: DataSetSpec) -> Slice:
+    return {"task": tuple(task.name for task in spec.labels)}
 
 
 JOB = Job(
@@ -127,8 +119,13 @@ JOB = Job(
     engine="spark",
     conf=SimulateConf,
     run=run,
-    writes=("events", "dictionaries", "clients", "labels", "bayes"),
-    sources=_world_state,
+    writes=lambda stage: {
+        "events": {},
+        "dictionaries": {},
+        "clients": {},
+        "labels": _tasks(stage.spec),
+        "bayes": _tasks(stage.spec),
+    },
 )
 main = JOB.main
 

@@ -8,14 +8,15 @@ from typing import Literal
 from pydantic import Field
 from pyspark.sql import functions as F
 
-from ledgerlm.errors import DataError
+from ledgerlm.config import Conf
 from ledgerlm.events.spec import SplitSpec
 from ledgerlm.events.splits import with_newest_split, with_split
+from ledgerlm.lake.made import Made, Rows
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 
-class SplitConf(JobConf):
+class SplitConf(Conf):
     """Settings of the split job."""
 
     rule: Literal["hash", "time"] = Field(
@@ -26,28 +27,34 @@ class SplitConf(JobConf):
 
 
 def run(ctx: Context, conf: SplitConf) -> StageResult:
-    """Rewrites the column `split` of clients."""
-    clients, labels = ctx.read("clients", ctx.table_version("clients")), ctx.read("labels")
+    """Writes a split of its own, which the stages after it see in place of the data set's."""
+    clients, labels = ctx.read("clients"), ctx.read("labels")
     plain = clients.drop("split", "run_id")
     if conf.rule == "time":
         marked = with_newest_split(plain, labels, conf.share)
     else:
         rule = SplitSpec(rule="hash", share=conf.share, seed=conf.seed)
         marked = with_split(plain, labels.select("client_id").distinct(), rule)
-    rows_in = clients.count()
-    written = ctx.write("clients", marked)
-    if written.rows != rows_in:
-        raise DataError(f"{rows_in} clients became {written.rows}; run the stage again")
-    counted = ctx.read("clients", written.version).groupBy("split").agg(F.count(F.lit(1)).alias("rows")).collect()
-    return StageResult(
-        rows_in=rows_in,
-        rows_out=written.rows,
-        tables={"clients": written.version},
-        facts={"rule": conf.rule, **{row["split"]: row["rows"] for row in counted}},
+    named = marked.select(F.lit(ctx.stage).alias("stage"), "client_id", "split")
+    return ctx.publish(
+        Made(
+            rows_in=clients.count(),
+            tables={"splits": Rows(frame=named, slice={"stage": (ctx.stage,)})},
+            facts={"rule": conf.rule},
+            tell=lambda own: {row["split"]: row["count"] for row in own["splits"].groupBy("split").count().collect()},
+        )
     )
 
 
-JOB = Job(name="split", engine="spark", conf=SplitConf, run=run, reads=("clients", "labels"), writes=("clients",))
+JOB = Job(
+    name="split",
+    engine="spark",
+    conf=SplitConf,
+    run=run,
+    reads=("clients", "labels"),
+    writes=lambda stage: {"splits": {"stage": (stage.name,)}},
+    rows="balance",
+)
 main = JOB.main
 
 if __name__ == "__main__":

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
 from ledgerlm.applications import stock
 from ledgerlm.applications.stock import StockConf
+from ledgerlm.config import Conf, HeadRef
 from ledgerlm.errors import DataError
 from ledgerlm.events.dictionaries import with_description
 from ledgerlm.heads.scoring import heads_of
-from ledgerlm.heads.tasks import declared_tasks, find_tasks
 from ledgerlm.runs.context import Context
-from ledgerlm.runs.job import Job, JobConf, StageResult
+from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -27,17 +26,15 @@ _KEY = ["client_id", "as_of"]
 _SHOWN = 12
 
 
-class StockJobConf(JobConf):
+class StockJobConf(Conf):
     """Settings of the stock job."""
 
-    scores: str = Field("forecast", description="STAGE whose head scored the task, or STAGE:NAME for one of several")
+    scores: HeadRef = Field(
+        HeadRef("forecast"), description="STAGE whose head scored the task, or STAGE:NAME for one of several"
+    )
     task: str = Field(description="task whose classes are the goals, labelled at several dates")
     as_of: dt.datetime | None = Field(None, description="date of the forecast; default the newest of the scores")
     stock: StockConf = Field(description="what is counted, where, and over which days")
-
-    def stages_named(self) -> Sequence[str]:
-        """The stage that scored."""
-        return (self.scores.partition(":")[0],)
 
 
 def run(ctx: Context, conf: StockJobConf) -> StageResult:
@@ -45,15 +42,15 @@ def run(ctx: Context, conf: StockJobConf) -> StageResult:
     head_id, goals, as_of = _goals(ctx, conf)
     past = goals.where(F.col("as_of") + F.make_dt_interval(F.lit(conf.stock.horizon)) <= as_of)
     past, now = (
-        past.persist(StorageLevel.DISK_ONLY),
-        goals.where(F.col("as_of") == as_of).persist(StorageLevel.DISK_ONLY),
+        ctx.keep(past),
+        ctx.keep(goals.where(F.col("as_of") == as_of)),
     )
     if past.isEmpty():
         raise DataError(
             f"task {conf.task}: no scores {conf.stock.horizon} days or more before the date of the forecast; "
             "label and score earlier dates too"
         )
-    forecast = _forecast(ctx, conf, past, now, as_of).persist(StorageLevel.DISK_ONLY)
+    forecast = ctx.keep(_forecast(ctx, conf, past, now, as_of))
     rows = forecast.withColumns(
         {
             "head_id": F.lit(head_id),
@@ -61,19 +58,18 @@ def run(ctx: Context, conf: StockJobConf) -> StageResult:
             "reason": stock.reason_in_words(conf.stock),
         }
     ).drop("pace", "season")
-    written = ctx.write("stock_forecasts", rows, where=f"head_id = '{head_id}'")
+    written = ctx.write("stock_forecasts", rows, {"head_id": (head_id,)})
     tried = stock.backtest(forecast)
     return StageResult(
         rows_in=now.select(*_KEY).distinct().count(),
         rows_out=written.rows,
-        tables={"stock_forecasts": written.version},
         facts={"backtest": tried, "report": [_section(ctx.stage, conf.stock, forecast, tried)]},
     )
 
 
 def _goals(ctx: Context, conf: StockJobConf) -> tuple[str, DataFrame, Column]:
     """The head, the probabilities of the goals at all dates, and the date of the forecast."""
-    task = find_tasks(ctx.read("labels"), [conf.task], declared_tasks(ctx.spec))[0]
+    task = ctx.task(conf.task)
     stage, _, name = conf.scores.partition(":")
     heads = heads_of(ctx.facts(stage), stage, name)
     scores = ctx.read("scores").where(F.col("head_id").isin(heads) & (F.col("task") == task.name))
@@ -90,19 +86,19 @@ def _goals(ctx: Context, conf: StockJobConf) -> tuple[str, DataFrame, Column]:
 
 def _forecast(ctx: Context, conf: StockJobConf, past: DataFrame, now: DataFrame, as_of: Column) -> DataFrame:
     """as_of, region, category, expected, low, high, before, pace, observed (null where the days are not over)."""
-    dictionaries = ctx.read("dictionaries") if ctx.exists("dictionaries") else None
+    dictionaries = ctx.maybe("dictionaries")
     told = with_description(ctx.read("events"), dictionaries, conf.stock.category, "_category")
-    bought = stock.purchases(told, conf.stock, "_category").persist(StorageLevel.DISK_ONLY)
+    bought = ctx.keep(stock.purchases(told, conf.stock, "_category"))
     regions = (
         ctx.read("clients").select("client_id", F.expr(conf.stock.region).alias("region")).where("region IS NOT NULL")
     )
     paces, came = stock.activity(bought, past, conf.stock), stock.outcomes(bought, past, conf.stock)
-    shares = stock.learn_shares(past, paces, came).persist(StorageLevel.DISK_ONLY)
+    shares = ctx.keep(stock.learn_shares(past, paces, came))
     place = ["as_of", "region", "category"]
     dates = stock.learning_dates(past)
     held_out = stock.held_out_cells(past, paces, came, regions, dates)
     learnt = held_out.join(stock.observed(came, regions), on=place, how="left").fillna(0, subset=["observed"])
-    learnt = learnt.persist(StorageLevel.DISK_ONLY)
+    learnt = ctx.keep(learnt)
     strays = stock.dispersion(learnt)
     expected = stock.cells(now, stock.activity(bought, now, conf.stock), shares, regions)
     seasonal = learnt if conf.stock.season else learnt.limit(0)
@@ -148,8 +144,8 @@ JOB = Job(
     conf=StockJobConf,
     run=run,
     finds=True,
-    reads=("events", "clients", "labels", "dictionaries", "scores"),
-    writes=("stock_forecasts",),
+    reads=("events", "clients", "labels", "dictionaries?", "scores"),
+    writes=lambda stage: {"stock_forecasts": {"head": (stage.conf.scores,)}},
 )
 main = JOB.main
 

@@ -27,8 +27,8 @@ def run(ctx: Context, conf: SummarizeConf) -> StageResult:
     made = write_texts(ctx, conf)
     serializer = f"{conf.recipe}/{VERSION}/{made.facts['engine']}"
     rows = as_documents(made.texts, made.sources, max_events=conf.max_events, serializer=serializer)
-    written = ctx.write("documents", rows, where=f"format = '{conf.format}'")
-    return finished(ctx, made, "documents", written)
+    written = ctx.write("documents", rows, {"format": (conf.format,)})
+    return finished(ctx, made, written)
 
 
 JOB = Job(
@@ -37,7 +37,7 @@ JOB = Job(
     conf=SummarizeConf,
     run=run,
     reads=("documents", "clients"),
-    writes=("documents", "quarantine"),
+    writes=lambda stage: {"documents": {"format": (stage.conf.format,)}},
     expect=expect,
 )
 main = JOB.main

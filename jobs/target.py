@@ -6,7 +6,6 @@ import sys
 
 from pydantic import Field
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
 from ledgerlm.applications.backtest import backtest_block
 from ledgerlm.applications.target import Campaign, campaign_lists, campaign_policy, campaign_totals
@@ -36,11 +35,11 @@ def run(ctx: Context, conf: TargetConf) -> StageResult:
     judged = campaign_lists(
         ready.candidates, conf.campaigns, ready.clients, policy, days=conf.evidence.days, contacts=ready.contacts
     )
-    kept = judged.persist(StorageLevel.DISK_ONLY)
+    kept = ctx.keep(judged)
     blocked = blocked_counts(kept)
     chosen = kept.where("blocked IS NULL")
     rows = chosen.drop("blocked").withColumn("head_id", F.lit(ready.head_id))
-    written = ctx.write("campaign_lists", rows, where=f"head_id = '{ready.head_id}'")
+    written = ctx.write("campaign_lists", rows, {"head_id": (ready.head_id,)})
     columns = ["campaign", "clients", "expected_responses", "cost", "expected_profit"]
     totals = [[row[name] for name in columns] for row in campaign_totals(chosen).orderBy("campaign").collect()]
     tried = played(ctx, ready, policy, conf.campaigns)
@@ -61,8 +60,8 @@ JOB = Job(
     conf=TargetConf,
     run=run,
     finds=True,
-    reads=("events", "clients", "labels", "dictionaries", "scores"),
-    writes=("campaign_lists",),
+    reads=("events", "clients", "labels", "dictionaries?", "scores"),
+    writes=lambda stage: {"campaign_lists": {"head": (stage.conf.scores,)}},
 )
 main = JOB.main
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.history import Author
+from ledgerlm.lake.lake import Lake
 
+BEFORE = Author(attempt="before", stage="test/before", run_id="before")
 # The as_of of clients without a label is the beginning of 2025.
 SPEC = """
 name: small
@@ -32,7 +34,7 @@ def fill(spark: SparkSession, folder: Path, tables: Mapping[str, DataFrame]) -> 
     """Writes tables as an earlier run would have left them."""
     lake = Lake(str(folder / "lake"), spark)
     for table, rows in tables.items():
-        lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+        lake.write(table, rows, by=BEFORE)
     return lake
 
 

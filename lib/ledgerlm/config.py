@@ -1,28 +1,111 @@
-"""Strict YAML configuration: OmegaConf reads and overrides, pydantic checks; errors name file, key and remedy."""
+"""Strict YAML configuration: OmegaConf reads and overrides, pydantic checks; errors name file, key and remedy.
+
+A setting that names something outside itself has a type that says what: `StageName`, `HeadRef`, `ModelRef`, `FileName`.
+So what a configuration builds on is found in its values (`references`), and no job lists it by hand.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import core_schema
 from yaml import YAMLError
 
 from ledgerlm.errors import ConfigError
 
 
 class Conf(BaseModel):
-    """Base of every configuration: frozen, keyword only, unknown keys refused."""
+    """Base of every configuration: frozen, keyword only, unknown keys refused.
+
+    Attributes:
+        HOW: settings that say how the work is done, not what comes of it (how many workers, say); they may change
+            between two attempts of a stage and are no part of its definition.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    HOW: ClassVar[frozenset[str]] = frozenset()
+
+
+SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
+"""What a URL begins with (`s3a://`, `dbfs:/`, `file:`)."""
 
 C = TypeVar("C", bound=BaseModel)
+R = TypeVar("R", bound="Reference")
+
+
+class Reference(str):
+    """Text of a setting that names something outside itself."""
+
+    __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """A string of at least one character, kept as this type."""
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(min_length=1))
+
+
+class StageName(Reference):
+    """A stage of the same pipeline, before this one."""
+
+    __slots__ = ()
+
+
+class HeadRef(Reference):
+    """`STAGE` for the one head of a stage before this one, or `STAGE:NAME` for one of several."""
+
+    __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """A string `STAGE` or `STAGE:NAME`."""
+        pattern = r"^[^:\s]+(:[^:\s]+)?$"
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(pattern=pattern))
+
+    @property
+    def stage(self) -> str:
+        """The stage."""
+        return self.partition(":")[0]
+
+    @property
+    def name(self) -> str | None:
+        """The head's name, where one is given."""
+        return self.partition(":")[2] or None
+
+
+class ModelRef(Reference):
+    """A stage before this one that leaves a model folder, or such a folder."""
+
+    __slots__ = ()
+
+
+class FileName(Reference):
+    """A file: beside the pipeline file, in the shipped `conf/`, or a path."""
+
+    __slots__ = ()
+
+
+def references(value: Any, kind: type[R]) -> Iterator[R]:
+    """All references of one type in a configuration, however deep."""
+    if isinstance(value, kind):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from references(getattr(value, name), kind)
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from references(one, kind)
+    elif isinstance(value, Sequence | frozenset) and not isinstance(value, str):
+        for one in value:
+            yield from references(one, kind)
 
 
 def shipped(name: str) -> Path:
@@ -69,12 +152,57 @@ def load_yaml(path: Path, overrides: Sequence[str] = (), changes: Mapping[str, A
             # OmegaConf reads the value as YAML would; the key may lead through lists, as in fields.0.kind.
             OmegaConf.update(loaded, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
         content = OmegaConf.to_container(loaded, resolve=True)
+        _FROM_ENVIRONMENT.update(_environment_values(OmegaConf.to_container(loaded, resolve=False), content))
     except FileNotFoundError as error:
         raise ConfigError(f"no file {path}") from error
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read as YAML, or a --set key leads nowhere: {error}") from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+# What the environment has given to configurations of this process, and the reference that asked for it.
+_FROM_ENVIRONMENT: dict[str, str] = {}
+_ENVIRONMENT = re.compile(r"\$\{oc\.env:")
+_SHORTEST = 6  # characters: replacing each `1` or `true` would spoil what is written, and hide nothing
+_REDACTED = "*********(redacted)"  # Spark's own word
+# Spark's pattern (spark.redaction.regex) and the words for such things in other clients; `max_tokens` is none of them.
+_SECRET_KEY = re.compile(r"(?i)secret|passw|credential|api[._-]?key|access[._-]?key|private[._-]?key|(^|[._-])token$")
+
+
+def _environment_values(written: Any, resolved: Any) -> dict[str, str]:
+    """Values that came from the environment -> the reference as it is written."""
+    if isinstance(written, Mapping) and isinstance(resolved, Mapping):
+        pairs = [(one, resolved.get(key)) for key, one in written.items()]
+    elif isinstance(written, list) and isinstance(resolved, list):
+        pairs = list(zip(written, resolved, strict=True))
+    else:
+        came = isinstance(written, str) and _ENVIRONMENT.search(written) and len(str(resolved)) >= _SHORTEST
+        return {str(resolved): str(written)} if came else {}
+    found: dict[str, str] = {}
+    for one, other in pairs:
+        found |= _environment_values(one, other)
+    return found
+
+
+def without_secrets(value: Any) -> Any:
+    """JSON values as they may be written down: references in place of what the environment gave, secrets redacted.
+
+    A text under a key that speaks of a secret (a password, a token, an API key) is replaced by Spark's word for it.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _redacted(str(key), without_secrets(one)) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(one) for one in value]
+    if isinstance(value, str):
+        for given, reference in _FROM_ENVIRONMENT.items():
+            value = value.replace(given, reference) if given in value else value
+    return value
+
+
+def _redacted(key: str, value: Any) -> Any:
+    shown = not isinstance(value, str) or not value or _ENVIRONMENT.search(value)
+    return value if shown or not _SECRET_KEY.search(key) else _REDACTED
 
 
 def nearest(word: str, words: Iterable[str]) -> str:

@@ -12,11 +12,12 @@ from pyspark.sql import SparkSession
 from ledgerlm.backbone.model import new_llama, parameter_count, read_card
 from ledgerlm.backbone.settings import LlamaShape
 from ledgerlm.engines.ray import RayEngine
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
 from ledgerlm.text.tokenizer import train_tokenizer
+from tests.small_lake import BEFORE
 
 AS_OF = datetime(2018, 1, 1, tzinfo=UTC)
 TEXTS = [f"asked about {what} {how}" for what in ("rates", "cards", "loans") for how in ("again", "by phone", "today")]
@@ -40,7 +41,7 @@ def test_a_teacher_by_path_is_distilled_into_a_smaller_backbone(
         ),
     }
     for table, rows in frames.items():
-        store.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+        store.write(table, rows, by=BEFORE)
     stages = {
         "distil": {
             "teacher": str(teacher),

@@ -13,10 +13,11 @@ from pyspark.sql import functions as F
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.enrich.engine import load_prompt
 from ledgerlm.errors import ConfigError, DataError
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Run, Runner
+from tests.small_lake import BEFORE
 
 TEXT = (
     "days|weekday|hour|department|amount|discount\n+0d|Sat|19h|FRZN ICE|3.9|r0.47\n+3d|Tue|17h|MEAT & FISH|{amount}|r0"
@@ -44,7 +45,7 @@ def folder(spark: SparkSession, tmp_path: Path) -> Path:
 
 
 def write(lake: Lake, table: str, rows: DataFrame) -> None:
-    lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+    lake.write(table, rows, by=BEFORE)
 
 
 def runner(folder: Path, **stages: object) -> Runner:

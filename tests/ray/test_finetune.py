@@ -26,11 +26,12 @@ from ledgerlm.backbone.settings import LlamaShape, RayTrainConf, TrainingConf, W
 from ledgerlm.config import load_yaml, shipped
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.errors import ConfigError, EngineError
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Run, Runner
 from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer, window_start
+from tests.small_lake import BEFORE
 
 SHAPE = LlamaShape(width=32, layers=2, heads=2, ffn=64)
 TRAINING = TrainingConf(
@@ -208,7 +209,7 @@ def lake(spark: SparkSession, tmp_path: Path) -> Path:
         "clients": spark.createDataFrame(splits, "client_id string, split string"),
         "enriched_documents": rewritten,
     }.items():
-        tables.write(name, content, run_id="before", transaction=Transaction(app_id=f"test/{name}", version=1))
+        tables.write(name, content, by=BEFORE)
     return tmp_path
 
 

@@ -21,10 +21,11 @@ from ledgerlm.heads.head import load_trees
 from ledgerlm.heads.parallel import Fit, run_local, run_on_ray
 from ledgerlm.heads.tasks import Floats, Task
 from ledgerlm.heads.vectors import Block
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Run, Runner
+from tests.small_lake import BEFORE
 
 BINARY = Task(name="bad", kind="binary", classes=(0.0, 1.0), class_names=("good", "bad"))
 AUC = metrics_of("binary")[0]
@@ -134,7 +135,7 @@ def lake(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     store = Lake(str(folder / "lake"), spark)
     for table, rows in frames.items():
-        store.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+        store.write(table, rows, by=BEFORE)
     return folder
 
 

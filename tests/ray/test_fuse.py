@@ -15,10 +15,11 @@ from ledgerlm.engines.ray import RayEngine
 from ledgerlm.errors import ArtefactError
 from ledgerlm.evaluation.metrics import metrics_of, value
 from ledgerlm.heads.alimn.store import load_fusion, load_network
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Run, Runner
+from tests.small_lake import BEFORE
 
 AS_OF = datetime(2018, 1, 1, tzinfo=UTC)
 CLIENTS = 700
@@ -60,7 +61,7 @@ def lake(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     store = Lake(str(folder / "lake"), spark)
     for table, rows in frames.items():
-        store.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+        store.write(table, rows, by=BEFORE)
     return folder
 
 

@@ -13,19 +13,19 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.baselines.agg import (
-    after_last,
     aggregate,
-    as_of_rows,
     attribute_features,
     histories,
     learn_codes,
     observe,
 )
 from ledgerlm.errors import DataError
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.events.asked import after_last, asked
+from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
+from tests.small_lake import BEFORE
 
 START = datetime(2020, 3, 2, 10, tzinfo=UTC)  # a Monday
 END = START + timedelta(days=10)
@@ -154,9 +154,9 @@ def test_codes_are_the_most_frequent_of_training_clients(spark: SparkSession) ->
 def test_histories_end_at_the_labels_or_at_the_default(spark: SparkSession) -> None:
     clients = spark.createDataFrame([("a",), ("b",)], "client_id string")
     labels = until(spark, "a", "a", "gone", end=START).withColumn("task", F.lit("t"))
-    rows = {(row.client_id, row.as_of.replace(tzinfo=UTC)) for row in as_of_rows(clients, labels, END).collect()}
+    rows = {(row.client_id, row.as_of.replace(tzinfo=UTC)) for row in asked(clients, labels, END).collect()}
     assert rows == {("a", START), ("b", END)}
-    assert {row.client_id for row in as_of_rows(clients, None, END).collect()} == {"a", "b"}
+    assert {row.client_id for row in asked(clients, None, END).collect()} == {"a", "b"}
     assert after_last(events(spark, ("a", 1.5, 1, "X", 1))) == datetime(2020, 3, 4)
     with pytest.raises(DataError, match="nothing to aggregate"):
         after_last(events(spark, ("a", 1, 1, "X", 1)).limit(0))
@@ -191,7 +191,7 @@ def test_data_without_amounts(spark: SparkSession, tmp_path: Path) -> None:
     ).withColumn("amount", F.lit(None).cast("decimal(18,4)"))
     clients = spark.createDataFrame([("a", "train"), ("b", "train")], "client_id string, split string")
     for table, rows in {"events": frame, "clients": clients}.items():
-        lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+        lake.write(table, rows, by=BEFORE)
     for name, settings, expected in (
         ("movielens_100k", {"categorical": ["kind"]}, {"kind=LAB:count": 2.0}),
         ("mimic", {"categorical": ["code"], "numeric": ["value"]}, {"code=50912:value:mean": 2.0, "value:sum": 4.0}),
@@ -222,7 +222,7 @@ def test_the_job_writes_every_client_and_a_rerun_changes_nothing(spark: SparkSes
         "client_id", F.lit("t").alias("task"), "as_of", F.lit(1.0).alias("label"), F.lit("x").alias("label_text")
     )
     for table, rows in {"events": frame, "clients": clients, "labels": labels}.items():
-        lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+        lake.write(table, rows, by=BEFORE)
     settings = {"categorical": ["dept"], "numeric": ["quantity"], "attributes": ["terms"]}
     content = {
         "pipeline": "small",

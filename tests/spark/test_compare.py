@@ -15,11 +15,12 @@ from sklearn import metrics as sk
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.jobs.compare import CompareConf
 from ledgerlm.jobs.compare import run as run_compare
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
+from tests.small_lake import BEFORE
 
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
 NAMES = ("bread", "fuel", "toys")
@@ -80,7 +81,7 @@ def context(spark: SparkSession, folder: Path, scores: list[tuple[object, ...]],
     }
     lake = Lake(str(folder / "lake"), spark)
     for table, rows in frames.items():
-        lake.write(table, rows, run_id="before", transaction=Transaction(app_id=f"test/{table}", version=1))
+        lake.write(table, rows, by=BEFORE)
     runner = Runner(load_pipeline(folder / "run.yaml"), Progress())
     record = runner.records.begin("heads", "score", "spark", "x", "before")
     runner.records.save(replace(record, done=True, facts=heads))

@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM
 from ledgerlm.backbone.model import backbone_id, read_card
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.jobs.finetune import FinetuneConf, _texts
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
 from ledgerlm.text.tokenizer import load_tokenizer
+from tests.small_lake import BEFORE
 
 AS_OF = datetime(2018, 1, 1, tzinfo=UTC)
 SHAPE = {"width": 16, "layers": 1, "heads": 2, "ffn": 16}
@@ -57,7 +58,7 @@ def fill(spark: SparkSession, root: Path, prefix: str) -> None:
         "clients": spark.createDataFrame(splits, "client_id string, split string"),
         "enriched_documents": rewritten,
     }.items():
-        tables.write(name, content, run_id="before", transaction=Transaction(app_id=f"test/{name}", version=1))
+        tables.write(name, content, by=BEFORE)
 
 
 @pytest.fixture(scope="module")

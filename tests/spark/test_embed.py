@@ -16,12 +16,13 @@ from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.embedder import Embedder, resolve_definition
 from ledgerlm.backbone.model import LlamaShape, backbone_id, new_llama
 from ledgerlm.backbone.spark_embed import EmbedSettings, embed
-from ledgerlm.lake.lake import Lake, Transaction
+from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.record import Records, StageRecord
 from ledgerlm.runs.runner import Runner
 from ledgerlm.text.tokenizer import train_tokenizer
+from tests.small_lake import BEFORE
 
 HEADER = "days|category|amount"
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
@@ -126,7 +127,7 @@ def test_job_writes_vectors_quarantine_facts_and_component_names(
     spark: SparkSession, documents: DataFrame, backbone: Path, tmp_path: Path
 ) -> None:
     lake = Lake(str(tmp_path / "lake"), spark)
-    lake.write("documents", documents, run_id="before", transaction=Transaction(app_id="test", version=1))
+    lake.write("documents", documents, by=BEFORE)
     record = run_job(tmp_path, backbone).run().stages[0].record
     assert (record.rows_in, record.rows_out, record.quarantined) == (len(TEXTS), len(TEXTS) - 2, 2)
     facts = record.facts
@@ -152,7 +153,7 @@ def test_rewrites_are_embedded_under_a_definition_of_their_own(
     spark: SparkSession, documents: DataFrame, backbone: Path, tmp_path: Path
 ) -> None:
     lake = Lake(str(tmp_path / "lake"), spark)
-    lake.write("documents", documents, run_id="before", transaction=Transaction(app_id="test", version=1))
+    lake.write("documents", documents, by=BEFORE)
     rewrites = [
         (
             f"c{client:02d}",
@@ -173,7 +174,7 @@ def test_rewrites_are_embedded_under_a_definition_of_their_own(
         "text string, input_hash string"
     )
     frame = spark.createDataFrame(rewrites, columns)
-    lake.write("enriched_documents", frame, run_id="before", transaction=Transaction(app_id="test", version=2))
+    lake.write("enriched_documents", frame, by=BEFORE)
     facts = {"max_events": 3, "engine": "engine-1", "prompt": "prompt-1"}
     Records(tmp_path).save(
         StageRecord(name="enrich", job="enrich", engine="ray", fingerprint="", attempt=1, done=True, facts=facts)

@@ -1,47 +1,45 @@
-"""Completion records: attempts grow, a cut-off attempt goes on, half-written files never appear."""
+"""Records: they come back as they were saved, half-written files never appear, and no secret stands in them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
 from pathlib import Path
 
 import pytest
 
-from ledgerlm.errors import ArtefactError
-from ledgerlm.runs.record import Records, digest, write_json
+from ledgerlm.config import load_yaml, without_secrets
+from ledgerlm.errors import ArtefactError, ConfigError
+from ledgerlm.lake.history import State
+from ledgerlm.runs.record import Inputs, Records, StageRecord, TableRecord, digest, write_json
 
-
-def test_cut_off_attempt_goes_on_under_its_number(tmp_path: Path) -> None:
-    records = Records(tmp_path)
-    first = records.begin("embed", "embed", "spark", "f1", "run1")
-    again = records.begin("embed", "embed", "spark", "f1", "run2")
-    assert (first.attempt, again.attempt) == (1, 1)
-    assert again.run_id == "run2"
-
-
-def test_finished_or_changed_stage_takes_the_next_number(tmp_path: Path) -> None:
-    records = Records(tmp_path)
-    first = records.begin("embed", "embed", "spark", "f1", "run1")
-    records.save(replace(first, done=True))
-    assert records.begin("embed", "embed", "spark", "f1", "run2").attempt == 2
-    assert records.begin("embed", "embed", "spark", "f2", "run3").attempt == 3
+RECORD = StageRecord(
+    name="a",
+    job="a",
+    engine="a",
+    definition="d",
+    attempt="0a",
+    done=True,
+    tables={"events": TableRecord(version=3, rows=5, slice={"task": ("x", "y")}, state=State(version=3, attempt="0a"))},
+    inputs=Inputs(
+        tables={"labels": [State(version=1, attempt="1b"), None]}, stages={"b": "b@2c"}, files={"f.csv": "hash"}
+    ),
+    facts={"x": [1, None, "é"]},
+)
 
 
 def test_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     records = Records(tmp_path)
-    saved = replace(
-        records.begin("a", "a", "spark", "f", "r"), done=True, tables={"events": 3}, facts={"x": [1, None, "é"]}
-    )
-    records.save(saved)
-    assert records.load("a") == saved
+    records.save(RECORD)
+    assert records.load("a") == RECORD
     assert records.load("b") is None
 
 
-def test_spoilt_record_says_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['{"name": "a"', '{"name": "a", "form": 2}', "[]"])
+def test_spoilt_record_says_what_to_do(tmp_path: Path, text: str) -> None:
     records = Records(tmp_path)
     records.folder.mkdir(parents=True)
-    (records.folder / "a.json").write_text('{"name": "a"')
-    with pytest.raises(ArtefactError, match="delete it and run again"):
+    (records.folder / "a.json").write_text(text)
+    with pytest.raises(ArtefactError, match="delete it: the stage is then done again"):
         records.load("a")
 
 
@@ -53,3 +51,46 @@ def test_digest_ignores_key_order_and_sees_values() -> None:
 def test_write_json_leaves_no_temporary_files(tmp_path: Path) -> None:
     write_json(tmp_path / "x.json", {"a": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"file/x\.json.*--set out="):
+        write_json(tmp_path / "file" / "x.json", {})
+
+
+def test_what_the_environment_gave_is_written_as_a_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BANK_KEY", "s3cr3t-value")
+    (tmp_path / "p.yaml").write_text("options: {key: '${oc.env:BANK_KEY}', url: 'https://x/?k=${oc.env:BANK_KEY}'}\n")
+    content = load_yaml(tmp_path / "p.yaml")
+    assert content["options"]["key"] == "s3cr3t-value"
+    write_json(tmp_path / "run.json", {"conf": content, "facts": ["failed with s3cr3t-value"]})
+    text = (tmp_path / "run.json").read_text()
+    assert "s3cr3t-value" not in text
+    assert json.loads(text)["conf"]["options"]["key"] == "${oc.env:BANK_KEY}"
+
+
+@pytest.mark.parametrize(
+    ("key", "hidden"),
+    [
+        ("spark.hadoop.fs.s3a.secret.key", True),
+        ("spark.hadoop.fs.s3a.access.key", True),
+        ("password", True),
+        ("api_key", True),
+        ("auth.token", True),
+        ("tokenizer", False),
+        ("batch_tokens", False),
+        ("primary_key", False),
+    ],
+)
+def test_secrets_in_the_clear_are_redacted(key: str, hidden: bool) -> None:
+    shown = without_secrets({"spark": {key: "abc", "n": 1}})["spark"]
+    assert (shown[key] != "abc") is hidden
+    assert shown["n"] == 1
+
+
+def test_record_of_an_earlier_form_is_none(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.folder.mkdir(parents=True)
+    (records.folder / "a.json").write_text('{"name": "a", "fingerprint": "f", "attempt": 1, "done": true}')
+    assert records.load("a") is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Mapping, Sequence
 
 from pydantic import Field
@@ -34,37 +33,6 @@ class AggConf(Conf):
     )
     calendar: bool = Field(True, description="take hour (where there is one) and weekday of an event as codes")
     max_codes: int = Field(200, ge=1, description="most frequent codes of a column that get features of their own")
-
-
-def after_last(events: DataFrame) -> dt.datetime:
-    """Midnight after the last event, the end of all histories where the data set names none (as for documents).
-
-    Raises:
-        DataError: for an empty table.
-    """
-    row = events.select(F.date_add(F.to_date(F.max("event_time")), 1).alias("day")).first()
-    if row is None or row["day"] is None:
-        raise DataError("the events table is empty: there is nothing to aggregate; look at the quarantine table")
-    return dt.datetime.combine(row["day"], dt.time())
-
-
-def as_of_rows(clients: DataFrame, labels: DataFrame | None, default: dt.datetime) -> DataFrame:
-    """When each client's history ends: at each `as_of` of its labels, for a client without labels at the default.
-
-    Args:
-        clients: the `clients` table.
-        labels: the `labels` table, if there is one.
-        default: for clients without labels; without a zone it is in the session's.
-
-    Returns:
-        client_id, as_of; distinct.
-    """
-    ids = clients.select("client_id").distinct()
-    end = F.lit(default.isoformat(sep=" ")).cast("timestamp")
-    if labels is None:
-        return ids.withColumn("as_of", end)
-    own = labels.select(*_KEY).distinct()
-    return ids.join(own, on="client_id", how="left").withColumn("as_of", F.coalesce("as_of", end))
 
 
 def observe(

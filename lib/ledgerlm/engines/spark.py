@@ -1,4 +1,4 @@
-"""The one place that makes a Spark session: Delta always, tuning by engine profile."""
+"""The one place that makes a Spark session, or joins one: Delta always, tuning by engine profile."""
 
 from __future__ import annotations
 
@@ -9,44 +9,104 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import Field
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from ledgerlm.config import Conf, shipped
+from ledgerlm.config import shipped
 from ledgerlm.engines.jars import DELTA_PACKAGE, delta_installed
+from ledgerlm.engines.settings import SparkConf
 from ledgerlm.errors import EngineError
 
-# What every session needs, wherever it runs.
-ALWAYS = {
+# What results depend on: set for a run in any session.
+RUNTIME = {"spark.sql.session.timeZone": "UTC", "spark.sql.ansi.enabled": "true"}
+# What a session must be started with.
+DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
-    "spark.sql.session.timeZone": "UTC",
-    "spark.sql.ansi.enabled": "true",
-    # The driver writes every plan out for its listeners; of a long one the beginning is enough.
-    "spark.sql.maxPlanStringLength": "50000",
 }
+# The driver writes every plan out for its listeners; of a long one the beginning is enough.
+_STARTED = {"spark.sql.maxPlanStringLength": "50000"}
 # Spark fuses the steps of a row into one method, and the JVM interprets methods above 8,000 bytes unless told to
 # compile them, at a third of the speed.
 COMPILE_ALL = "-XX:-DontCompileHugeMethods"
 
 
-class SparkConf(Conf):
-    """Spark part of an engine profile."""
+@dataclass(kw_only=True)
+class Session:
+    """A session for one run.
 
-    master: str | None = Field(None, description="Spark master; left out, spark-submit or Databricks decides")
-    app_name: str = Field("ledgerlm", description="application name")
-    conf: dict[str, str | int | float | bool] = Field(
-        default_factory=dict, description="Spark settings by their full names"
-    )
+    Attributes:
+        spark: the session, classic or Connect.
+        own: whether the run started it, and so ends it.
+        before: settings that a joined session had, to be put back; None for one that was not set.
+    """
+
+    spark: SparkSession
+    own: bool
+    before: dict[str, str | None] = field(default_factory=dict)
+
+    def close(self) -> None:
+        """Stops a session of one's own; leaves another's as it was found."""
+        if self.own:
+            self.spark.stop()
+            return
+        for key, value in self.before.items():
+            if value is None:
+                self.spark.conf.unset(key)
+            else:
+                self.spark.conf.set(key, value)
+
+
+def open_session(settings: SparkConf, *, log: Path | None = None) -> Session:
+    """Joins the session that a notebook or a program has, or starts one.
+
+    A session that is there is neither tuned nor stopped: what results depend on (UTC, ANSI mode) is set for the run
+    and put back.
+
+    Raises:
+        EngineError: Java or the Delta jars are missing, the session that is there knows no Delta, or refuses a setting.
+    """
+    there = SparkSession.getActiveSession()
+    if there is None:
+        return Session(spark=start(settings, log=log), own=True)
+    before: dict[str, str | None] = {}
+    try:
+        for key, value in RUNTIME.items():
+            before[key] = there.conf.get(key, None)
+            if before[key] != value:
+                there.conf.set(key, value)
+    except PySparkException as error:
+        raise EngineError(
+            f"the Spark session that is there does not take {key}={value}, which results depend on: {error}"
+        ) from error
+    session = Session(spark=there, own=False, before=before)
+    extensions = there.conf.get("spark.sql.extensions", "") or ""
+    if "Delta" not in extensions and "DATABRICKS_RUNTIME_VERSION" not in os.environ and not _knows_delta(there):
+        session.close()
+        raise EngineError(
+            "the Spark session that is there knows no Delta; build it with "
+            + " ".join(f"--conf {key}={value}" for key, value in DELTA.items())
+            + f" and {DELTA_PACKAGE}, or stop it and let ledgerlm start one"
+        )
+    return session
+
+
+def _knows_delta(spark: SparkSession) -> bool:
+    try:
+        spark.sql("DESCRIBE HISTORY delta.`/nowhere/ledgerlm`").schema  # noqa: B018 (analysis alone tells)
+    except PySparkException as error:
+        return "DELTA" in str(error)
+    return True
 
 
 def start(settings: SparkConf, *, log: Path | None = None) -> SparkSession:
-    """Starts a session, or joins the one that spark-submit or a notebook has.
+    """Starts a session.
 
     Args:
-        settings: master and Spark settings of the engine profile.
+        settings: master (or Connect server) and Spark settings of the engine profile.
         log: file that takes what the JVM prints; left out, it goes to stderr.
 
     Returns:
@@ -56,23 +116,30 @@ def start(settings: SparkConf, *, log: Path | None = None) -> SparkSession:
         EngineError: when Java or the Delta jars are missing.
     """
     _use_packaged_java()
-    if settings.master is not None and settings.master.startswith("local"):
+    local = (settings.remote or settings.master or "").startswith("local")
+    if local:
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.appName(settings.app_name)
-    if settings.master:
+    if settings.remote:
+        builder = builder.remote(settings.remote)
+    elif settings.master:
         builder = builder.master(settings.master)
     conf = _text(settings.conf)
-    for key, value in {**conf, **_java_options(conf), **ALWAYS}.items():
+    options = {**conf, **_java_options(conf), **_STARTED, **RUNTIME, **DELTA}
+    if settings.remote and not local:
+        options = RUNTIME  # a server that runs already has its own
+    for key, value in options.items():
         builder = builder.config(key, value)
-    if not delta_installed() and SparkSession.getActiveSession() is None:
+    if not delta_installed() and not settings.remote:
         builder = builder.config("spark.jars.packages", DELTA_PACKAGE)
     try:
         with _stderr_to(log):
             session = builder.getOrCreate()
     except Exception as error:  # a missing JVM, port or jar reaches Python as many different types
         raise EngineError(f"cannot start Spark: {error}; run 'ledgerlm doctor' to see what is missing") from error
-    session.sparkContext.setLogLevel("ERROR")
+    if not settings.remote:
+        session.sparkContext.setLogLevel("ERROR")
     logging.getLogger("py4j").setLevel(logging.ERROR)
     return session
 

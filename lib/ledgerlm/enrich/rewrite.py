@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ledgerlm.config import Conf
+from ledgerlm.config import Conf, FileName
 from ledgerlm.enrich.engine import (
     FORMATS,
     EnrichmentEngine,
@@ -60,7 +60,7 @@ class WriterConf(Conf):
 class RewriteConf(WriterConf):
     """What is written for each document, and by which engine."""
 
-    prompt: str | None = Field(
+    prompt: FileName | None = Field(
         None,
         description="prompt file, for engines that are language models; left out, prompts/free.yaml for formats: free, "
         "else prompts/fixed.yaml",

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 Judged = Mapping[str, Mapping[str, Sequence[Predictions]]]
 MAJORITY = "majority"
 BAYES = "bayes"
-# The splits of this leaderboard among those of others in the table.
-OWN_SPLITS = "split = 'test' OR split LIKE 'cross_validation%'"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,14 +47,13 @@ class Entry:
         return asdict(self)
 
 
-def leaderboard_rows(spark: SparkSession, entries: Sequence[Entry]) -> DataFrame:
-    """The entries as rows of the `leaderboard` table."""
+def leaderboard_rows(spark: SparkSession, entries: Sequence[Entry], stage: str) -> DataFrame:
+    """The entries of a stage as rows of the `leaderboard` table."""
     from pyspark.sql.types import StructType
 
     schema = StructType(list(LEADERBOARD.columns))
-    return spark.createDataFrame(
-        [tuple(entry.row()[name] for name in schema.fieldNames()) for entry in entries], schema
-    )
+    rows = [{"stage": stage, **entry.row()} for entry in entries]
+    return spark.createDataFrame([tuple(row[name] for name in schema.fieldNames()) for row in rows], schema)
 
 
 def leaderboard(sample: Sample, judged: Judged, *, baseline: str, count: int, seed: int) -> list[Entry]:

@@ -7,7 +7,6 @@ to quarantine as `unclosed_quote`. Lines end with LF, CR LF or CR; blank lines a
 from __future__ import annotations
 
 import csv
-import glob
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -88,19 +87,13 @@ def read_file(
     )
 
 
-def source_state(spec: DataSetSpec) -> list[list[str | int]]:
-    """What decides whether files must be read again: path, size and time of each local file; of a URL its name only."""
+def source_places(spec: DataSetSpec) -> list[str]:
+    """Paths, globs and URLs of all files that the spec reads, each once."""
     if spec.source is None:
         return []
     named = [*spec.source.files, *(join.file for join in spec.joins)]
     named += [*(one.file for one in spec.clients), *(label.file for label in spec.labels if label.file)]
-    state: list[list[str | int]] = []
-    for path in sorted({_path(file, spec.source) for file in named}):
-        found = [] if is_url(path) else [Path(name) for name in sorted(glob.glob(path))]  # noqa: PTH207 (absolute)
-        files = [one for root in found for one in (sorted(root.rglob("*")) if root.is_dir() else [root])]
-        known = [(str(one), one.stat()) for one in files if one.is_file()]
-        state += [[name, stat.st_size, stat.st_mtime_ns] for name, stat in known] or [[path]]
-    return state
+    return sorted({_path(file, spec.source) for file in named})
 
 
 def _path(file: FileSpec, source: SourceSpec) -> str:

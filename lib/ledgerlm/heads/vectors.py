@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from scipy import sparse
 
-from ledgerlm.config import Conf
+from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Source(Conf):
     parts: tuple[Annotated[str, Field(pattern=_WORD)], ...] = Field(
         (), description="embeddings: named parts, laid side by side; default mean"
     )
-    stage: str | None = Field(
+    stage: StageName | None = Field(
         None, description="embeddings: the embed stage that wrote them; default the latest embed stage"
     )
     backbone_id: str | None = Field(None, description="embeddings: backbone; default the one of the stage")

@@ -1,19 +1,23 @@
-"""Delta tables under one root: reads at a version, and writes that a rerun does not repeat."""
+"""Delta tables of one home: reads at a version, and writes of a whole table or a slice in one commit.
+
+Everything goes through DataFrames and SQL, so that a Spark Connect session serves as well as a classic one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from delta.tables import DeltaTable
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.config import nearest
 from ledgerlm.errors import DataError
+from ledgerlm.lake.history import Author, History, State
+from ledgerlm.lake.home import Home
 from ledgerlm.lake.schemas import TABLES, Table
+from ledgerlm.lake.slices import WHOLE, Slice, literal, predicate
 
 # Ray reads these tables through Arrow, which refuses deletion vectors and column mapping. Wide columns come last
 # or not at all in the statistics: a minimum of a vector or a text helps nobody and costs each commit.
@@ -25,118 +29,182 @@ _PROPERTIES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Transaction:
-    """Identity of one write: Delta drops a second commit with the same `app_id` and a version not above the last."""
-
-    app_id: str
-    version: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Written:
     """What a write left behind.
 
     Attributes:
         version: Delta version of the table that holds the rows.
         rows: rows of this write.
+        state: newest commit of the slice; as a rule the one of this write. Delta commits nothing where an empty slice
+            stays empty: then it is what was there before, or None.
+        repeated: this attempt had written them before; the frame was not looked at.
     """
 
     version: int
     rows: int
+    state: State | None
+    repeated: bool = False
 
 
 class Lake:
-    """The tables of one pipeline, each a folder below `root` (a local path or any file system Spark knows)."""
+    """The tables of one home.
+
+    Args:
+        root: a folder (any URL that Spark knows, or a path of this machine), or `catalog.schema`; see `Home.parse`.
+        spark: session, classic or Connect.
+    """
 
     def __init__(self, root: str, spark: SparkSession) -> None:
-        self.root = root.rstrip("/")
+        self.home = Home.parse(root)
         self.spark = spark
+        self.history = History(self.home, lambda: spark)
 
     def path(self, table: str) -> str:
-        """Where the table lies.
+        """Where the table lies, as a URL or its name in the catalog.
 
         Raises:
             DataError: for a table that no schema describes.
         """
         if table not in TABLES:
             raise DataError(f"no table '{table}': {nearest(table, TABLES)}")
-        return f"{self.root}/{table}"
+        return self.home.path(table)
 
     def exists(self, table: str) -> bool:
         """Whether the table has been written."""
-        return bool(DeltaTable.isDeltaTable(self.spark, self.path(table)))
+        self.path(table)
+        return self.history.newest(table) is not None
 
     def version(self, table: str) -> int:
-        """Newest version of the table."""
-        return int(self._last_commit(table)["version"])
+        """Newest version of the table.
+
+        Raises:
+            DataError: when the table is not there.
+        """
+        newest = self.history.newest(table)
+        if newest is None:
+            raise DataError(f"no table {table} at {self.path(table)}; run the stage that writes it first")
+        return newest.version
 
     def read(self, table: str, version: int | None = None) -> DataFrame:
         """The table, at a version or at its newest.
 
         Raises:
-            DataError: when the table is not there, naming what writes it.
+            DataError: when the table is not there.
         """
-        if not self.exists(table):
-            raise DataError(f"no table {table} at {self.path(table)}; run the stage that writes it first")
-        reader = self.spark.read.format("delta")
-        return (reader if version is None else reader.option("versionAsOf", version)).load(self.path(table))
-
-    def write(
-        self, table: str, frame: DataFrame, *, run_id: str, transaction: Transaction, where: str | None = None
-    ) -> Written:
-        """Replaces the table, or the slice that `where` names, in one commit.
-
-        Args:
-            frame: the rows; columns beyond the table's schema are refused unless the table is open.
-            run_id: run that writes.
-            transaction: identity of the write; the same one again leaves the table as it is.
-            where: SQL condition of the slice to replace, which every row of `frame` must meet.
-
-        Raises:
-            DataError: when columns are missing or unknown.
-        """
-        definition = TABLES[table]
-        rows = conform(definition, frame.withColumn("run_id", F.lit(run_id)))
-        self._prepare(definition, rows.schema, whole=where is None)
-        writer = (
-            rows.write.format("delta")
-            .mode("overwrite")
-            .option("txnAppId", transaction.app_id)
-            .option("txnVersion", transaction.version)
-        )
-        if where:
-            writer = writer.option("replaceWhere", where)
-        writer.save(self.path(table))
-        commit = self._last_commit(table)
-        return Written(version=int(commit["version"]), rows=int(commit["operationMetrics"].get("numOutputRows", 0)))
+        newest = self.version(table)
+        # A version is always named: a frame that is computed twice must not see another commit the second time.
+        reader = self.spark.read.format("delta").option("versionAsOf", newest if version is None else version)
+        return reader.table(self.path(table)) if self.home.is_catalog else reader.load(self.path(table))
 
     def rows(self, table: str, version: int | None = None) -> int:
         """Rows of the table, counted from Delta's statistics."""
         return self.read(table, version).count()
 
-    def _prepare(self, definition: Table, schema: T.StructType, *, whole: bool) -> None:
-        """Creates the table with its NOT NULL and CHECK constraints, or gives it the columns of another data set."""
-        path = self.path(definition.name)
-        fixed = set(definition.schema.fieldNames())
-        own = [T.StructField(field.name, field.dataType) for field in schema if field.name not in fixed]
-        wanted = T.StructType([*definition.columns, *own, definition.schema["run_id"]])
-        there = self.exists(definition.name)
-        if there and (not whole or _same(self.read(definition.name).schema, wanted)):
-            return
-        builder = DeltaTable.replace(self.spark) if there else DeltaTable.createIfNotExists(self.spark)
-        builder = builder.location(path).addColumns(wanted)
-        for key, value in _PROPERTIES.items():
-            builder = builder.property(key, value)
-        for name, condition in definition.checks.items():
-            builder = builder.property(f"delta.constraints.{name}", condition)
-        builder.execute()
+    def write(self, table: str, frame: DataFrame, *, by: Author, part: Slice = WHOLE) -> Written:
+        """Replaces the table, or a slice of it, in one commit: readers see the rows before or the rows after.
 
-    def _last_commit(self, table: str) -> Mapping[str, Any]:
-        row = DeltaTable.forPath(self.spark, self.path(table)).history(1).first()
-        if row is None:
-            raise DataError(f"table {table} at {self.path(table)} has no history; delete the folder and run again")
-        commit: dict[str, Any] = row.asDict(recursive=True)
-        return commit
+        Nothing is written when the newest commit of the slice is this attempt's own: a stage that was killed goes on.
+
+        Args:
+            frame: the rows; columns beyond the table's schema are refused unless the table is open.
+            by: who writes; stands in the commit.
+            part: the slice to replace; every row of `frame` must belong to it.
+
+        Raises:
+            DataError: columns are missing or unknown; a slice of a table whose columns another version of ledgerlm
+                made; or another run wrote the slice at the same time.
+        """
+        path = self.path(table)
+        done = self.history.by(table, by.attempt, part)
+        if done is not None:
+            return Written(version=done.version, rows=done.rows, state=done.state, repeated=True)
+        definition, before = TABLES[table], self.history.newest(table)
+        rows = conform(definition, frame.withColumn("run_id", F.lit(by.run_id)))
+        there = None if before is None else self.read(table, before.version).schema
+        if part and there is not None and not _holds(there, rows.schema):
+            raise DataError(
+                f"table {table} at {path} has other columns ({', '.join(there.fieldNames())}) than this version of "
+                "ledgerlm writes; move the lake away and run again"
+            )
+        rows = rows if there is not None else _inside(rows, part)
+        writer = rows.write.format("delta").mode("overwrite").option("userMetadata", by.signature(part))
+        if self.home.is_catalog:
+            self._into_catalog(definition, rows, there, by, part)
+        else:
+            fits = there is None or (_holds(there, rows.schema) and _holds(rows.schema, there))
+            _into_folder(writer, path, fits=fits, part=part, first=_properties(definition) if there is None else {})
+        written, newest = self.history.by(table, by.attempt, part), self.history.newest(table)
+        if written is not None:
+            return Written(version=written.version, rows=written.rows, state=written.state)
+        if newest is None or newest != before:
+            raise DataError(
+                f"table {table} at {path}: the commit of stage {by.stage} was overwritten at once by another; "
+                "let one run at a time work on a lake, then run again"
+            )
+        return Written(version=newest.version, rows=0, state=self.history.state(table, part))
+
+    def _into_catalog(
+        self, definition: Table, rows: DataFrame, there: T.StructType | None, by: Author, part: Slice
+    ) -> None:
+        """Writes by name alone: a catalog that manages its tables lets nobody replace one, or reach its files.
+
+        Columns of another data set are added; those that the data no longer have stay, and are null.
+        """
+        name = self.home.identifier(definition.name)
+        if there is None:
+            properties = ", ".join(
+                f"{literal(key)} = {literal(value)}" for key, value in _properties(definition).items()
+            )
+            columns = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in rows.schema)
+            self.spark.sql(f"CREATE TABLE IF NOT EXISTS {name} ({columns}) USING delta TBLPROPERTIES ({properties})")
+            there = rows.schema
+        new = [field for field in rows.schema if field.name not in there.fieldNames()]
+        if new:
+            added = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in new)
+            self.spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({added})")
+            there = T.StructType([*there.fields, *new])
+        given = {field.name: field.dataType for field in rows.schema}
+        changed = [field.name for field in there if given.get(field.name, field.dataType) != field.dataType]
+        if changed:
+            raise DataError(
+                f"table {name}: columns {', '.join(changed)} have another type now, which a catalog's table cannot "
+                f"take; drop the table (DROP TABLE {name}) and run again"
+            )
+        aligned = rows.select(
+            *(F.col(f.name) if f.name in given else F.lit(None).cast(f.dataType).alias(f.name) for f in there)
+        )
+        kept = F.expr(predicate(part)) if part else F.lit(True)
+        aligned.writeTo(name).option("userMetadata", by.signature(part)).overwrite(kept)
+
+
+def _inside(rows: DataFrame, part: Slice) -> DataFrame:
+    """The rows; one that does not belong to the slice fails the write, as `replaceWhere` has it where a table is."""
+    checked = {
+        name: F.when(F.col(name).isin(list(values)), F.col(name)).otherwise(
+            F.raise_error(F.concat(F.lit(f"a row outside the slice that is written: {name} is "), F.col(name)))
+        )
+        for name, values in part.items()
+    }
+    return rows.withColumns(checked) if checked else rows
+
+
+def _into_folder(writer: DataFrameWriter, path: str, *, fits: bool, part: Slice, first: Mapping[str, str]) -> None:
+    if part:
+        writer = writer.option("replaceWhere", predicate(part))
+    elif not fits:
+        writer = writer.option("overwriteSchema", "true")
+    for key, value in first.items():
+        writer = writer.option(key, value)
+    writer.save(path)
+
+
+def _properties(table: Table) -> dict[str, str]:
+    """Table properties with the CHECK constraints, which a first write takes along in its own commit."""
+    required = {
+        f"{column.name}_not_null": f"`{column.name}` IS NOT NULL" for column in table.schema if not column.nullable
+    }
+    checks = {f"delta.constraints.{name}": text for name, text in (required | table.checks).items()}
+    return _PROPERTIES | checks
 
 
 def conform(table: Table, frame: DataFrame) -> DataFrame:
@@ -160,7 +228,7 @@ def conform(table: Table, frame: DataFrame) -> DataFrame:
     return frame.select(*chosen, *unknown, "run_id")
 
 
-def _same(one: T.StructType, other: T.StructType) -> bool:
-    return [(field.name, field.dataType.simpleString()) for field in one] == [
-        (field.name, field.dataType.simpleString()) for field in other
-    ]
+def _holds(one: T.StructType, other: T.StructType) -> bool:
+    """Whether `one` has every column of `other`, with the same type."""
+    types = {field.name: field.dataType.simpleString() for field in one}
+    return all(types.get(field.name) == field.dataType.simpleString() for field in other)

@@ -76,6 +76,12 @@ CLIENTS = Table(
     checks={"split_known": "split IN ('train', 'test')"},
     open=True,
 )
+SPLITS = Table(
+    name="splits",
+    columns=(_required("stage", STRING), CLIENT, _required("split", STRING)),
+    key=("stage", "client_id"),
+    checks={"split_known": "split IN ('train', 'test')"},
+)
 LABELS = Table(
     name="labels",
     columns=(CLIENT, _required("task", STRING), AS_OF, _required("label", DOUBLE), _optional("label_text", STRING)),
@@ -115,6 +121,7 @@ ENRICHED_DOCUMENTS = Table(
     columns=(
         CLIENT,
         AS_OF,
+        _required("stage", STRING),
         _required("variant", T.IntegerType()),
         _required("format", STRING),
         _required("engine", STRING),
@@ -123,7 +130,7 @@ ENRICHED_DOCUMENTS = Table(
         _required("text", STRING),
         _required("input_hash", STRING),
     ),
-    key=("client_id", "as_of", "variant"),
+    key=("client_id", "as_of", "stage", "variant"),
 )
 EMBEDDINGS = Table(
     name="embeddings",
@@ -179,6 +186,7 @@ BAYES = Table(
 LEADERBOARD = Table(
     name="leaderboard",
     columns=(
+        _required("stage", STRING),
         _required("task", STRING),
         _required("method", STRING),
         _required("metric", STRING),
@@ -194,12 +202,13 @@ LEADERBOARD = Table(
         _optional("delta_low", DOUBLE),
         _optional("delta_high", DOUBLE),
     ),
-    key=("task", "method", "metric", "split"),
+    key=("stage", "task", "method", "metric", "split"),
 )
 
 LOW_DATA = Table(
     name="low_data",
     columns=(
+        _required("stage", STRING),
         _required("task", STRING),
         _required("method", STRING),
         _required("metric", STRING),
@@ -211,7 +220,7 @@ LOW_DATA = Table(
         _optional("delta", DOUBLE),
         _optional("delta_std", DOUBLE),
     ),
-    key=("task", "method", "metric", "labelled"),
+    key=("stage", "task", "method", "metric", "labelled"),
 )
 SENTENCES = Table(
     name="sentences",
@@ -341,6 +350,7 @@ TABLES: dict[str, Table] = {
         EVENTS,
         DICTIONARIES,
         CLIENTS,
+        SPLITS,
         LABELS,
         QUARANTINE,
         DOCUMENTS,

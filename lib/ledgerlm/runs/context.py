@@ -1,50 +1,39 @@
-"""What a stage is given to work with: the pipeline, the lake, the engines, the records of the stages before it."""
+"""What a stage is given to work with: tables at pinned versions, what earlier stages left, engines, places to write."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledgerlm.engines import ray as ray_engine
-from ledgerlm.engines import spark as spark_engine
-from ledgerlm.errors import ConfigError
-from ledgerlm.lake.lake import Lake, Transaction, Written
+from ledgerlm.config import HeadRef, ModelRef
+from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.events.asked import AsOfConf, after_last, asked
+from ledgerlm.heads.scoring import heads_of
+from ledgerlm.heads.tasks import Task, declared_tasks, find_tasks
+from ledgerlm.lake.made import Made
+from ledgerlm.lake.slices import WHOLE, Slice
 from ledgerlm.progress import Progress
-from ledgerlm.runs.pipeline import Pipeline
-from ledgerlm.runs.record import Records, StageRecord
+from ledgerlm.runs.job import StageResult
+from ledgerlm.runs.record import StageRecord
 
 if TYPE_CHECKING:
+    import datetime as dt
+
     from pyspark.sql import DataFrame, SparkSession
 
+    from ledgerlm.engines.ray import RayEngine
     from ledgerlm.events.spec import DataSetSpec
-
-
-class Engines:
-    """Spark and Ray of a run, each started on first need and kept until the run ends."""
-
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-        self._spark: SparkSession | None = None
-        self.ray = ray_engine.RayEngine(pipeline.engine.ray)
-
-    @property
-    def spark(self) -> SparkSession:
-        """The session of this run."""
-        if self._spark is None:
-            self._spark = spark_engine.start(self._pipeline.engine.spark, log=self._pipeline.out / "logs" / "spark.log")
-        return self._spark
-
-    def stop(self) -> None:
-        """Ends what this run started."""
-        self.ray.stop()
-        if self._spark is not None:
-            self._spark.stop()
-            self._spark = None
+    from ledgerlm.lake.lake import Written
+    from ledgerlm.runs.engines import Engines
+    from ledgerlm.runs.given import Given
+    from ledgerlm.runs.pipeline import Pipeline
+    from ledgerlm.runs.plan import StagePlan
+    from ledgerlm.runs.tables import Tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +42,28 @@ class Context:
 
     Attributes:
         pipeline: the checked pipeline.
+        plan: what this stage declared.
         run_id: this run.
-        spec: the data set spec.
         record: the record of this stage as it starts.
-        records: all completion records.
+        tables: what the stages before it wrote, and its own writes.
+        given: facts and folders of the stages before it.
         engines: Spark and Ray.
         progress: what the user sees.
     """
 
     pipeline: Pipeline
+    plan: StagePlan
     run_id: str
-    spec: DataSetSpec
     record: StageRecord
-    records: Records
+    tables: Tables
+    given: Given
     engines: Engines
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def spec(self) -> DataSetSpec:
+        """The data set spec."""
+        return self.pipeline.spec
 
     @property
     def stage(self) -> str:
@@ -85,82 +81,166 @@ class Context:
         return self.engines.spark
 
     @property
-    def ray(self) -> ray_engine.RayEngine:
+    def ray(self) -> RayEngine:
         """Ray; call `ctx.ray.start()` before `ray.*`."""
         return self.engines.ray
 
-    @property
-    def lake(self) -> Lake:
-        """The tables of this pipeline."""
-        return Lake(self.pipeline.lake_root, self.spark)
+    # Tables
 
-    @property
-    def artefacts(self) -> Path:
-        """Folder of tokenizers, backbones, heads and vocabularies."""
-        return _made(self.pipeline.out / "artefacts")
+    def read(self, table: str) -> DataFrame:
+        """A table as the stages before left it, at one version for the whole stage."""
+        return self.tables.read(table)
 
-    @property
-    def staging(self) -> Path:
-        """Working folder of this stage; what is in it survives a kill, and goes when the result would differ."""
-        return _made(self.pipeline.out / "staging" / self.stage / self.record.fingerprint[:16])
+    def maybe(self, table: str) -> DataFrame | None:
+        """The same, or None when the table is not there."""
+        return self.tables.maybe(table)
 
-    def read(self, table: str, version: int | None = None) -> DataFrame:
-        """A table, at a version or at its newest."""
-        return self.lake.read(table, version)
+    def own(self, table: str) -> DataFrame:
+        """The rows that this attempt has written of a table."""
+        return self.tables.own(table)
 
-    def exists(self, table: str) -> bool:
-        """Whether the table has been written."""
-        return self.lake.exists(table)
-
-    def table_path(self, table: str) -> str:
-        """Where the table lies."""
-        return self.lake.path(table)
-
-    def table_version(self, table: str) -> int:
-        """Newest version of the table."""
-        return self.lake.version(table)
-
-    def write(self, table: str, frame: DataFrame, where: str | None = None) -> Written:
-        """Replaces a table, or the slice `where`, in one commit that a rerun of this attempt does not repeat."""
-        app_id = f"ledgerlm/{self.pipeline.name}/{self.stage}/{table}"
-        transaction = Transaction(app_id=app_id, version=self.record.attempt)
-        written = self.lake.write(table, frame, run_id=self.run_id, transaction=transaction, where=where)
-        self.failpoint(f"after_{table}")
-        return written
+    def write(self, table: str, frame: DataFrame, part: Slice = WHOLE) -> Written:
+        """Replaces a table, or a slice of it, in one commit that this attempt does not repeat."""
+        return self.tables.write(table, frame, part)
 
     def quarantine(self, frame: DataFrame) -> Written:
         """Sets rows aside: `reason`, `detail`, `source_file`, `payload`; replaces this stage's earlier ones."""
         from pyspark.sql import functions as F
 
         rows = frame.withColumn("stage", F.lit(self.stage)).withColumn("quarantined_at", F.current_timestamp())
-        return self.write("quarantine", rows, where=f"stage = '{self.stage}'")
+        return self.write("quarantine", rows, {"stage": (self.stage,)})
+
+    def publish(self, made: Made) -> StageResult:
+        """Writes what a verb made, in its order, checks that no row vanished, and tells what was done.
+
+        Raises:
+            DataError: when other numbers of rows were written than the verb counted, or rows vanished.
+        """
+        for table, rows in made.tables.items():
+            self.write(table, rows.frame, rows.slice)
+        aside = 0 if made.aside is None else self.quarantine(made.aside).rows
+        if made.aside is None:
+            self._clear_quarantine()
+        first = next(iter(made.tables), None)
+        written = self.tables.written[first].rows if first is not None else made.rows_out
+        rows_out = made.rows_out if made.rows_out is not None else written or 0
+        wanted = aside if made.quarantined is None else made.quarantined
+        if (written if first is not None else rows_out) != rows_out or aside < wanted:
+            raise DataError(
+                f"stage {self.stage}: {rows_out:,} rows and {wanted:,} to set aside were made, but {written:,} were "
+                f"written to {first} and {aside:,} set aside; were its inputs changed meanwhile? Run it again"
+            )
+        if self.plan.stage.job.rows == "balance" and made.rows_in != rows_out + wanted + made.duplicates:
+            raise DataError(
+                f"stage {self.stage}: {made.rows_in:,} rows in, but {rows_out:,} out, {wanted:,} quarantined and "
+                f"{made.duplicates:,} duplicates; run it again"
+            )
+        told = {} if made.tell is None else made.tell({table: self.own(table) for table in made.tables})
+        report = {"report": list(made.report)} if made.report else {}
+        return StageResult(
+            rows_in=made.rows_in,
+            rows_out=rows_out,
+            quarantined=wanted,
+            duplicates=made.duplicates,
+            artefacts=[str(one) for one in made.artefacts],
+            facts={**made.facts, **told, **report},
+        )
+
+    def _clear_quarantine(self) -> None:
+        """Takes away what an earlier attempt set aside; where nothing is, nothing is written."""
+        if self.tables.holds_own_rows("quarantine", {"stage": (self.stage,)}):
+            empty = "reason string, detail string, source_file string, payload string"
+            self.quarantine(self.spark.createDataFrame([], empty))
+
+    # What was asked, and what earlier stages left
+
+    def tasks(
+        self, names: Sequence[str] | None = None, *, kinds: Sequence[str] = ("binary", "multiclass", "regression")
+    ) -> list[Task]:
+        """Tasks of `labels`, by name; all of them when none is named.
+
+        Raises:
+            DataError: for a task without labels.
+            ConfigError: for one of another kind than `kinds`.
+        """
+        found = find_tasks(self.read("labels"), names, declared_tasks(self.spec))
+        wrong = [task for task in found if task.kind not in kinds]
+        if wrong:
+            listed = ", ".join(f"{task.name} is {task.kind}" for task in wrong)
+            raise ConfigError(
+                f"stage {self.stage}: task {listed}, but job {self.plan.stage.job.name} takes {' or '.join(kinds)}"
+            )
+        return found
+
+    def task(self, name: str, *, kinds: Sequence[str] = ("binary", "multiclass")) -> Task:
+        """One task of `labels`."""
+        return self.tasks([name], kinds=kinds)[0]
+
+    def end(self, as_of: dt.datetime | None) -> dt.datetime:
+        """End of the histories of clients without a label: as given, the data set's, or midnight after all events."""
+        return as_of or self.spec.as_of or after_last(self.read("events"))
+
+    def asked(self, conf: AsOfConf) -> DataFrame:
+        """Whose history is told as of when: `client_id`, `as_of`; the one rule of all jobs, see `events.asked`."""
+        return asked(self.read("clients"), self.maybe("labels"), self.end(conf.as_of), conf)
 
     def facts(self, name: str) -> Mapping[str, Any]:
-        """Facts of the latest finished stage before this one with that stage name, or else that job.
+        """Facts of the latest finished stage before this one with that stage name, or else of that job."""
+        return self.given.facts(name)
+
+    def heads(self, ref: HeadRef | str) -> list[str]:
+        """Ids of the heads of a stage, or of the one that is named."""
+        chosen = HeadRef(ref)
+        return heads_of(self.facts(chosen.stage), chosen.stage, chosen.name or "")
+
+    def head(self, ref: HeadRef | str) -> str:
+        """Id of one head.
 
         Raises:
-            ConfigError: when no such stage has finished.
+            ConfigError: when the stage has several and none is named.
         """
-        before = list(itertools.takewhile(lambda stage: stage.name != self.stage, self.pipeline.stages))
-        named = [stage.name for stage in before if stage.name == name]
-        stages = named or [stage.name for stage in before if stage.job.name == name]
-        finished = [record for stage in stages if (record := self.records.load(stage)) is not None and record.done]
-        if not finished:
-            raise ConfigError(f"{self.pipeline.file}: stage {self.stage} needs a finished stage '{name}' before it")
-        return finished[-1].facts
+        found = self.heads(ref)
+        if len(found) > 1:
+            raise ConfigError(f"stage {self.stage}: '{ref}' has {len(found)} heads; name one of them: {ref}:NAME")
+        return found[0]
 
-    def backbone(self, name: str | None) -> Path:
-        """Folder of a backbone.
+    def backbone(self, ref: ModelRef | str | None) -> Path:
+        """Folder of a backbone: of a stage before this one, or as given; None for the latest finetune stage."""
+        return self.given.backbone(ref)
+
+    def file(self, name: str) -> Path:
+        """A file that the configuration names (`FileName`)."""
+        return self.plan.files[name]
+
+    # Places to write
+
+    @property
+    def artefacts(self) -> Path:
+        """Folder of tokenizers, backbones, heads and vocabularies."""
+        return _made(self.pipeline.out / "artefacts")
+
+    @cached_property
+    def staging(self) -> Path:
+        """Working folder of this attempt; what is in it survives a kill, and goes when the stage ends."""
+        return _made(self.pipeline.out / "staging" / self.stage / self.record.attempt[:16])
+
+    def once(self, name: str, make: Callable[[Path], Any]) -> Path:
+        """A folder of the staging that is made once, however often the attempt is killed and goes on.
 
         Args:
-            name: a finetune stage before this one, or a folder; None for the latest such stage.
-
-        Raises:
-            ConfigError: when no such stage has finished.
+            name: its name.
+            make: fills the (new and empty) folder.
         """
-        if name is None or name in (stage.name for stage in self.pipeline.stages):
-            return Path(self.facts(name or "finetune")["backbone"]).resolve()
-        return Path(name).expanduser().resolve()
+        folder = self.staging / name
+        if not (folder / "_SUCCESS").exists():
+            _emptied(folder)
+            make(folder)
+            (folder / "_SUCCESS").touch()
+        return folder
+
+    def keep(self, frame: DataFrame) -> DataFrame:
+        """The same rows, computed once and kept on disk until the stage ends."""
+        return self.engines.keeper.keep(frame)
 
     def failpoint(self, name: str) -> None:
         """Dies here as from `kill -9` when LEDGERLM_FAILPOINT names `STAGE:name`; the chaos tests' way in."""
@@ -171,3 +251,11 @@ class Context:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _emptied(folder: Path) -> Path:
+    import shutil
+
+    if folder.exists():
+        shutil.rmtree(folder)
+    return _made(folder)

@@ -1,8 +1,15 @@
-"""What a job is: a name, a strict configuration, and `run(ctx, conf) -> StageResult`.
+"""What a job is: a name, a strict configuration, what it reads and writes, and `run(ctx, conf) -> StageResult`.
 
 A job module reads top to bottom as the run and ends with::
 
-    JOB = Job(name="serialize", engine="spark", conf=SerializeConf, run=run, reads=("events",), writes=("documents",))
+    JOB = Job(
+        name="serialize",
+        engine="spark",
+        conf=SerializeConf,
+        run=run,
+        reads=("events", "clients", "labels?"),
+        writes=lambda stage: {"documents": {"format": (stage.conf.format,)}},
+    )
     main = JOB.main
 
     if __name__ == "__main__":
@@ -14,28 +21,33 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from ledgerlm.config import Conf
+from ledgerlm.lake.slices import Reads, Slice, Writes
 
 if TYPE_CHECKING:
     from ledgerlm.events.spec import DataSetSpec
     from ledgerlm.runs.context import Context
 
 
-class JobConf(Conf):
-    """Base of the jobs' configurations: what stands under `stages.NAME` of a pipeline, without `job`.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scope:
+    """What is known of a stage before it runs.
 
     Attributes:
-        HOW: settings that say how the work is done, not what comes of it (how many workers, say); they may change
-            between two attempts of a stage and are not part of its fingerprint.
+        name: the stage's name.
+        conf: its configuration.
+        spec: the data set spec.
     """
 
-    HOW: ClassVar[frozenset[str]] = frozenset()
+    name: str
+    conf: Any
+    spec: DataSetSpec
 
-    def stages_named(self) -> Sequence[str]:
-        """Stages whose facts are used because this configuration names them."""
-        return ()
+
+ReadsOf = Callable[[Scope], Sequence[str]]
+WritesOf = Callable[[Scope], Mapping[str, Slice]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,8 +59,7 @@ class StageResult:
         rows_out: rows written to its main output.
         quarantined: rows set aside with a reason.
         duplicates: rows dropped because their key was there already.
-        tables: table name to the Delta version this stage wrote or found.
-        artefacts: folders this stage wrote outside the lake; when one is gone the stage is done again.
+        artefacts: what this stage wrote outside the lake; when one is gone the stage is done again.
         facts: JSON values for the report and for later stages (ids, hashes, curves).
     """
 
@@ -56,8 +67,7 @@ class StageResult:
     rows_out: int
     quarantined: int = 0
     duplicates: int = 0
-    tables: Mapping[str, int] = field(default_factory=dict)
-    artefacts: Sequence[str] = field(default_factory=list)
+    artefacts: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -70,25 +80,43 @@ class Job:
         engine: what does the work, for the report (`spark`, `ray`, `ray train + deepspeed`, `local`).
         conf: class of its configuration; its docstring and field descriptions are the job's help.
         run: does the work of one stage.
-        reads: tables it reads; a stage is done again when a stage that writes one of them was.
-        writes: tables it writes.
-        needs: jobs whose facts or artefacts it uses; they count like tables it reads.
-            Where its configuration names the stages instead (`JobConf.stages_named`), only those count.
-        sources: identity of what it reads from outside the lake (paths, sizes, times), as JSON values.
+        reads: tables it may read, with `?` after those it can do without; or a function of the stage. A table that is
+            not named cannot be read.
+        writes: tables that it replaces whole; or a function of the stage that gives the slice of each. `quarantine`
+            needs no mention: every stage has a slice of it.
+        needs: jobs whose latest stage before this one it uses, unless its configuration names the stage.
+        uses: packages whose versions decide the result, besides ledgerlm itself.
+        results: raised whenever the job's results change for the same inputs and settings.
+        rows: `balance`: rows in = rows out + quarantined + duplicates, or the stage fails; `free`: they need not.
+        sources: paths, globs and URLs that it reads from outside the lake; a function of the stage.
         finds: its sections of the report say what the run found, and so come first.
         expect: lines for --dry-run on what the stage would take; it reads tables and changes nothing.
     """
 
     name: str
     engine: str
-    conf: type[JobConf]
+    conf: type[Conf]
     run: Callable[[Context, Any], StageResult]
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
+    reads: Sequence[str] | ReadsOf = ()
+    writes: Sequence[str] | WritesOf = ()
     needs: tuple[str, ...] = ()
-    sources: Callable[[DataSetSpec], Any] | None = None
+    uses: tuple[str, ...] = ()
+    results: int = 1
+    rows: Literal["balance", "free"] = "free"
+    sources: ReadsOf | None = None
     finds: bool = False
     expect: Callable[[Context, Any], Sequence[str]] | None = None
+
+    def reads_of(self, stage: Scope) -> tuple[Reads, ...]:
+        """The tables that a stage may read."""
+        named = self.reads(stage) if callable(self.reads) else self.reads
+        return tuple(Reads(table=one.removesuffix("?"), optional=one.endswith("?")) for one in named)
+
+    def writes_of(self, stage: Scope) -> tuple[Writes, ...]:
+        """The slices that a stage replaces, as far as they are known before it runs."""
+        if callable(self.writes):
+            return tuple(Writes(table=table, slice=part) for table, part in self.writes(stage).items())
+        return tuple(Writes(table=table) for table in self.writes)
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Runs this job's stages of a pipeline; the same as `ledgerlm NAME ARGV`. Returns the exit code."""

@@ -12,12 +12,14 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from ledgerlm.config import Conf, find_file, load_yaml, nearest, parse
+from ledgerlm.config import SCHEME, Conf, find_file, load_yaml, nearest, parse
 from ledgerlm.engines.ray import RayConf
-from ledgerlm.engines.spark import SparkConf
+from ledgerlm.engines.settings import SparkConf
 from ledgerlm.errors import ConfigError
-from ledgerlm.events.spec import load_spec
-from ledgerlm.runs.job import Job, JobConf
+from ledgerlm.events.spec import DataSetSpec, load_spec
+from ledgerlm.lake.home import Home
+from ledgerlm.runs.job import Job
+from ledgerlm.runs.plan import Stage, StagePlan, plan
 
 # Modules of `jobs/` that are commands of the command line, but no stage of a pipeline.
 _COMMANDS = {"cli", "run", "doctor"}
@@ -38,7 +40,9 @@ class PipelineConf(Conf):
     title: str = Field("", description="heading of the report")
     out: str | None = Field(None, description="folder of lake, artefacts, records and report; default build/NAME")
     lake: str | None = Field(
-        None, description="root of the tables, on any file system that Spark knows; default the folder lake of `out`"
+        None,
+        description="where the tables lie: a folder of any file system that Spark knows, by its URL, or a catalog's "
+        "schema, as catalog.schema; without a scheme a folder of this machine; default the folder lake of `out`",
     )
     seed: int = Field(42, description="seed of everything that is drawn")
     engine: str = Field("laptop", description="engine profile: a name in conf/engines/ or a YAML file")
@@ -58,24 +62,24 @@ class PipelineConf(Conf):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """One entry of `stages`: a name, its job and the job's checked configuration."""
-
-    name: str
-    job: Job
-    conf: JobConf
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Pipeline:
-    """A checked pipeline: nothing in it can still be misspelt."""
+    """A checked pipeline: nothing in it can still be misspelt, and no stage undoes another.
+
+    Attributes:
+        conf: the file as it was understood.
+        file: the file.
+        spec: the data set.
+        out: folder of artefacts, records and report.
+        engine: where Spark and Ray run.
+        plans: the stages in order, with what each reads and writes.
+    """
 
     conf: PipelineConf
     file: Path
-    data_file: Path
+    spec: DataSetSpec
     out: Path
     engine: EngineProfile
-    stages: tuple[Stage, ...]
+    plans: tuple[StagePlan, ...]
 
     @property
     def name(self) -> str:
@@ -83,9 +87,14 @@ class Pipeline:
         return self.conf.pipeline
 
     @property
-    def lake_root(self) -> str:
-        """Root of the tables."""
-        return self.conf.lake or str(self.out / "lake")
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in order."""
+        return tuple(one.stage for one in self.plans)
+
+    @property
+    def home(self) -> Home:
+        """Where the tables lie."""
+        return Home.parse(self.conf.lake or str(self.out / "lake"))
 
     def resolved(self) -> dict[str, Any]:
         """Everything as it was understood, defaults included, as JSON values."""
@@ -147,14 +156,35 @@ def load_pipeline(name: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
     if conf.spark:
         spark = engine.spark.model_copy(update={"conf": {**engine.spark.conf, **conf.spark}})
         engine = engine.model_copy(update={"spark": spark})
+    data_file = find_file(conf.data, beside=file.parent)
+    spec = load_spec(data_file, overrides=_flat("source", conf.source))
+    stages = [_stage(stage, settings or {}, file) for stage, settings in conf.stages.items()]
     return Pipeline(
         conf=conf,
         file=file,
-        data_file=find_file(conf.data, beside=file.parent),
-        out=Path(conf.out or f"build/{conf.pipeline}").absolute(),
+        spec=spec,
+        out=_out(conf, file),
         engine=engine,
-        stages=tuple(_stage(stage, settings or {}, file) for stage, settings in conf.stages.items()),
+        plans=plan(stages, spec, file),
     )
+
+
+def _out(conf: PipelineConf, file: Path) -> Path:
+    out = conf.out or f"build/{conf.pipeline}"
+    if SCHEME.match(out) and not out.startswith("file:"):
+        raise ConfigError(
+            f"{file}: out: {out} is no folder of this machine; give a folder that driver, executors and Ray workers "
+            "share (a mount, a volume), and the tables' place under lake"
+        )
+    return Path(out.removeprefix("file://").removeprefix("file:")).expanduser().absolute()
+
+
+def _flat(prefix: str, values: dict[str, Any]) -> list[str]:
+    """Nested values as `key.sub=value` items."""
+    items: list[str] = []
+    for key, value in values.items():
+        items += _flat(f"{prefix}.{key}", value) if isinstance(value, dict) else [f"{prefix}.{key}={value}"]
+    return items
 
 
 def _of_spec(file: Path) -> dict[str, Any]:

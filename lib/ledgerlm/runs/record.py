@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import subprocess
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,8 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import ledgerlm
-from ledgerlm.errors import ArtefactError
+from ledgerlm.config import without_secrets
+from ledgerlm.errors import ArtefactError, ConfigError
+from ledgerlm.lake.history import State
+from ledgerlm.lake.slices import Slice
 
+# Raised when records are read in another way; older ones are then done again.
+_FORM = 2
 _PACKAGES = (
     "pyspark",
     "delta-spark",
@@ -39,20 +45,36 @@ def digest(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON so that a kill leaves the old file or the new one, never half of either."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes JSON so that a kill leaves the old file or the new one, never half of either; secrets stay out.
+
+    Raises:
+        ConfigError: when nothing can be written there.
+    """
+    text = json.dumps(without_secrets(value), indent=2, default=str, ensure_ascii=False) + "\n"
     aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(value, indent=2, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {path}: {error.strerror or error}; give another folder with --set out="
+        ) from error
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, ledgerlm and the engines."""
-    return {
-        "python": platform.python_version(),
-        "ledgerlm": ledgerlm.__version__,
-        **{name: importlib.metadata.version(name) for name in _PACKAGES},
-    }
+    """Versions of Python, ledgerlm and the engines that are installed."""
+    found = {name: version_of(name) for name in _PACKAGES}
+    installed = {name: version for name, version in found.items() if version is not None}
+    return {"python": platform.python_version(), "ledgerlm": ledgerlm.__version__, **installed}
+
+
+def version_of(package: str) -> str | None:
+    """Version of an installed package; an executor or a small driver need not have them all."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def git_commit(folder: Path) -> str | None:
@@ -76,15 +98,48 @@ def now() -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TableRecord:
+    """What a stage wrote of one table.
+
+    Attributes:
+        version: Delta version that holds its rows.
+        rows: rows that it wrote.
+        slice: the part that it replaced.
+        state: newest commit of the slice after the write; while it is the newest, the rows stand.
+    """
+
+    version: int
+    rows: int
+    slice: Slice
+    state: State | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """What a stage has consumed; it stands while a look at the same things finds the same.
+
+    Attributes:
+        tables: table -> the newest commit of each slice that it saw, in the order of the stages that wrote them;
+            null for a slice (or an optional table) that was not there.
+        stages: name that was asked for -> STAGE@ATTEMPT whose facts or folders were used.
+        files: name of a file or a source -> its content hash, or its version.
+    """
+
+    tables: Mapping[str, Sequence[State | None]] = field(default_factory=dict)
+    stages: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StageRecord:
-    """Completion record of a stage, `runs/stages/NAME.json`.
+    """Record of a stage, `runs/stages/NAME.json`: written as it starts, and again as it ends.
 
     Attributes:
         name: stage.
         job: verb.
         engine: what did the work.
-        fingerprint: hash of all that decides the result.
-        attempt: grows with each start of the stage; Delta writes carry it.
+        definition: hash of what the stage is: job and its results version, settings, seed, data set, packages.
+        attempt: identity of this attempt, in the record before the work and in every commit.
         done: whether the stage came to its end.
         run_id: run that did the work.
         seconds: wall time of the work.
@@ -92,8 +147,9 @@ class StageRecord:
         rows_out: rows written.
         quarantined: rows set aside with a reason.
         duplicates: rows dropped because their key was there already.
-        tables: table to Delta version.
-        artefacts: folders written outside the lake.
+        tables: what it wrote.
+        inputs: what it consumed.
+        artefacts: what it wrote outside the lake; relative to `out` where it lies below it.
         facts: JSON values for the report and later stages.
         finished_at: instant of the end.
     """
@@ -101,8 +157,8 @@ class StageRecord:
     name: str
     job: str
     engine: str
-    fingerprint: str
-    attempt: int
+    definition: str
+    attempt: str
     done: bool = False
     run_id: str = ""
     seconds: float = 0.0
@@ -110,53 +166,73 @@ class StageRecord:
     rows_out: int = 0
     quarantined: int = 0
     duplicates: int = 0
-    tables: Mapping[str, int] = field(default_factory=dict)
+    tables: Mapping[str, TableRecord] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=Inputs)
     artefacts: Sequence[str] = field(default_factory=list)
     facts: Mapping[str, Any] = field(default_factory=dict)
     finished_at: str = ""
 
 
+def _state(content: Mapping[str, Any] | None) -> State | None:
+    return None if content is None else State(**content)
+
+
+def _read(content: Mapping[str, Any]) -> StageRecord:
+    """The record that a JSON file holds."""
+    tables = {
+        name: TableRecord(
+            version=one["version"],
+            rows=one["rows"],
+            slice={column: tuple(values) for column, values in one["slice"].items()},
+            state=_state(one["state"]),
+        )
+        for name, one in content["tables"].items()
+    }
+    seen = {name: [_state(state) for state in states] for name, states in content["inputs"]["tables"].items()}
+    inputs = Inputs(tables=seen, stages=content["inputs"]["stages"], files=content["inputs"]["files"])
+    return StageRecord(**{**content, "tables": tables, "inputs": inputs})
+
+
 class Records:
-    """The completion records below `out/runs/stages/`."""
+    """The records below `out/runs/stages/`."""
 
     def __init__(self, out: Path) -> None:
         self.folder = out / "runs" / "stages"
 
     def load(self, name: str) -> StageRecord | None:
-        """Record of the stage, or None before its first start.
+        """Record of the stage, or None before its first start; one of another form of records counts as none.
 
         Raises:
-            ArtefactError: when the file is not a record.
+            ArtefactError: when the file is damaged.
         """
         path = self.folder / f"{name}.json"
         if not path.exists():
             return None
         try:
-            return StageRecord(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ArtefactError(f"{path} is not a stage record: {error}; delete it and run again") from error
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return _read(content) if content.pop("form", 1) == _FORM else None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ArtefactError(
+                f"{path} is not a stage record ({type(error).__name__}: {error}); "
+                "delete it: the stage is then done again"
+            ) from error
 
     def save(self, record: StageRecord) -> None:
         """Writes the record, whole or not at all."""
-        write_json(self.folder / f"{record.name}.json", asdict(record))
+        write_json(self.folder / f"{record.name}.json", asdict(record) | {"form": _FORM})
 
-    def begin(self, name: str, job: str, engine: str, fingerprint: str, run_id: str) -> StageRecord:
+    def begin(self, name: str, job: str, engine: str, definition: str, run_id: str) -> StageRecord:
         """Records that the stage starts.
 
-        An attempt that was cut off with the same fingerprint goes on under its number, so that what it has committed
-        is not committed again; any other start takes the next number.
+        An attempt of the same definition that was cut off goes on under its identity, so that what it has committed
+        is found and not done again; any other start is a new attempt.
         """
         last = self.load(name)
-        if last is not None and not last.done and last.fingerprint == fingerprint:
+        if last is not None and not last.done and last.definition == definition:
             record = replace(last, run_id=run_id)
         else:
             record = StageRecord(
-                name=name,
-                job=job,
-                engine=engine,
-                fingerprint=fingerprint,
-                attempt=last.attempt + 1 if last else 1,
-                run_id=run_id,
+                name=name, job=job, engine=engine, definition=definition, attempt=uuid.uuid4().hex, run_id=run_id
             )
         self.save(record)
         return record

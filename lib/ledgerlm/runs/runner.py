@@ -1,27 +1,51 @@
-"""Runs the stages of a pipeline in order, skips what is finished and unchanged, and leaves records behind."""
+"""Runs the stages of a pipeline in order, skips those that stand, and leaves records behind.
+
+A stage stands while its record is of the same definition, what it consumed is as it was, and the newest commits of
+what it wrote are its own.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-import ledgerlm
-from ledgerlm.errors import ConfigError
-from ledgerlm.events.spec import DataSetSpec, load_spec
-from ledgerlm.lake.lake import Lake
+from ledgerlm.errors import ConfigError, LedgerError
+from ledgerlm.lake.history import Author, History, State
 from ledgerlm.progress import Progress
-from ledgerlm.runs.context import Context, Engines
-from ledgerlm.runs.job import StageResult
-from ledgerlm.runs.pipeline import Pipeline, Stage
-from ledgerlm.runs.record import Records, StageRecord, digest, git_commit, now, versions, write_json
+from ledgerlm.runs.context import Context
+from ledgerlm.runs.engines import Engines
+from ledgerlm.runs.faults import as_ledger_error
+from ledgerlm.runs.given import Given, answer
+from ledgerlm.runs.hashes import Hashes
+from ledgerlm.runs.job import Scope, StageResult
+from ledgerlm.runs.pipeline import Pipeline
+from ledgerlm.runs.plan import StagePlan
+from ledgerlm.runs.record import (
+    Inputs,
+    Records,
+    StageRecord,
+    digest,
+    git_commit,
+    now,
+    version_of,
+    versions,
+    write_json,
+)
+from ledgerlm.runs.tables import Tables, views
+
+if TYPE_CHECKING:
+    from ledgerlm.lake.lake import Lake
+
+Before = Sequence[tuple[StagePlan, StageRecord | None]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,19 +76,16 @@ class Runner:
     Args:
         pipeline: the checked pipeline.
         progress: what the user sees.
-
-    Raises:
-        ConfigError: when another process is running the same pipeline.
     """
 
     def __init__(self, pipeline: Pipeline, progress: Progress) -> None:
         self.pipeline = pipeline
         self.progress = progress
-        self.spec: DataSetSpec = load_spec(pipeline.data_file, overrides=_source_overrides(pipeline))
         self.records = Records(pipeline.out)
         self.engines = Engines(pipeline)
+        self.history = History(pipeline.home, lambda: self.engines.spark)
+        self.hashes = Hashes(pipeline.out / "runs" / "hashes.json", lambda: self.engines.spark)
         self.run_id = datetime.now(UTC).strftime("%Y%m%dT%H%M%S") + "-" + uuid.uuid4().hex[:6]
-        self._marks: dict[str, str] = {}
 
     def run(self, *, only: str | None = None, fresh: bool = False) -> Run:
         """Runs all stages, or only those of one job.
@@ -72,24 +93,61 @@ class Runner:
         Args:
             only: verb whose stages are run; the others must be finished where they are needed.
             fresh: do finished stages again.
+
+        Raises:
+            ConfigError: another process runs this pipeline, nothing can be written to `out`, or no stage has the verb.
         """
-        self.pipeline.out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.pipeline.out / "runs.lock", timeout=0)
         try:
-            with lock, self.progress.running():
+            self.pipeline.out.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.pipeline.out / "runs.lock", timeout=0), self.progress.running():
                 return self._run(only=only, fresh=fresh)
         except Timeout as error:
             raise ConfigError(
                 f"{self.pipeline.out} is in use by another run of pipeline {self.pipeline.name}; wait for it or give "
                 "this one another folder with --set out=FOLDER"
             ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"out: nothing can be written to {self.pipeline.out}: {error.strerror or error}; give another folder "
+                "with --set out=FOLDER"
+            ) from error
 
     def _run(self, *, only: str | None, fresh: bool) -> Run:
         started_at = now()
         self._write_run(started_at)
-        chosen = [stage for stage in self.pipeline.stages if only in (None, stage.job.name)]
-        finished = [self._stage(stage, position, len(chosen), fresh) for position, stage in enumerate(chosen, 1)]
+        chosen = self.chosen(only)
+        finished = [self._stage(plan, place, len(chosen), fresh) for place, plan in enumerate(chosen, 1)]
         return Run(run_id=self.run_id, started_at=started_at, stages=tuple(finished))
+
+    def chosen(self, only: str | None) -> list[StagePlan]:
+        """The stages of one job, or all.
+
+        Raises:
+            ConfigError: when the pipeline has no stage of the job.
+        """
+        found = [plan for plan in self.pipeline.plans if only in (None, plan.stage.job.name)]
+        if not found:
+            raise ConfigError(f"{self.pipeline.file}: no stage of job {only}; add one under stages")
+        return found
+
+    def outlook(self, only: str | None) -> list[tuple[StagePlan, bool]]:
+        """The chosen stages, each with whether it stands and will be skipped; nothing is done.
+
+        Raises:
+            ConfigError: when nothing can be written to `out`.
+        """
+        there = next(one for one in (self.pipeline.out, *self.pipeline.out.parents) if one.exists())
+        if not os.access(there, os.W_OK):
+            raise ConfigError(f"out: {self.pipeline.out} cannot be written; give another folder with --set out=FOLDER")
+        found: list[tuple[StagePlan, bool]] = []
+        redone: set[str] = set()
+        for plan in self.chosen(only):
+            read = {one.table for one in plan.reads}
+            changed = {w.table for one, stands in found if not stands for w in one.writes}
+            stands = not (read & changed or set(plan.stages) & redone) and self.finished(plan) is not None
+            redone |= set() if stands else {plan.stage.name}
+            found.append((plan, stands))
+        return found
 
     def _write_run(self, started_at: str) -> None:
         content = {
@@ -97,92 +155,209 @@ class Runner:
             "started_at": started_at,
             "commit": git_commit(self.pipeline.file.parent),
             "pipeline": self.pipeline.resolved(),
-            "data": self.spec.model_dump(mode="json"),
-            "inputs": {stage.name: dict(record.tables) for stage, record in self._known()},
+            "data": self.pipeline.spec.model_dump(mode="json"),
             "versions": versions(),
         }
         write_json(self.pipeline.out / "runs" / self.run_id / "run.json", content)
 
-    def _known(self) -> list[tuple[Stage, StageRecord]]:
-        loaded = [(stage, self.records.load(stage.name)) for stage in self.pipeline.stages]
-        return [(stage, record) for stage, record in loaded if record is not None and record.done]
-
-    def _stage(self, stage: Stage, position: int, count: int, fresh: bool) -> Finished:
-        mark = self.fingerprint(stage)
-        last = self.records.load(stage.name)
-        head = f"[bold]{position}/{count} {stage.name}[/bold]"
-        if not fresh and last is not None and last.done and last.fingerprint == mark and self._stands(last):
+    def _stage(self, plan: StagePlan, position: int, count: int, fresh: bool) -> Finished:
+        head = f"[bold]{position}/{count} {plan.stage.name}[/bold]"
+        last = None if fresh else self.finished(plan)
+        if last is not None:
             self.progress.say(f"{head}  finished before, unchanged: skipped")
             return Finished(record=last, skipped=True)
-        self.progress.say(f"{head}  {stage.job.engine} ...")
-        record = self.records.begin(stage.name, stage.job.name, stage.job.engine, mark, self.run_id)
+        self.progress.say(f"{head}  {plan.stage.job.engine} ...")
         began = time.monotonic()
-        ctx = self._context(record)
-        ctx.failpoint("start")
-        result: StageResult = stage.job.run(ctx, stage.conf)
-        ctx.failpoint("end")
-        done = _finished(record, result, time.monotonic() - began)
+        work = _Attempt(self, plan, self._begin(plan))
+        result = work.run()
+        done = work.finished(result, time.monotonic() - began)
         self.records.save(done)
-        shutil.rmtree(self.pipeline.out / "staging" / stage.name, ignore_errors=True)
+        self.hashes.save()
+        shutil.rmtree(self.pipeline.out / "staging" / plan.stage.name, ignore_errors=True)
         self.progress.say(f"{head}  {summary(done)}")
         return Finished(record=done, skipped=False)
 
-    def _context(self, record: StageRecord) -> Context:
-        return Context(
-            pipeline=self.pipeline,
-            run_id=self.run_id,
-            spec=self.spec,
-            record=record,
-            records=self.records,
-            engines=self.engines,
-            progress=self.progress,
+    def _begin(self, plan: StagePlan) -> StageRecord:
+        """Records that the stage starts.
+
+        An attempt that was cut off goes on under its identity while its definition and what it has consumed are the
+        same, so that what it has committed is found and not done again; any other start is a new attempt.
+        """
+        stage, definition = plan.stage, self.definition(plan)
+        last = self.records.load(stage.name)
+        if last is not None and not last.done and last.definition == definition and self._consumed_stands(plan, last):
+            record = replace(last, run_id=self.run_id)
+        else:
+            record = StageRecord(
+                name=stage.name,
+                job=stage.job.name,
+                engine=stage.job.engine,
+                definition=definition,
+                attempt=uuid.uuid4().hex,
+                run_id=self.run_id,
+                inputs=Inputs(files=self._files(plan)),
+            )
+        self.records.save(record)
+        return record
+
+    def definition(self, plan: StagePlan) -> str:
+        """Hash of what a stage is, whatever it is given: the job's results version, settings, seed, data, packages."""
+        stage = plan.stage
+        return digest(
+            {
+                "job": stage.job.name,
+                "results": stage.job.results,
+                "conf": stage.conf.model_dump(mode="json", exclude=set(stage.conf.HOW)),
+                "seed": self.pipeline.conf.seed,
+                "data": self.pipeline.spec.model_dump(mode="json"),
+                "packages": {name: version_of(name) for name in stage.job.uses},
+            }
         )
 
-    def expectation(self, stage: Stage) -> Sequence[str]:
+    def before(self, plan: StagePlan) -> Before:
+        """The stages before one, each with its record, if it has one."""
+        earlier = self.pipeline.plans[: self.pipeline.plans.index(plan)]
+        return [(one, self.records.load(one.stage.name)) for one in earlier]
+
+    def finished(self, plan: StagePlan) -> StageRecord | None:
+        """The stage's record, if the stage stands as it was finished."""
+        record = self.records.load(plan.stage.name)
+        if record is None or not record.done or record.definition != self.definition(plan):
+            return None
+        stands = self._own_stands(record) and self._consumed_stands(plan, record)
+        return record if stands else None
+
+    def _own_stands(self, record: StageRecord) -> bool:
+        """Whether what the stage wrote is there, and nobody has written over it."""
+        if not all((self.pipeline.out / one).exists() for one in record.artefacts):
+            return False
+        return all(self.history.state(table, one.slice, one.state) == one.state for table, one in record.tables.items())
+
+    def _consumed_stands(self, plan: StagePlan, record: StageRecord) -> bool:
+        """Whether a look at what the stage consumed finds the same again."""
+        before, inputs = self.before(plan), record.inputs
+        if self._files(plan) != dict(inputs.files):
+            return False
+        given = Given(plan, before, self.pipeline.file)
+        if any(answer(given.record(name)) != used for name, used in inputs.stages.items()):
+            return False
+        seen = views(plan, before)
+        return all(
+            table in seen and list(seen[table].states(self.history, table, states)) == list(states)
+            for table, states in inputs.tables.items()
+        )
+
+    def _files(self, plan: StagePlan) -> dict[str, str]:
+        """Identities of the files that the configuration names, and of what the job reads from outside the lake."""
+        stage = plan.stage
+        scope = Scope(name=stage.name, conf=stage.conf, spec=self.pipeline.spec)
+        places = {one: one for one in (stage.job.sources(scope) if stage.job.sources else ())}
+        places |= {name: str(path) for name, path in {**plan.files, **plan.folders}.items()}
+        return {name: self.hashes.of(place) for name, place in places.items()}
+
+    def expectation(self, plan: StagePlan) -> Sequence[str]:
         """What the stage would take, as far as its job can tell; nothing is recorded."""
+        stage = plan.stage
         if stage.job.expect is None:
             return ()
         record = StageRecord(
-            name=stage.name, job=stage.job.name, engine=stage.job.engine, fingerprint=self.fingerprint(stage), attempt=0
+            name=stage.name, job=stage.job.name, engine=stage.job.engine, definition="", attempt="none"
         )
-        return stage.job.expect(self._context(record), stage.conf)
+        return stage.job.expect(_Attempt(self, plan, record, recorded=False).context, stage.conf)
 
-    def _stands(self, record: StageRecord) -> bool:
-        """Whether what the stage wrote is still there; on this machine that is seen without starting Spark."""
-        if not all(Path(folder).exists() for folder in record.artefacts):
-            return False
-        if self.pipeline.conf.lake is None:
-            folder = self.pipeline.out / "lake"
-            return all((folder / table / "_delta_log").exists() for table in record.tables)
-        lake = Lake(self.pipeline.lake_root, self.engines.spark)
-        return all(lake.exists(table) for table in record.tables)
+    def lake(self) -> Lake:
+        """The tables of this pipeline; Spark is started."""
+        from ledgerlm.lake.lake import Lake
 
-    def fingerprint(self, stage: Stage) -> str:
-        """Hash of all that decides what the stage writes: itself, the data, and the stages it builds on.
+        return Lake(self.pipeline.home.root, self.engines.spark)
 
-        Worked out once for each stage of a runner: stages build on many others, and the paths between them are without
-        number.
+
+class _Attempt:
+    """One attempt of a stage: notes what it consumes as it consumes it, so that a kill forgets nothing."""
+
+    def __init__(self, runner: Runner, plan: StagePlan, record: StageRecord, *, recorded: bool = True) -> None:
+        self._runner, self._plan, self._recorded = runner, plan, recorded
+        self.record = record
+        before = runner.before(plan)
+        author = Author(attempt=record.attempt, stage=f"{runner.pipeline.name}/{record.name}", run_id=runner.run_id)
+        self.tables = Tables(
+            lake=runner.lake,
+            history=runner.history,
+            plan=plan,
+            seen=views(plan, before),
+            author=author,
+            consumed=self._table,
+            failpoint=self._failpoint,
+        )
+        self.context = Context(
+            pipeline=runner.pipeline,
+            plan=plan,
+            run_id=runner.run_id,
+            record=record,
+            tables=self.tables,
+            given=Given(plan, before, runner.pipeline.file, self._stage),
+            engines=runner.engines,
+            progress=runner.progress,
+        )
+
+    def run(self) -> StageResult:
+        """Does the work.
+
+        Raises:
+            LedgerError: what went wrong, in words.
         """
-        if stage.name not in self._marks:
-            self._marks[stage.name] = digest(
-                {
-                    "job": stage.job.name,
-                    "conf": stage.conf.model_dump(mode="json", exclude=set(stage.conf.HOW)),
-                    "seed": self.pipeline.conf.seed,
-                    "data": self.spec.model_dump(mode="json"),
-                    "sources": stage.job.sources(self.spec) if stage.job.sources else None,
-                    "version": ledgerlm.__version__,
-                    "built_on": {one.name: self.fingerprint(one) for one in self._built_on(stage)},
-                }
-            )
-        return self._marks[stage.name]
+        ctx = self.context
+        try:
+            ctx.failpoint("start")
+            result = self._plan.stage.job.run(ctx, self._plan.stage.conf)
+            ctx.failpoint("end")
+        except LedgerError:
+            raise
+        except Exception as error:
+            told = as_ledger_error(error, self.record.name)
+            if told is None:
+                raise
+            raise told from error
+        finally:
+            ctx.engines.keeper.release()
+        return result
 
-    def _built_on(self, stage: Stage) -> list[Stage]:
-        """The stages before it that write what it reads, or whose facts it uses."""
-        before = self.pipeline.stages[: self.pipeline.stages.index(stage)]
-        reads, jobs = set(stage.job.reads), set(stage.job.needs)
-        named = set(stage.conf.stages_named()) or {one.name for one in before if one.job.name in jobs}
-        return [one for one in before if reads & set(one.job.writes) or one.name in named]
+    def finished(self, result: StageResult, seconds: float) -> StageRecord:
+        """The record of the finished attempt."""
+        return replace(
+            self.record,
+            done=True,
+            seconds=round(seconds, 2),
+            rows_in=result.rows_in,
+            rows_out=result.rows_out,
+            quarantined=result.quarantined,
+            duplicates=result.duplicates,
+            tables=self.tables.written,
+            artefacts=[self._relative(one) for one in result.artefacts],
+            facts=dict(result.facts),
+            finished_at=now(),
+        )
+
+    def _relative(self, folder: str) -> str:
+        """Below `out` without it, so that a folder that is moved keeps its records."""
+        path = Path(folder).absolute()
+        out = self._runner.pipeline.out
+        return str(path.relative_to(out) if path.is_relative_to(out) else path)
+
+    def _failpoint(self, name: str) -> None:
+        self.context.failpoint(name)
+
+    def _table(self, table: str, states: Sequence[State | None]) -> None:
+        self._note(tables={**self.record.inputs.tables, table: list(states)})
+
+    def _stage(self, name: str, used: str) -> None:
+        if self.record.inputs.stages.get(name) != used:
+            self._note(stages={**self.record.inputs.stages, name: used})
+
+    def _note(self, **consumed: Mapping[str, Any]) -> None:
+        self.record = replace(self.record, inputs=replace(self.record.inputs, **consumed))
+        if self._recorded:
+            self._runner.records.save(self.record)
 
 
 def summary(record: StageRecord) -> str:
@@ -191,29 +366,3 @@ def summary(record: StageRecord) -> str:
     parts += [f"{record.quarantined:,} quarantined"] if record.quarantined else []
     parts += [f"{record.duplicates:,} duplicates dropped"] if record.duplicates else []
     return f"{', '.join(parts)}  ({record.seconds:.0f} s)"
-
-
-def _finished(record: StageRecord, result: StageResult, seconds: float) -> StageRecord:
-    return replace(
-        record,
-        done=True,
-        seconds=round(seconds, 2),
-        rows_in=result.rows_in,
-        rows_out=result.rows_out,
-        quarantined=result.quarantined,
-        duplicates=result.duplicates,
-        tables=dict(result.tables),
-        artefacts=list(result.artefacts),
-        facts=dict(result.facts),
-        finished_at=now(),
-    )
-
-
-def _source_overrides(pipeline: Pipeline) -> Sequence[str]:
-    def flat(prefix: str, values: dict[str, Any]) -> list[str]:
-        items: list[str] = []
-        for key, value in values.items():
-            items += flat(f"{prefix}.{key}", value) if isinstance(value, dict) else [f"{prefix}.{key}={value}"]
-        return items
-
-    return flat("source", pipeline.conf.source)

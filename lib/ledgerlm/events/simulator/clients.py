@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from ledgerlm.config import Conf
+from ledgerlm.config import Conf, FileName
 from ledgerlm.events.simulator.draws import (
     add,
     clip,
@@ -55,7 +55,9 @@ class SimulatorConf(Conf):
     as_of: dt.date = Field(dt.date(2025, 1, 1), description="day before which features end (UTC midnight)")
     seed: int = Field(default=42, description="seed of every draw")
     rows_per_partition: int = Field(default=1_000_000, ge=1000, description="events that one Spark task makes, about")
-    world: str = Field(default="simulator/world.yaml", description="file with everything else the generator knows")
+    world: FileName = Field(
+        default=FileName("simulator/world.yaml"), description="file with everything else the generator knows"
+    )
 
     @model_validator(mode="after")
     def _every_month_has_it(self) -> SimulatorConf:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from ledgerlm.baselines.sequence.settings import Fields
-from ledgerlm.config import Conf
+from ledgerlm.config import Conf, FileName
 from ledgerlm.heads.calibration import Calibrator, Method
 from ledgerlm.heads.tasks import Task
 
@@ -29,7 +29,9 @@ class HolidaysConf(Conf):
 class SeriesConf(Conf):
     """Promotions, prices, rates: a table with a row a day."""
 
-    path: str = Field(description="CSV (with a header) or Parquet file or folder, found as configuration files are")
+    path: FileName = Field(
+        description="CSV (with a header) or Parquet file or folder, found as configuration files are"
+    )
     format: Literal["csv", "parquet"] = Field("csv", description="of the file")
     date: str = Field("date", description="column of the day")
     columns: tuple[str, ...] = Field(min_length=1, description="columns of numbers")

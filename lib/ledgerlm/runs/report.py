@@ -1,24 +1,39 @@
-"""Puts together what a run did: the content of `report.json`."""
+"""The report of a run: `report.json` for machines, `report.html` for people, the leaderboard as a table for papers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+from ledgerlm.config import without_secrets
+from ledgerlm.evaluation.exports import leaderboard_table, write_leaderboard
 from ledgerlm.evaluation.published import published
-from ledgerlm.lake.lake import Lake
+from ledgerlm.evaluation.report.page import render
 from ledgerlm.lake.schemas import TABLES
-from ledgerlm.runs.record import git_commit, now, versions
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
-    from ledgerlm.events.spec import DataSetSpec
-    from ledgerlm.runs.pipeline import Pipeline
-    from ledgerlm.runs.runner import Finished, Run
+from ledgerlm.runs.pipeline import Pipeline
+from ledgerlm.runs.record import git_commit, now, versions, write_json
+from ledgerlm.runs.runner import Finished, Run, Runner
 
 
-def collect(pipeline: Pipeline, spec: DataSetSpec, run: Run, spark: SparkSession) -> dict[str, Any]:
+def write_report(runner: Runner, run: Run) -> Path:
+    """Writes `report.json`, `report.html` and `leaderboard.{csv,json,md,tex}` below the pipeline's folder.
+
+    Returns:
+        Path of the page.
+    """
+    pipeline = runner.pipeline
+    facts = without_secrets(collect(pipeline, run, _tables(runner)))
+    write_json(pipeline.out / "report.json", facts)
+    board = leaderboard_table([*facts["leaderboard"], *facts["leaderboard_test"]], facts["published"].get("rows", []))
+    if not board.empty:
+        write_leaderboard(board, pipeline.out)
+    page = pipeline.out / "report.html"
+    page.write_text(render(facts), encoding="utf-8")
+    return page
+
+
+def collect(pipeline: Pipeline, run: Run, tables: Mapping[str, Any]) -> dict[str, Any]:
     """Facts of a finished run.
 
     Returns:
@@ -32,8 +47,8 @@ def collect(pipeline: Pipeline, spec: DataSetSpec, run: Run, spark: SparkSession
     return {
         "run_id": run.run_id,
         "pipeline": pipeline.name,
-        "title": pipeline.conf.title or spec.title,
-        "data": {"name": spec.name, "title": spec.title},
+        "title": pipeline.conf.title or pipeline.spec.title,
+        "data": {"name": pipeline.spec.name, "title": pipeline.spec.title},
         "started_at": run.started_at,
         "finished_at": now(),
         "seed": pipeline.conf.seed,
@@ -41,8 +56,8 @@ def collect(pipeline: Pipeline, spec: DataSetSpec, run: Run, spark: SparkSession
         "stages": [_stage(stage) | {"finds": stage.record.name in finds} for stage in run.stages],
         "leaderboard": [row for row in board if row.get("split") != "test"],
         "leaderboard_test": [row for row in board if row.get("split") == "test"],
-        "published": _published(spec.name),
-        "tables": _tables(Lake(pipeline.lake_root, spark)),
+        "published": _published(pipeline.spec.name),
+        "tables": dict(tables),
         "backbone": _backbone(run.stages),
         "versions": versions(),
         "details": details,
@@ -79,9 +94,14 @@ def _published(data_set: str) -> dict[str, Any]:
     return {} if found is None else {"rows": found.rows(), "source": found.source, "caveats": list(found.caveats)}
 
 
-def _tables(lake: Lake) -> dict[str, dict[str, Any]]:
-    there = [name for name in TABLES if lake.exists(name)]
-    return {name: {"path": lake.path(name), "version": lake.version(name), "rows": lake.rows(name)} for name in there}
+def _tables(runner: Runner) -> dict[str, dict[str, Any]]:
+    """Where each table lies, its version and its rows."""
+    lake, found = runner.lake(), {}
+    for name in TABLES:
+        newest = runner.history.newest(name)
+        if newest is not None:
+            found[name] = {"path": lake.path(name), "version": newest.version, "rows": lake.rows(name, newest.version)}
+    return found
 
 
 def _backbone(stages: tuple[Finished, ...]) -> dict[str, Any]:

@@ -1,0 +1,180 @@
+"""Who wrote what: the commits of a table, newest first, each with the attempt that made it.
+
+Every commit of ledgerlm carries a signature in its `userMetadata`. It is what a stage is judged by: its rows stand
+while the newest commit that touched its slice is its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ledgerlm.lake.home import Home
+from ledgerlm.lake.slices import WHOLE, Slice, overlap
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# Operations that move, describe or forget files and change no row.
+_NEUTRAL = frozenset(
+    {
+        "OPTIMIZE",
+        "REORG",
+        "VACUUM START",
+        "VACUUM END",
+        "CLUSTER BY",
+        "SET TBLPROPERTIES",
+        "UNSET TBLPROPERTIES",
+        "ADD CONSTRAINT",
+        "DROP CONSTRAINT",
+        "ADD COLUMNS",
+        "CREATE TABLE",
+        "UPGRADE PROTOCOL",
+        "ADD FEATURE",
+        "COMPUTE STATS",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Author:
+    """Who makes a commit.
+
+    Attributes:
+        attempt: identity of one attempt of a stage; never given twice.
+        stage: PIPELINE/STAGE.
+        run_id: run that does the work.
+    """
+
+    attempt: str
+    stage: str
+    run_id: str
+
+    def signature(self, part: Slice) -> str:
+        """The text for `userMetadata`."""
+        return json.dumps({"ledgerlm": asdict(self) | {"slice": {name: list(part[name]) for name in part}}})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class State:
+    """What a slice of a table held when it was looked at: the newest commit that touched it."""
+
+    version: int
+    attempt: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Commit:
+    """One commit of a table.
+
+    Attributes:
+        version: Delta version.
+        attempt: attempt that made it; empty where it was not ledgerlm.
+        stage: PIPELINE/STAGE of the attempt.
+        slice: rows that it may have changed; the whole table where it was not ledgerlm.
+        neutral: it changed no row.
+        rows: rows that it wrote.
+    """
+
+    version: int
+    attempt: str = ""
+    stage: str = ""
+    slice: Slice
+    neutral: bool = False
+    rows: int = 0
+
+    @property
+    def state(self) -> State:
+        """What a slice holds after this commit."""
+        return State(version=self.version, attempt=self.attempt)
+
+
+class History:
+    """Commits of the tables of a lake.
+
+    On this machine's file system the log is read as it lies there, which needs no Spark; anywhere else Spark is asked.
+    Logs keep some weeks: what was committed before is known by its absence.
+    """
+
+    def __init__(self, home: Home, session: Callable[[], SparkSession]) -> None:
+        self._home = home
+        self._session = session
+
+    def commits(self, table: str) -> Iterator[Commit]:
+        """Newest first; none when the table is not there."""
+        folder = self._home.folder
+        return _local(folder / table / "_delta_log") if folder is not None else self._asked(table)
+
+    def newest(self, table: str) -> Commit | None:
+        """The newest commit, whatever it did."""
+        return next(self.commits(table), None)
+
+    def state(self, table: str, part: Slice = WHOLE, known: State | None = None) -> State | None:
+        """The newest commit that touched a slice.
+
+        Args:
+            part: the slice.
+            known: state that was seen earlier; it holds when the log goes back beyond it no longer and nothing newer
+                touched the slice.
+        """
+        oldest = None
+        for commit in self.commits(table):
+            if not commit.neutral and overlap(part, commit.slice):
+                return commit.state
+            oldest = commit.version
+        forgotten = known is not None and oldest is not None and oldest > 0 and known.version < oldest
+        return known if forgotten else None
+
+    def by(self, table: str, attempt: str, part: Slice) -> Commit | None:
+        """The commit of an attempt for exactly this slice, if nothing has touched the slice since."""
+        for commit in self.commits(table):
+            if commit.neutral or not overlap(part, commit.slice):
+                continue
+            return commit if commit.attempt == attempt and dict(commit.slice) == dict(part) else None
+        return None
+
+    def _asked(self, table: str) -> Iterator[Commit]:
+        session = self._session()
+        if not exists(session, self._home, table):
+            return
+        rows = session.sql(f"DESCRIBE HISTORY {self._home.identifier(table)}").select(
+            "version", "operation", "userMetadata", "operationMetrics"
+        )
+        for row in rows.orderBy("version", ascending=False).toLocalIterator():
+            yield _commit(row["version"], row["operation"], row["userMetadata"], row["operationMetrics"])
+
+
+def exists(session: SparkSession, home: Home, table: str) -> bool:
+    """Whether the table is there, asked of Spark."""
+    from pyspark.errors import AnalysisException
+
+    if home.is_catalog:
+        return bool(session.catalog.tableExists(home.path(table)))
+    try:
+        session.sql(f"DESCRIBE DETAIL {home.identifier(table)}").select("format").first()
+    except AnalysisException:
+        return False
+    return True
+
+
+def _local(log: Path) -> Iterator[Commit]:
+    files: Iterable[Path] = log.glob("*.json") if log.is_dir() else ()
+    numbered = sorted(((int(file.stem), file) for file in files if file.stem.isdigit()), reverse=True)
+    for version, file in numbered:
+        with file.open(encoding="utf-8") as lines:
+            infos = (json.loads(line).get("commitInfo") for line in lines if line.startswith('{"commitInfo"'))
+            info: Mapping[str, Any] = next((one for one in infos if one), {})
+        yield _commit(version, info.get("operation"), info.get("userMetadata"), info.get("operationMetrics"))
+
+
+def _commit(version: int, operation: str | None, signature: str | None, metrics: Mapping[str, Any] | None) -> Commit:
+    rows = int((metrics or {}).get("numOutputRows", 0))
+    try:
+        signed = json.loads(signature or "{}")["ledgerlm"]
+        part = {name: tuple(values) for name, values in signed["slice"].items()}
+        return Commit(version=version, attempt=signed["attempt"], stage=signed["stage"], slice=part, rows=rows)
+    except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's commit
+        return Commit(version=version, slice=WHOLE, neutral=operation in _NEUTRAL, rows=rows)

@@ -1,0 +1,56 @@
+"""What a verb of the library made, before it is written: the one form in which results reach the lake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ledgerlm.lake.slices import Slice
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rows:
+    """Rows for a table.
+
+    Attributes:
+        frame: columns of the table's schema; `run_id` is added as they are written.
+        slice: the part of the table that they replace; none: all of it.
+    """
+
+    frame: DataFrame
+    slice: Slice = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What a verb made.
+
+    Attributes:
+        rows_in: rows read from its main input.
+        tables: table -> rows, in the order in which they are written; the first is the main one.
+        rows_out: rows of the main table as the verb counted them; left out, those that were written. Another number
+            written is an error.
+        aside: rows for `quarantine` (`reason`, `detail`, `source_file`, `payload`); None where nothing can be bad.
+        quarantined: rows set aside as the verb counted them; left out, those that were written.
+        duplicates: rows dropped because their key was there already.
+        artefacts: folders written outside the lake.
+        facts: JSON values for the report and for later stages (ids, hashes, curves).
+        tell: further facts, read back from the rows written (table -> its slice).
+        report: sections of the report (`title`, `note`, `blocks`).
+    """
+
+    rows_in: int
+    tables: Mapping[str, Rows] = field(default_factory=dict)
+    rows_out: int | None = None
+    aside: DataFrame | None = None
+    quarantined: int | None = None
+    duplicates: int = 0
+    artefacts: Sequence[Path] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    tell: Callable[[Mapping[str, DataFrame]], Mapping[str, Any]] | None = None
+    report: Sequence[Mapping[str, Any]] = ()

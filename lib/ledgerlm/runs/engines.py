@@ -1,0 +1,40 @@
+"""Spark and Ray of a run, each started on first need and kept until the run ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ledgerlm.engines import ray as ray_engine
+from ledgerlm.engines.frames import Keeper
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from ledgerlm.engines.spark import Session
+    from ledgerlm.runs.pipeline import Pipeline
+
+
+class Engines:
+    """The engines of one run."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._session: Session | None = None
+        self.ray = ray_engine.RayEngine(pipeline.engine.ray)
+        self.keeper = Keeper(f"{pipeline.out}/staging/kept")
+
+    @property
+    def spark(self) -> SparkSession:
+        """The session of this run: one that is there already, or its own."""
+        if self._session is None:
+            from ledgerlm.engines.spark import open_session
+
+            self._session = open_session(self._pipeline.engine.spark, log=self._pipeline.out / "logs" / "spark.log")
+        return self._session.spark
+
+    def stop(self) -> None:
+        """Ends what this run started; a session that was there before gets its settings back and stays."""
+        self.ray.stop()
+        if self._session is not None:
+            self._session.close()
+            self._session = None
