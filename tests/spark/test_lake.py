@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -142,3 +143,41 @@ def test_history_asked_of_spark_is_that_of_the_log(spark: SparkSession, tmp_path
     asked = list(lake.history._asked("documents"))
     assert asked == list(lake.history.commits("documents"))
     assert list(lake.history._asked("labels")) == []
+
+
+@pytest.fixture
+def catalog(spark: SparkSession) -> Iterator[Lake]:
+    """A schema of Spark's own catalog."""
+    yield Lake("spark_catalog.bank", spark)
+    spark.sql("DROP SCHEMA IF EXISTS spark_catalog.bank CASCADE")
+
+
+def test_a_lake_in_a_catalog_is_the_same_lake(spark: SparkSession, catalog: Lake) -> None:
+    """By name alone: no path, no CREATE OR REPLACE TABLE, which a catalog that manages its tables refuses."""
+    assert not catalog.exists("documents")
+    catalog.write("documents", documents(spark, "json", range(4)), by=by(1), part={"format": ("json",)})
+    first = catalog.write("documents", documents(spark, "compact", range(3)), by=by(2), part={"format": ("compact",)})
+    again = catalog.write("documents", documents(spark, "compact", range(9)), by=by(2), part={"format": ("compact",)})
+    assert (first.rows, again.version, again.repeated) == (3, first.version, True)
+    catalog.write("documents", documents(spark, "json", range(1)), by=by(3), part={"format": ("json",)})
+    assert catalog.rows("documents") == 4
+    assert catalog.rows("documents", first.version) == 7
+    touched = catalog.history.state("documents", {"format": ("compact",)})
+    assert touched == first.state
+    with pytest.raises(Exception, match="no_future"):
+        late = documents(spark, "x", range(2)).withColumn("last_event_time", F.col("as_of"))
+        catalog.write("documents", late, by=by(4), part={"format": ("x",)})
+    operations = spark.sql("DESCRIBE HISTORY spark_catalog.bank.documents").select("operation").distinct().collect()
+    assert {row["operation"] for row in operations} == {"CREATE TABLE", "WRITE"}
+
+
+def test_open_table_of_a_catalog_takes_new_columns_and_keeps_old_ones_empty(spark: SparkSession, catalog: Lake) -> None:
+    clients = spark.createDataFrame([("1", "train", "x")], "client_id string, split string, age string")
+    catalog.write("clients", clients, by=by(1))
+    other = spark.createDataFrame([("2", "test", "y")], "client_id string, split string, region string")
+    catalog.write("clients", other, by=by(2))
+    (row,) = catalog.read("clients").collect()
+    assert (row["client_id"], row["age"], row["region"]) == ("2", None, "y")
+    changed = spark.createDataFrame([("2", "test", 1)], "client_id string, split string, region int")
+    with pytest.raises(DataError, match=r"columns region have another type now.*DROP TABLE"):
+        catalog.write("clients", changed, by=by(3))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -143,6 +144,20 @@ class Lake:
             )
         return Written(version=newest.version, rows=0, state=self.history.state(table, part))
 
+    def _schema_there(self) -> None:
+        """Creates the catalog's schema where it is missing."""
+        schema = self.home.root
+        if self.spark.catalog.databaseExists(schema):
+            return
+        name = ".".join(f"`{part}`" for part in schema.split("."))
+        try:
+            self.spark.sql(f"CREATE SCHEMA IF NOT EXISTS {name}")
+        except PySparkException as error:
+            raise DataError(
+                f"lake: there is no schema {schema}, and it cannot be created ({str(error).splitlines()[0]}); let "
+                f"somebody who may do so run CREATE SCHEMA {name}"
+            ) from error
+
     def _into_catalog(
         self, definition: Table, rows: DataFrame, there: T.StructType | None, by: Author, part: Slice
     ) -> None:
@@ -152,6 +167,7 @@ class Lake:
         """
         name = self.home.identifier(definition.name)
         if there is None:
+            self._schema_there()
             properties = ", ".join(
                 f"{literal(key)} = {literal(value)}" for key, value in _properties(definition).items()
             )
