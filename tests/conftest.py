@@ -38,13 +38,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """The laptop profile's session, on two cores."""
+    """The laptop profile's session, on two cores; with LEDGERLM_TEST_CONNECT=1 a Spark Connect server's."""
     from ledgerlm.config import load_yaml, shipped
-    from ledgerlm.engines.spark import SparkConf, start
+    from ledgerlm.engines.settings import SparkConf
+    from ledgerlm.engines.spark import start
 
-    profile = load_yaml(shipped("engines/laptop.yaml"))["spark"]
+    connect = os.environ.get("LEDGERLM_TEST_CONNECT") == "1"
+    profile = load_yaml(shipped("engines/connect.yaml" if connect else "engines/laptop.yaml"))["spark"]
     conf = profile["conf"] | {"spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse"))}
-    session = start(SparkConf(master="local[2]", conf=conf), log=tmp_path_factory.mktemp("logs") / "spark.log")
+    where = {"remote": "local[2]"} if connect else {"master": "local[2]"}
+    session = start(SparkConf(conf=conf, **where), log=tmp_path_factory.mktemp("logs") / "spark.log")
     yield session
     session.stop()
 

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ledgerlm.config import load_yaml, shipped
-from ledgerlm.engines.spark import SparkConf, start
+from ledgerlm.engines.settings import SparkConf
+from ledgerlm.engines.spark import start
 from ledgerlm.runs.record import now, versions, write_json
 from tests.benchmarks import bench_embed, bench_finetune, bench_predict, bench_serialize
 

@@ -25,7 +25,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ledgerlm.config import load_yaml, shipped
-from ledgerlm.engines.spark import SparkConf, start
+from ledgerlm.engines.settings import SparkConf
+from ledgerlm.engines.spark import start
 from ledgerlm.events.simulator import SimulatorConf, World, load_world, simulate_clients
 from ledgerlm.events.simulator.account import TREND_FROM
 

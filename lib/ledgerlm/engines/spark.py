@@ -72,6 +72,7 @@ def open_session(settings: SparkConf, *, log: Path | None = None) -> Session:
     there = SparkSession.getActiveSession()
     if there is None:
         return Session(spark=start(settings, log=log), own=True)
+    _quiet()
     before: dict[str, str | None] = {}
     try:
         for key, value in RUNTIME.items():
@@ -140,8 +141,14 @@ def start(settings: SparkConf, *, log: Path | None = None) -> SparkSession:
         raise EngineError(f"cannot start Spark: {error}; run 'ledgerlm doctor' to see what is missing") from error
     if not settings.remote:
         session.sparkContext.setLogLevel("ERROR")
-    logging.getLogger("py4j").setLevel(logging.ERROR)
+    _quiet()
     return session
+
+
+def _quiet() -> None:
+    """Python's side of Spark prints each error with two stack traces, before anybody could say what it means."""
+    for name in ("py4j", "SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -131,9 +131,10 @@ class History:
     def by(self, table: str, attempt: str, part: Slice) -> Commit | None:
         """The commit of an attempt for exactly this slice, if nothing has touched the slice since."""
         for commit in self.commits(table):
-            if commit.neutral or not overlap(part, commit.slice):
-                continue
-            return commit if commit.attempt == attempt and dict(commit.slice) == dict(part) else None
+            if commit.attempt == attempt and dict(commit.slice) == dict(part):
+                return commit
+            if not commit.neutral and overlap(part, commit.slice):
+                return None
         return None
 
     def _asked(self, table: str) -> Iterator[Commit]:

@@ -118,7 +118,7 @@ class Lake:
         path = self.path(table)
         done = self.history.by(table, by.attempt, part)
         if done is not None:
-            return Written(version=done.version, rows=done.rows, state=done.state, repeated=True)
+            return Written(version=done.version, rows=done.rows, state=self.history.state(table, part), repeated=True)
         definition, before = TABLES[table], self.history.newest(table)
         rows = conform(definition, frame.withColumn("run_id", F.lit(by.run_id)))
         there = None if before is None else self.read(table, before.version).schema
@@ -136,7 +136,7 @@ class Lake:
             _into_folder(writer, path, fits=fits, part=part, first=_properties(definition) if there is None else {})
         written, newest = self.history.by(table, by.attempt, part), self.history.newest(table)
         if written is not None:
-            return Written(version=written.version, rows=written.rows, state=written.state)
+            return Written(version=written.version, rows=written.rows, state=self.history.state(table, part))
         if newest is None or newest != before:
             raise DataError(
                 f"table {table} at {path}: the commit of stage {by.stage} was overwritten at once by another; "

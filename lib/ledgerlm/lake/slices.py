@@ -39,7 +39,9 @@ class Writes:
 
 
 def predicate(part: Slice) -> str:
-    """The SQL condition of a slice; values are quoted here and nowhere else."""
+    """The SQL condition of a slice; values are quoted here and nowhere else. A column without values holds no row."""
+    if not all(part.values()):
+        return "FALSE"
     columns = (f"`{name.replace('`', '``')}` IN ({', '.join(map(literal, values))})" for name, values in part.items())
     return " AND ".join(columns)
 

@@ -83,8 +83,9 @@ class Hashes:
     def _listed(self, url: str) -> str:
         from pyspark.errors import PySparkException
 
-        listing = self._session().read.format("binaryFile").option("recursiveFileLookup", "true").load(url)
+        reader = self._session().read.format("binaryFile").option("recursiveFileLookup", "true")
         try:
+            listing = reader.load(url)
             rows = listing.select("path", "length", "modificationTime").collect()  # one row a file, no content
         except PySparkException:
             return _GONE  # the stage that reads it says so better

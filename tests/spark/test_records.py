@@ -1,0 +1,138 @@
+"""Records on a real lake: done is what is there, whatever happened to inputs, records and tables between runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from ledgerlm.lake.lake import Lake
+from ledgerlm.progress import Progress
+from ledgerlm.runs.hashes import Hashes
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.runner import Runner
+
+SPEC = """
+name: small
+source: {path: ., files: [{glob: events.csv}]}
+client: client
+time: {column: time, format: yyyy-MM-dd}
+event_id: {columns: [id]}
+fields: [{name: mcc}]
+as_of: 2025-01-01
+labels: [{name: churn, kind: binary, file: {glob: labels.csv}, id: client, column: flag}]
+"""
+
+
+class Small:
+    """Twelve rows, ingest, a split of one's own and documents."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "spec.yaml").write_text(SPEC)
+        labels = "".join(f"c{number},{number % 2}\n" for number in range(6))
+        (folder / "labels.csv").write_text(f"client,flag\n{labels}")
+        self.say("grocery")
+
+    def say(self, mcc: str) -> None:
+        rows = [f"{number},c{number % 6},2024-01-{number + 1:02d},{mcc}" for number in range(12)]
+        (self.folder / "events.csv").write_text("\n".join(["id,client,time,mcc", *rows]) + "\n")
+
+    def run(self, only: str | None = None, *, fresh: bool = False, **settings: Any) -> list[str]:
+        """The stages that worked."""
+        stages: dict[str, Any] = {"ingest": {}, "split": {"share": 0.5}, "serialize": {"format": "compact"}}
+        for name, values in settings.items():
+            stages[name] |= values
+        file = self.folder / "p.yaml"
+        content = {"pipeline": "small", "out": str(self.folder / "out"), "data": "spec.yaml", "stages": stages}
+        file.write_text(json.dumps(content))
+        runner = Runner(load_pipeline(file), Progress())
+        try:
+            run = runner.run(only=only, fresh=fresh)
+        finally:
+            runner.engines.stop()
+        return [stage.record.name for stage in run.stages if not stage.skipped]
+
+    def texts(self, spark: SparkSession) -> str:
+        rows = Lake(str(self.folder / "out" / "lake"), spark).read("documents").select("text").collect()
+        return "\n".join(row["text"] for row in rows)
+
+
+@pytest.fixture
+def small(spark: SparkSession, tmp_path: Path) -> Small:  # `spark`: runs join the session that is there
+    return Small(tmp_path)
+
+
+def test_documents_follow_the_input_whatever_ran_alone_between(small: Small, spark: SparkSession) -> None:
+    assert small.run() == ["ingest", "split", "serialize"]
+    assert small.run() == []
+    small.say("fuel")
+    small.run(only="serialize", fresh=True)
+    assert small.run() == ["ingest", "split", "serialize"]
+    assert "fuel" in small.texts(spark)
+    assert "grocery" not in small.texts(spark)
+
+
+def test_an_early_stage_done_again_undoes_no_later_one(small: Small, spark: SparkSession) -> None:
+    """The split lies in a table of its own: ingest cannot write over it, and its readers are done again."""
+    small.run()
+    lake = Lake(str(small.folder / "out" / "lake"), spark)
+    before = {row["client_id"]: row["split"] for row in lake.read("splits").collect()}
+    assert set(before.values()) == {"train", "test"}
+    small.run(only="ingest", fresh=True)
+    assert small.run() == ["split", "serialize"]
+    assert {row["client_id"]: row["split"] for row in lake.read("splits").collect()} == before
+
+
+def test_lost_records_and_a_mended_input_give_the_new_rows(small: Small, spark: SparkSession) -> None:
+    small.run()
+    shutil.rmtree(small.folder / "out" / "runs")
+    small.say("travel")
+    assert small.run() == ["ingest", "split", "serialize"]
+    assert "travel" in small.texts(spark)
+
+
+def test_a_table_changed_by_hand_is_made_again(small: Small, spark: SparkSession) -> None:
+    small.run()
+    spark.sql(f"DELETE FROM delta.`{small.folder}/out/lake/documents` WHERE client_id = 'c1'")
+    assert small.run() == ["serialize"]
+    assert len(Lake(str(small.folder / "out" / "lake"), spark).read("documents").collect()) == 6
+
+
+def test_compaction_is_no_reason_to_work(small: Small, spark: SparkSession) -> None:
+    small.run()
+    for table in ("events", "documents", "labels"):
+        spark.sql(f"OPTIMIZE delta.`{small.folder}/out/lake/{table}`")
+    assert small.run() == []
+
+
+def test_the_session_that_is_there_is_used_and_left_as_it_was(small: Small, spark: SparkSession) -> None:
+    spark.conf.set("spark.sql.session.timeZone", "Europe/Berlin")
+    spark.conf.set("spark.sql.shuffle.partitions", "3")
+    try:
+        small.run()
+        assert spark.range(3).count() == 3
+        assert spark.conf.get("spark.sql.session.timeZone") == "Europe/Berlin"
+        assert spark.conf.get("spark.sql.shuffle.partitions") == "3"
+    finally:
+        spark.conf.set("spark.sql.session.timeZone", "UTC")
+        spark.conf.set("spark.sql.shuffle.partitions", "4")
+    assert "2024-01-01" in str(
+        Lake(str(small.folder / "out" / "lake"), spark).read("events").agg({"event_time": "min"}).first()
+    )
+
+
+def test_files_of_another_file_system_are_known_by_what_it_tells_of_them(spark: SparkSession, tmp_path: Path) -> None:
+    hashes = Hashes(tmp_path / "hashes.json", lambda: spark)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_text("1\n")
+    url = (tmp_path / "data").as_uri()
+    first = hashes._listed(url)
+    assert hashes._listed(url) == first
+    (tmp_path / "data" / "a.csv").write_text("12\n")
+    assert hashes._listed(url) != first
+    assert hashes._listed((tmp_path / "nothing").as_uri()) == "not there"
