@@ -88,6 +88,10 @@ def worker(staged: Path, folder: Path, stage: int, **training: object) -> Backbo
     )
 
 
+# Long enough that a kill comes before the end.
+LONG = {"epochs": 30, "max_tokens": 200_000}
+
+
 def losses(folder: Path) -> dict[float, float]:
     return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
 
@@ -135,7 +139,7 @@ def test_adapters_train_on_two_ranks_and_the_best_is_merged(
 def test_fewer_ranks_go_on_where_more_were_killed(
     ray_engine: RayEngine, staged: Path, tmp_path: Path, stage: int
 ) -> None:
-    whole = finetune(worker(staged, tmp_path / "whole", stage), WorkersConf(), on_progress=lambda line: None)
+    whole = finetune(worker(staged, tmp_path / "whole", stage, **LONG), WorkersConf(), on_progress=lambda line: None)
     killed: list[float] = []
 
     def kill(line: Mapping[str, float]) -> None:
@@ -143,7 +147,7 @@ def test_fewer_ranks_go_on_where_more_were_killed(
             killed.append(line["step"])
             kill_a_rank()
 
-    often = worker(staged, tmp_path / "cut", stage, checkpoint_minutes=1e-6)
+    often = worker(staged, tmp_path / "cut", stage, checkpoint_minutes=1e-6, **LONG)
     with pytest.raises(EngineError):
         finetune(often, WorkersConf(retries=0), on_progress=kill)
     reached = max(losses(tmp_path / "cut"))
@@ -151,16 +155,16 @@ def test_fewer_ranks_go_on_where_more_were_killed(
     resumed = finetune(often, WorkersConf(ranks=1), on_progress=lambda line: None)
     expected, found = losses(tmp_path / "whole"), losses(tmp_path / "cut")
     assert resumed["ranks"] == 1 and resumed["tokens_trained"] == pytest.approx(whole["tokens_trained"], rel=0.05)
-    assert next(iter(found)) == 20 and max(found) >= 60
+    assert next(iter(found)) == 20 and max(found) > reached
     # The optimizer's moments came along: the first loss after the change goes on from where it was.
-    following = min(step for step in found if step > 40)
-    assert found[following] < 1.2 * expected[40]
+    following = min(step for step in found if step > reached)
+    assert found[following] < 1.2 * expected[following]
     assert resumed["held_out"]["compact"] == pytest.approx(whole["held_out"]["compact"], rel=0.1)
 
 
 @pytest.mark.slow
 def test_a_killed_rank_changes_nothing(ray_engine: RayEngine, staged: Path, tmp_path: Path) -> None:
-    whole = finetune(worker(staged, tmp_path / "whole", 1), WorkersConf(), on_progress=lambda line: None)
+    whole = finetune(worker(staged, tmp_path / "whole", 1, **LONG), WorkersConf(), on_progress=lambda line: None)
     killed: list[float] = []
 
     def kill(line: Mapping[str, float]) -> None:
@@ -169,7 +173,7 @@ def test_a_killed_rank_changes_nothing(ray_engine: RayEngine, staged: Path, tmp_
             kill_a_rank()
 
     # ZeRO-2 shards gradients too, which must not change a number either.
-    often = worker(staged, tmp_path / "cut", 2, checkpoint_minutes=1e-6)
+    often = worker(staged, tmp_path / "cut", 2, checkpoint_minutes=1e-6, **LONG)
     resumed = finetune(often, WorkersConf(), on_progress=kill)
     assert killed
     expected, found = losses(tmp_path / "whole"), losses(tmp_path / "cut")

@@ -23,7 +23,6 @@ Rules that hold for every network:
 * Training pauses every so many steps, or at the end of each epoch. There, and only there, the ranks exchange losses,
   the held-out loss is taken, the log gets its line, and a checkpoint may be written.
 * With `patience` the weights of the lowest held-out loss are the result; without, the last ones are.
-* What chose the weights calibrates nothing.
 
 Files of a training's folder, which all ranks share: `metrics.jsonl`, `checkpoints/step-N/`, `training.json` (facts,
 written last). This room knows no Spark, no text and no kind of network.
