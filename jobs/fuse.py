@@ -152,9 +152,7 @@ def _scored(ctx: Context, conf: FuseConf, everyone: DataFrame, heads: Mapping[st
         for head in heads.values():
             own = with_deciles(kept.where(F.col("head_id") == head.head_id)).drop("margin")
             parts.append(own.withColumn("task", F.lit(head.card.task.name)))
-            written = ctx.write(
-                "scores", reduce(lambda one, other: one.unionByName(other), parts), {"head_id": tuple(ids)}
-            )
+        written = ctx.write("scores", reduce(lambda one, other: one.unionByName(other), parts), {"head_id": tuple(ids)})
     if written.rows != rows:
         raise DataError(f"{rows} scores were made, but {written.rows} written; run the stage again")
     return rows
