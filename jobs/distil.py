@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -13,11 +12,12 @@ from ledgerlm.backbone.settings import BackboneCard, LlamaShape
 from ledgerlm.config import Conf, FileName, StageName, load_yaml
 from ledgerlm.engines.frames import tasks_for
 from ledgerlm.errors import DataError
-from ledgerlm.heads.alimn.distributed import distil_on_ray
-from ledgerlm.heads.alimn.settings import DistilRankConf, DistilTrainingConf, FusionRanksConf
+from ledgerlm.heads.alimn.settings import DistilRankConf, DistilTrainingConf
 from ledgerlm.heads.alimn.states import different_sentences, read_sentences, state_definition
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
+from ledgerlm.training.launch import train
+from ledgerlm.training.settings import WorkersConf, placed
 
 
 class DistilConf(Conf):
@@ -33,7 +33,7 @@ class DistilConf(Conf):
     last_k: int = Field(2, ge=1, description="teacher's hidden layers averaged, counted from the last")
     most: int = Field(100_000, ge=100, description="different sentences of training clients at the most")
     training: DistilTrainingConf = Field(DistilTrainingConf(), description="the loss and the loop")
-    workers: FusionRanksConf = Field(FusionRanksConf(), description="processes that train")
+    workers: WorkersConf = Field(WorkersConf(), description="processes that train")
     deepspeed: FileName = Field(FileName("deepspeed/zero1.json"), description="DeepSpeed settings, ZeRO stage 0 to 2")
 
 
@@ -48,11 +48,10 @@ def run(ctx: Context, conf: DistilConf) -> StageResult:
         raise DataError("no sentence of a training client to distil from; run the describe stage")
     ctx.ray.start()
     with ctx.progress.task("Distilling"):
-        found = distil_on_ray(worker, conf.workers)
+        found = train("ledgerlm.heads.alimn.distil:distil_rank", worker, conf.workers)
     result = worker.result
     student = model.load_backbone(result)
     card = BackboneCard(
-        backbone_id=model.backbone_id(result),
         model_type=student.config.model_type,
         parameters=model.parameter_count(student),
         vocabulary=student.config.vocab_size,
@@ -61,10 +60,7 @@ def run(ctx: Context, conf: DistilConf) -> StageResult:
         base=f"distilled from {teacher.name}",
         training={"conf": conf.model_dump(mode="json"), **found},
     )
-    model.write_card(result, card)
-    folder = ctx.artefacts.absolute() / "backbones" / card.backbone_id
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(result, folder)
+    folder, card = model.keep_backbone(result, ctx.artefacts.absolute() / "backbones", card)
     facts = {"backbone": str(folder), "teacher": str(teacher), **card.model_dump(mode="json", exclude={"training"})}
     facts["teacher_parameters"] = model.parameter_count(model.load_backbone(teacher))
     curve = found["curve"]
@@ -84,8 +80,7 @@ def _worker(ctx: Context, conf: DistilConf, teacher: Path) -> DistilRankConf:
         training=conf.training,
         deepspeed=load_yaml(ctx.file(conf.deepspeed)),
         seed=ctx.seed,
-        threads=conf.workers.threads,
-        device="cuda" if conf.workers.gpu else "cpu",
+        **placed(conf.workers),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -17,19 +16,21 @@ from ledgerlm.baselines.agg import histories
 from ledgerlm.baselines.sequence.histories import assemble, choose, learn_fields, newest, observe
 from ledgerlm.baselines.sequence.settings import (
     EncoderConf,
+    EncoderRankConf,
     Fields,
     FieldsConf,
     Method,
     ObjectiveConf,
-    RankConf,
     TrainingConf,
-    WorkersConf,
 )
 from ledgerlm.config import Conf, load_yaml, shipped
 from ledgerlm.errors import DataError
 from ledgerlm.events.asked import asked
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
+from ledgerlm.training.artefacts import keep_copy
+from ledgerlm.training.launch import train
+from ledgerlm.training.settings import ONE_WORKER, OneWorkerConf, placed
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -50,7 +51,7 @@ class EncodeConf(Conf):
     objective: ObjectiveConf = Field(description="settings of the method's loss")
     training: TrainingConf = Field(TrainingConf(), description="how it is trained")
     seed: int | None = Field(None, description="of the first weights and the order; left out, the pipeline's")
-    workers: WorkersConf = Field(WorkersConf(), description="processes of Ray Train")
+    workers: OneWorkerConf = Field(ONE_WORKER, description="processes of Ray Train")
 
     @model_validator(mode="before")
     @classmethod
@@ -77,19 +78,18 @@ def run(ctx: Context, conf: EncodeConf) -> StageResult:
     clients = ctx.read("clients")
     as_of = asked(clients, ctx.maybe("labels"), ctx.end(conf.as_of))
     fields = _staged(ctx, conf, clients, as_of)
-    folder = ctx.artefacts / "encoders" / ctx.stage
-    curve = _train(ctx, conf, fields, folder)
+    folder, curve = _train(ctx, conf, fields)
     ctx.failpoint("after_training")
     # They import torch, which takes seconds.
     from ledgerlm.baselines.sequence.inference import encode
-    from ledgerlm.baselines.sequence.store import encoder_id, read_card
+    from ledgerlm.baselines.sequence.store import read_encoder_card
 
-    card, identity = read_card(folder), encoder_id(folder)
+    card, identity = read_encoder_card(folder), folder.name
     staged = ctx.spark.read.parquet(_uri(ctx.staging / "histories"))
     part = {"backbone_id": (identity,), "definition_id": (card.definition_id,)}
     started = time.monotonic()
     with ctx.progress.task("Encoding histories"):
-        written = ctx.write("embeddings", encode(staged, folder.resolve(), identity, card), part)
+        written = ctx.write("embeddings", encode(staged, folder.resolve(), card), part)
     seconds = time.monotonic() - started
     aside = ctx.quarantine(_without_events(as_of, staged))
     rows_in = as_of.count()
@@ -110,7 +110,7 @@ def run(ctx: Context, conf: EncodeConf) -> StageResult:
             "widths": {conf.method: conf.encoder.width},
             "curve": curve,
             "events_trained": round(trained),
-            "training_events_per_second": round(trained / sum(line["seconds"] for line in curve)),
+            "training_events_per_second": round(trained / curve[-1]["seconds"]),
             "encoding_events_per_second": round((events[0] or 0) / seconds if events is not None else 0),
         },
     )
@@ -130,32 +130,29 @@ def _staged(ctx: Context, conf: EncodeConf, clients: DataFrame, as_of: DataFrame
     rows = assemble(histories(observed, as_of), fields).join(learnt_from, on=["client_id", "as_of"], how="left")
     marked = rows.withColumn("training", F.coalesce("training", F.lit(False)))
     with ctx.progress.task("Laying out histories"):
-        spread = marked.repartition(4 * conf.workers.count, "client_id").sortWithinPartitions("client_id", "as_of")
+        files = marked.repartition(4 * conf.workers.ranks, "client_id")
+        spread = files.sortWithinPartitions("training", "client_id", "as_of")
         spread.write.mode("overwrite").partitionBy("training").parquet(_uri(folder))
     return fields
 
 
-def _train(ctx: Context, conf: EncodeConf, fields: Fields, folder: Path) -> list[dict[str, float]]:
-    from ledgerlm.baselines.sequence.distributed import train_on_ray
-
+def _train(ctx: Context, conf: EncodeConf, fields: Fields) -> tuple[Path, list[dict[str, float]]]:
+    """Trains the encoder; returns its folder, which bears its id, and the curve."""
     ctx.ray.start()
-    work = ctx.staging / "training"
-    rank = RankConf(
+    rank = EncoderRankConf(
         histories=(ctx.staging / "histories" / "training=true").absolute(),
-        folder=work.absolute(),
-        result=(work / "encoder").absolute(),
+        folder=(ctx.staging / "training").absolute(),
         fields=fields,
         encoder=conf.encoder,
         objective=conf.objective,
         training=conf.training,
         seed=ctx.seed if conf.seed is None else conf.seed,
-        threads=conf.workers.threads,
-        device="cuda" if conf.workers.gpu else "cpu",
+        **placed(conf.workers),
     )
     with ctx.progress.task(f"Training {conf.method}"):
-        curve = train_on_ray(rank, conf.workers)
-    shutil.copytree(rank.result, folder, dirs_exist_ok=True)
-    return curve
+        found = train("ledgerlm.baselines.sequence.training:train_rank", rank, conf.workers)
+    home = ctx.artefacts / "encoders"
+    return home / keep_copy(rank.result, home), found["curve"]
 
 
 def _without_events(as_of: DataFrame, staged: DataFrame) -> DataFrame:

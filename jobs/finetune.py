@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from functools import reduce
@@ -18,25 +17,31 @@ from ledgerlm.backbone.finetune import (
     ENRICHED,
     cut_windows,
     finetune,
+    in_order,
     sample_texts,
     split_by_client,
+    staged_by_split,
     training_texts,
 )
 from ledgerlm.backbone.lora import LoraConf
-from ledgerlm.backbone.metrics import curve, read_metrics, speed
 from ledgerlm.backbone.settings import (
+    CONTEXT,
     BackboneCard,
+    BackboneRankConf,
     LlamaShape,
-    RayTrainConf,
     TrainingConf,
-    WorkerConf,
     backbone_settings,
+    base_context,
+    base_rate,
 )
 from ledgerlm.config import FileName, ModelRef, load_yaml
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.lake.lake import Lake
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
+from ledgerlm.training.artefacts import aside, finish
+from ledgerlm.training.log import curve, read_metrics, speed
+from ledgerlm.training.settings import METRICS, WorkersConf, placed
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -75,13 +80,23 @@ class FinetuneConf(TrainingConf):
     lora: LoraConf | None = Field(None, description="train adapters beside the frozen weights of `base`")
     train: bool = Field(True, description="false: publish the first weights untrained, as a control")
     shape: LlamaShape = Field(LlamaShape(), description="shape of the Llama from scratch")
-    context: int = Field(768, ge=16, description="tokens of a window with its BOS")
+    context: int | None = Field(
+        None,
+        ge=16,
+        description="tokens of a window with its BOS; left out, 768 from scratch, with a base what it was trained "
+        "with, or 2048 where it knows more",
+    )
+    learning_rate: float = Field(
+        3e-3,
+        gt=0,
+        description="highest learning rate; left out, 3e-3 from scratch, with a base 2e-5, or 2e-4 for adapters",
+    )
     vocabulary: int = Field(4096, ge=260, description="most tokens of the tokenizer from scratch")
     tokenizer_documents: int = Field(20_000, ge=1, description="most documents that the tokenizer is trained on")
     tokenizer_characters: int = Field(50_000_000, ge=1, description="most characters that it is trained on")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the training clients kept for the held-out loss")
     seed: int | None = Field(None, description="of the first weights and the order; left out, the pipeline's")
-    workers: RayTrainConf = Field(RayTrainConf(), description="processes that train")
+    workers: WorkersConf = Field(WorkersConf(), description="processes that train")
     deepspeed: FileName = Field(
         FileName("deepspeed/zero1.json"), description="DeepSpeed settings (ZeRO stage, offload)"
     )
@@ -90,9 +105,13 @@ class FinetuneConf(TrainingConf):
     @model_validator(mode="before")
     @classmethod
     def _with_backbone(cls, content: Any) -> Any:
-        if not isinstance(content, Mapping) or content.get("backbone") is None:
+        if not isinstance(content, Mapping):
             return content
-        return {**backbone_settings(content["backbone"], content.get("published")), **content}
+        known = content.get("backbone")
+        complete = {**(backbone_settings(known, content.get("published")) if known is not None else {}), **content}
+        if complete.get("base") is not None:
+            complete.setdefault("learning_rate", base_rate(adapters=complete.get("lora") is not None))
+        return complete
 
     @model_validator(mode="after")
     def _fits(self) -> FinetuneConf:
@@ -102,10 +121,11 @@ class FinetuneConf(TrainingConf):
             raise ValueError(f"variants and enriched_formats choose rewrites, but formats {self.formats} read none")
         if self.lora is not None and self.base is None:
             raise ValueError("lora needs a base whose weights are frozen")
-        if self.contrast and self.packing(self.workers.ranks)[0] < _WINDOWS_TO_COMPARE * self.context:
+        context = self.context or CONTEXT
+        if self.contrast and self.packing(self.workers.ranks)[0] < _WINDOWS_TO_COMPARE * context:
             raise ValueError(
                 f"contrast compares windows of a pack, and one of {self.packing(self.workers.ranks)[0]} tokens holds "
-                f"fewer than {_WINDOWS_TO_COMPARE} of {self.context}: lower context, or raise batch_tokens"
+                f"fewer than {_WINDOWS_TO_COMPARE} of {context}: lower context, or raise batch_tokens"
             )
         if self.published is not None and self.backbone is None:
             raise ValueError("published names settings of a file of conf/backbones; set backbone, too")
@@ -114,8 +134,8 @@ class FinetuneConf(TrainingConf):
 
 def run(ctx: Context, conf: FinetuneConf) -> StageResult:
     """Prepares the windows, trains, and leaves the backbone under `artefacts/backbones/`."""
+    _base_there(ctx, conf)
     worker = _worker(ctx, conf)
-    _base_there(worker, conf)
     texts = split_by_client(_texts(ctx, conf), held_out=conf.held_out, seed=ctx.seed)
     volume = texts.agg(F.count("*").alias("rows"), F.sum(F.length("text")).alias("characters")).head()
     assert volume is not None
@@ -134,62 +154,63 @@ def run(ctx: Context, conf: FinetuneConf) -> StageResult:
     return StageResult(rows_in=volume["rows"], rows_out=windows, artefacts=[facts["backbone"]], facts=facts)
 
 
-def _trained(ctx: Context, conf: FinetuneConf, worker: WorkerConf) -> dict[str, Any]:
+def _trained(ctx: Context, conf: FinetuneConf, worker: BackboneRankConf) -> dict[str, Any]:
     """Trains on all ranks; returns what they found."""
     ctx.ray.start()
-    with ctx.progress.task("Training the backbone") as task:
+    with ctx.progress.task("Training the backbone", total=100) as task:
 
         def show(line: Mapping[str, float]) -> None:
             ctx.failpoint("in_training")
-            if "loss" in line:
-                task.update(
-                    done=line["tokens"], total=line["budget"], text=f"Training the backbone, loss {line['loss']:.3f}"
-                )
+            task.update(done=round(100 * line["share"]), text=f"Training the backbone, loss {line['loss']:.3f}")
 
         return finetune(worker, conf.workers, on_progress=show)
 
 
-def _untrained(worker: WorkerConf) -> dict[str, Any]:
+def _untrained(worker: BackboneRankConf) -> dict[str, Any]:
     """Leaves the first weights as the result."""
     from ledgerlm.backbone.worker import first_model, save_model
 
-    shutil.rmtree(worker.result, ignore_errors=True)
+    draft = aside(worker.result)
     logging.disable(logging.WARNING)  # saving imports DeepSpeed, which would talk of accelerators
     try:
-        save_model(first_model(worker), worker, worker.result)
+        save_model(first_model(worker), worker, draft)
     finally:
         logging.disable(logging.NOTSET)
+    finish(draft, worker.result)
     return {"tokens_trained": 0, "steps": 0, "held_out": {}}
 
 
-def _worker(ctx: Context, conf: FinetuneConf) -> WorkerConf:
+def _worker(ctx: Context, conf: FinetuneConf) -> BackboneRankConf:
     staging = ctx.staging.absolute()
-    return WorkerConf(
+    base = None if conf.base is None else ctx.backbone(conf.base)
+    context = conf.context or (CONTEXT if base is None else base_context(base))
+    if base is not None:
+        ctx.progress.say(f"    {base.name}: rate {conf.learning_rate:g}, windows of {context} tokens")
+    return BackboneRankConf(
         # Another number of ranks shares them out in another way.
         windows=staging / f"windows-{conf.workers.ranks}",
         tokenizer=staging / "tokenizer",
         folder=staging / "train",
-        base=None if conf.base is None else ctx.backbone(conf.base),
+        base=base,
         shape=conf.shape,
         lora=conf.lora,
-        context=conf.context,
+        context=context,
         passes=conf.formats,
         training=TrainingConf(**{name: getattr(conf, name) for name in TrainingConf.model_fields}),
         deepspeed=load_yaml(ctx.file(conf.deepspeed)),
         recompute=conf.recompute,
         seed=ctx.seed if conf.seed is None else conf.seed,
-        threads=conf.workers.threads,
-        device="cuda" if conf.workers.gpu else "cpu",
+        **placed(conf.workers),
     )
 
 
-def _base_there(worker: WorkerConf, conf: FinetuneConf) -> None:
+def _base_there(ctx: Context, conf: FinetuneConf) -> None:
     """Says where a base model comes from when it is not there, before anything is started."""
-    if worker.base is None or (worker.base / "config.json").is_file():
+    if conf.base is None or ((base := ctx.backbone(conf.base)) / "config.json").is_file():
         return
     source = f"download it once (conf/backbones/{conf.backbone}.yaml says how)" if conf.backbone else "download it"
     raise ArtefactError(
-        f"no model in {worker.base}, which finetune's base '{conf.base}' names; {source} or give another folder or the "
+        f"no model in {base}, which finetune's base '{conf.base}' names; {source} or give another folder or the "
         "name of a finetune stage before this one"
     )
 
@@ -216,7 +237,7 @@ def _texts_of(read: Callable[[str], DataFrame], conf: FinetuneConf) -> DataFrame
     )
 
 
-def _tokenizer(ctx: Context, conf: FinetuneConf, worker: WorkerConf, texts: DataFrame) -> None:
+def _tokenizer(ctx: Context, conf: FinetuneConf, worker: BackboneRankConf, texts: DataFrame) -> None:
     """The base model's tokenizer, or a new one from a sample of the documents."""
     from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer
 
@@ -231,37 +252,34 @@ def _tokenizer(ctx: Context, conf: FinetuneConf, worker: WorkerConf, texts: Data
             texts, documents=conf.tokenizer_documents, characters=conf.tokenizer_characters, seed=ctx.seed
         )
         tokenizer = train_tokenizer(sample, vocabulary_size=conf.vocabulary)
-    aside = folder.with_name("tokenizer.aside")
-    shutil.rmtree(aside, ignore_errors=True)
-    tokenizer.save_pretrained(aside)
-    aside.rename(folder)
+    draft = aside(folder)
+    tokenizer.save_pretrained(draft)
+    finish(draft, folder)
 
 
-def _windows(conf: FinetuneConf, texts: DataFrame, worker: WorkerConf, characters: int) -> int:
+def _windows(conf: FinetuneConf, texts: DataFrame, worker: BackboneRankConf, characters: int) -> int:
     """Stages the windows, or finds them staged by an earlier attempt; returns how many."""
     if not (worker.windows / "_SUCCESS").exists():
         # As many files for each rank, and a few for every core of a large cluster.
         files = conf.workers.ranks * -(-characters // (conf.workers.ranks * _CHARACTERS_A_FILE))
-        spread = texts.repartition(files)
-        staged = cut_windows(spread, worker.tokenizer, context=conf.context)
-        staged.write.mode("overwrite").partitionBy("split").parquet(str(worker.windows))
+        spread = in_order(texts, files, "kind", "text")
+        staged_by_split(cut_windows(spread, worker.tokenizer, context=worker.context), str(worker.windows))
     return sum(pq.read_metadata(path).num_rows for path in worker.windows.glob("split=*/*.parquet"))
 
 
-def _publish(ctx: Context, conf: FinetuneConf, worker: WorkerConf, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes the card and moves the backbone to its place; returns the stage's facts."""
-    from ledgerlm.backbone.model import backbone_id, load_backbone, parameter_count, write_card
+def _publish(ctx: Context, conf: FinetuneConf, worker: BackboneRankConf, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Writes the card and copies the backbone to its place; returns the stage's facts."""
+    from ledgerlm.backbone.model import keep_backbone, load_backbone, parameter_count
     from ledgerlm.backbone.worker import held_out_numbers
     from ledgerlm.text.tokenizer import load_tokenizer
 
     model = load_backbone(worker.result)
-    log = read_metrics(worker.folder / "metrics.jsonl")
+    log = read_metrics(worker.folder / METRICS)
     card = BackboneCard(
-        backbone_id=backbone_id(worker.result),
         model_type=model.config.model_type,
         parameters=parameter_count(model),
         vocabulary=len(load_tokenizer(worker.tokenizer)),
-        context=conf.context,
+        context=worker.context,
         dtype=str(model.config.dtype).removeprefix("torch."),
         base=conf.backbone or (conf.base and Path(conf.base).name) or "scratch",
         tokens_trained=found["tokens_trained"],
@@ -273,10 +291,7 @@ def _publish(ctx: Context, conf: FinetuneConf, worker: WorkerConf, found: Mappin
             "curve": curve(log, points=50),
         },
     )
-    write_card(worker.result, card)
-    folder = ctx.artefacts.absolute() / "backbones" / card.backbone_id
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(worker.result, folder)
+    folder, card = keep_backbone(worker.result, ctx.artefacts.absolute() / "backbones", card)
     return {
         "backbone": str(folder),
         **card.model_dump(mode="json", exclude={"training"}),

@@ -13,19 +13,15 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf, FileName, load_yaml
 from ledgerlm.errors import DataError
 from ledgerlm.evaluation.report.fusion import training_section
-from ledgerlm.heads.alimn.distributed import stage_clients, train_on_ray
-from ledgerlm.heads.alimn.settings import (
-    FusionRankConf,
-    FusionRanksConf,
-    FusionTrainingConf,
-    LateFusion,
-    NetworkConf,
-)
+from ledgerlm.heads.alimn.settings import FusionRankConf, FusionTrainingConf, LateFusion, NetworkConf
+from ledgerlm.heads.alimn.staging import stage_clients
 from ledgerlm.heads.scoring import with_deciles
 from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.heads.vectors import KEY, Block, Source, join_sources, learn_blocks
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
+from ledgerlm.training.launch import train
+from ledgerlm.training.settings import WorkersConf, placed
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -47,7 +43,7 @@ class FuseConf(Conf):
         default_factory=dict, description="name -> networks put together after the fact"
     )
     training: FusionTrainingConf = Field(FusionTrainingConf(), description="the training loop")
-    workers: FusionRanksConf = Field(FusionRanksConf(), description="processes that train")
+    workers: WorkersConf = Field(WorkersConf(), description="processes that train")
     deepspeed: FileName = Field(FileName("deepspeed/zero1.json"), description="DeepSpeed settings, ZeRO stage 0 to 2")
     reasons: int = Field(3, ge=0, description="features and sentences named as reasons for each score")
 
@@ -87,7 +83,7 @@ def run(ctx: Context, conf: FuseConf) -> StageResult:
     ctx.failpoint("after_staging")
     ctx.ray.start()
     with ctx.progress.task(f"Training {len(conf.networks)} networks"):
-        train_on_ray(worker, conf.workers)
+        train("ledgerlm.heads.alimn.training:train_rank", worker, conf.workers)
     ctx.failpoint("after_training")
     heads = publish(
         worker, ctx.artefacts / "heads", tasks=tasks, sources=sources, state_set=conf.state_set, late=conf.late
@@ -139,8 +135,7 @@ def _worker(ctx: Context, conf: FuseConf, blocks: Sequence[Block], domains: tupl
         training=conf.training,
         deepspeed=load_yaml(ctx.file(conf.deepspeed)),
         seed=ctx.seed,
-        threads=conf.workers.threads,
-        device="cuda" if conf.workers.gpu else "cpu",
+        **placed(conf.workers),
     )
 
 
@@ -157,9 +152,7 @@ def _scored(ctx: Context, conf: FuseConf, everyone: DataFrame, heads: Mapping[st
         for head in heads.values():
             own = with_deciles(kept.where(F.col("head_id") == head.head_id)).drop("margin")
             parts.append(own.withColumn("task", F.lit(head.card.task.name)))
-            written = ctx.write(
-                "scores", reduce(lambda one, other: one.unionByName(other), parts), {"head_id": tuple(ids)}
-            )
+        written = ctx.write("scores", reduce(lambda one, other: one.unionByName(other), parts), {"head_id": tuple(ids)})
     if written.rows != rows:
         raise DataError(f"{rows} scores were made, but {written.rows} written; run the stage again")
     return rows

@@ -11,10 +11,9 @@ import pyarrow.parquet as pq
 from pydantic import Field, field_validator
 from pyspark.sql import functions as F
 
-from ledgerlm.backbone.finetune import finetune, split_by_client
+from ledgerlm.backbone.finetune import finetune, in_order, split_by_client, staged_by_split
 from ledgerlm.backbone.lora import LoraConf
-from ledgerlm.backbone.metrics import curve, read_metrics, speed
-from ledgerlm.backbone.settings import RayTrainConf, TrainingConf, WorkerConf
+from ledgerlm.backbone.settings import BackboneRankConf, TrainingConf
 from ledgerlm.config import FileName, ModelRef, load_yaml
 from ledgerlm.engines.frames import tasks_for
 from ledgerlm.errors import DataError
@@ -29,6 +28,8 @@ from ledgerlm.instruct.tokens import PromptTokens, competitors, prompt_tokens
 from ledgerlm.instruct.windows import KIND, cut_examples
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
+from ledgerlm.training.log import curve, read_metrics, speed
+from ledgerlm.training.settings import METRICS, WorkersConf, placed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +77,7 @@ class InstructConf(TrainingConf):
         "among them, and not that nothing else is said; for answers of one token each",
     )
     length_normalised: bool = Field(False, description="divide an answer's log-likelihood by its tokens")
-    workers: RayTrainConf = Field(RayTrainConf(), description="processes that train")
+    workers: WorkersConf = Field(WorkersConf(), description="processes that train")
     deepspeed: FileName = Field(
         FileName("deepspeed/zero1.json"), description="DeepSpeed settings (ZeRO stage, offload)"
     )
@@ -177,8 +178,9 @@ def _tuned(
 ) -> dict[str, Any]:
     """Trains on the examples; leaves the model in staging and returns what the ranks found."""
     staging = ctx.staging.absolute()
-    worker = WorkerConf(
-        windows=staging / "windows",
+    worker = BackboneRankConf(
+        # Another number of ranks shares them out in another way.
+        windows=staging / f"windows-{conf.workers.ranks}",
         tokenizer=base,
         folder=staging / "train",
         base=base,
@@ -190,22 +192,19 @@ def _tuned(
         deepspeed=load_yaml(ctx.file(conf.deepspeed)),
         recompute=conf.recompute,
         seed=ctx.seed,
-        threads=conf.workers.threads,
-        device="cuda" if conf.workers.gpu else "cpu",
+        **placed(conf.workers),
     )
     examples = _windows(ctx, conf, told, tokens, worker.windows)
     ctx.failpoint("after_windows")
     ctx.ray.start()
-    with ctx.progress.task("Tuning the model") as task:
+    with ctx.progress.task("Tuning the model", total=100) as task:
 
         def show(line: Mapping[str, float]) -> None:
-            if "loss" in line:
-                text = f"Tuning the model, loss {line['loss']:.3f}"
-                task.update(done=line["tokens"], total=line["budget"], text=text)
+            task.update(done=round(100 * line["share"]), text=f"Tuning the model, loss {line['loss']:.3f}")
 
         found = finetune(worker, conf.workers, on_progress=show)
     ctx.failpoint("after_training")
-    log = read_metrics(worker.folder / "metrics.jsonl")
+    log = read_metrics(worker.folder / METRICS)
     return {"examples": examples, **found, "tokens_per_second": speed(log), "curve": curve(log, points=50)}
 
 
@@ -224,11 +223,10 @@ def _windows(ctx: Context, conf: InstructConf, told: DataFrame, tokens: PromptTo
     if not (folder / "_SUCCESS").exists():
         drawn = F.pmod(F.xxhash64("client_id", "as_of", F.lit(ctx.seed)), F.lit(len(conf.lengths))).cast("int")
         length = F.get(F.array(*(F.lit(one) for one in conf.lengths)), drawn)
-        examples = told.select("split", "answer", body(length).alias("body"))
+        examples = told.select("client_id", "as_of", "split", "answer", body(length).alias("body"))
         # As many files for each rank.
         files = conf.workers.ranks * -(-told.count() // (conf.workers.ranks * _EXAMPLES_A_FILE))
-        staged = cut_examples(examples.repartition(files), tokens)
-        staged.write.mode("overwrite").partitionBy("split").parquet(str(folder))
+        staged_by_split(cut_examples(in_order(examples, files, "as_of"), tokens), str(folder))
     return sum(pq.read_metadata(path).num_rows for path in folder.glob("split=*/*.parquet"))
 
 

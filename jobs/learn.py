@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.sequence.settings import WorkersConf
 from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.recurrent.inputs import (
@@ -21,10 +20,13 @@ from ledgerlm.heads.recurrent.inputs import (
     observed_events,
     read_series,
 )
-from ledgerlm.heads.recurrent.settings import InputsConf, LearningConf, NetworkConf, RowsShape, WorkerConf
+from ledgerlm.heads.recurrent.settings import PARTS, HeadRankConf, InputsConf, LearningConf, NetworkConf, RowsShape
 from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
+from ledgerlm.training.artefacts import keep_copy
+from ledgerlm.training.launch import train
+from ledgerlm.training.settings import ONE_WORKER, OneWorkerConf, placed
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -45,7 +47,7 @@ class LearnConf(Conf):
     inputs: InputsConf = Field(InputsConf(), description="what the head sees of a client")
     network: NetworkConf = Field(NetworkConf(), description="shape of the network")
     learning: LearningConf = Field(LearningConf(), description="how it is trained")
-    workers: WorkersConf = Field(WorkersConf(), description="processes of Ray Train")
+    workers: OneWorkerConf = Field(ONE_WORKER, description="processes of Ray Train")
 
 
 def run(ctx: Context, conf: LearnConf) -> StageResult:
@@ -57,14 +59,10 @@ def run(ctx: Context, conf: LearnConf) -> StageResult:
         raise DataError(f"task {task.name}: no label where {conf.where}")
     base = _base(ctx, conf)
     shape = _staged(ctx, conf, labels, base)
-    from ledgerlm.heads.recurrent.distributed import train_on_ray
-
     ctx.ray.start()
-    work = ctx.staging / "training"
-    worker = WorkerConf(
+    worker = HeadRankConf(
         rows=(ctx.staging / "rows").absolute(),
-        folder=work.absolute(),
-        result=(work / "head").absolute(),
+        folder=(ctx.staging / "training").absolute(),
         inputs=conf.inputs,
         shape=shape,
         network=conf.network,
@@ -72,21 +70,19 @@ def run(ctx: Context, conf: LearnConf) -> StageResult:
         task=task,
         as_of=row["as_of"].isoformat(),
         seed=ctx.seed,
-        threads=conf.workers.threads,
-        device="cuda" if conf.workers.gpu else "cpu",
         base=base,
+        **placed(conf.workers),
     )
     with ctx.progress.task(f"Training {conf.network.kind} on {task.name}"):
-        curve = train_on_ray(worker, conf.workers)
+        curve = train("ledgerlm.heads.recurrent.training:train_rank", worker, conf.workers)["curve"]
     ctx.failpoint("after_training")
     # It imports torch, which takes seconds.
-    from ledgerlm.heads.recurrent.store import keep_recurrent, read_recurrent_card
+    from ledgerlm.heads.recurrent.store import read_recurrent_card
 
     heads = ctx.artefacts / "heads"
-    heads.mkdir(exist_ok=True)
-    head_id = keep_recurrent(worker.result, heads)
+    head_id = keep_copy(worker.result, heads)
     card = read_recurrent_card(heads / head_id)
-    used = card.training_rows + card.held_out_rows
+    used = card.training_rows + card.held_out_rows + card.calibration_rows
     return StageResult(
         rows_in=used,
         rows_out=used,
@@ -97,6 +93,7 @@ def run(ctx: Context, conf: LearnConf) -> StageResult:
             "parameters": card.parameters,
             "training_rows": card.training_rows,
             "held_out_rows": card.held_out_rows,
+            "calibration_rows": card.calibration_rows,
             "without_events": row["rows"] - used,
             "temperature": card.calibration.temperature,
             "curve": curve,
@@ -165,11 +162,13 @@ def _staged(ctx: Context, conf: LearnConf, labels: DataFrame, base: Path | None)
         file.write_text(shape.model_dump_json(), encoding="utf-8")
         rows = head_rows(labels, observed, sources, shape, conf.inputs)
         drawn = F.pmod(F.xxhash64("client_id", F.lit(ctx.seed)), F.lit(10_000)) / 10_000
-        marked = rows.join(labels, on=["client_id", "as_of"], how="inner").withColumn(
-            "held", drawn < conf.learning.held_out
-        )
-        spread = marked.repartition(4 * conf.workers.count, "client_id").sortWithinPartitions("client_id", "as_of")
-        spread.write.mode("overwrite").partitionBy("held").parquet(folder.absolute().as_uri())
+        train_part, stop, calibrate = PARTS
+        held_out = F.when(drawn < conf.learning.held_out / 2, calibrate).when(drawn < conf.learning.held_out, stop)
+        marked = rows.join(labels, on=["client_id", "as_of"], how="inner")
+        parted = marked.withColumn("part", held_out.otherwise(train_part))
+        files = parted.repartition(4 * conf.workers.ranks, "client_id")
+        spread = files.sortWithinPartitions("part", "client_id", "as_of")
+        spread.write.mode("overwrite").partitionBy("part").parquet(folder.absolute().as_uri())
     return shape
 
 

@@ -17,21 +17,23 @@ import pyarrow.parquet as pq
 import torch
 from pyspark.sql import SparkSession
 
-from ledgerlm.backbone.cpu import bound_kernel_caches, faster_precision, keep_freed_memory
+from ledgerlm.backbone.causal import parameter_groups
 from ledgerlm.backbone.finetune import finetune, window_batches
 from ledgerlm.backbone.loss import CausalLoss, loss_inputs
-from ledgerlm.backbone.metrics import read_metrics
 from ledgerlm.backbone.model import new_llama
-from ledgerlm.backbone.ranks import Ranks
-from ledgerlm.backbone.settings import RayTrainConf, TrainingConf, WorkerConf
-from ledgerlm.backbone.store import Place, Reader, WindowStore
-from ledgerlm.backbone.training import parameter_groups
+from ledgerlm.backbone.settings import BackboneRankConf, TrainingConf
+from ledgerlm.backbone.store import Reader, WindowStore
 from ledgerlm.engines.ray import RayConf, RayEngine
 from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer, window_start
+from ledgerlm.training.cpu import bound_kernel_caches, faster_precision, keep_freed_memory
+from ledgerlm.training.log import read_metrics
+from ledgerlm.training.loop import Place
+from ledgerlm.training.ranks import Ranks
+from ledgerlm.training.settings import METRICS, WorkersConf
 
 HEADER = "days|weekday|hour|category|store|amount"
 CONTEXT = 768
-SETTINGS = RayTrainConf(ranks=2, threads=1)
+SETTINGS = WorkersConf(ranks=2, threads=1)
 WARM_UP_LINES = 2  # each of twenty steps
 STEPS = 200
 
@@ -49,10 +51,7 @@ def run(spark: SparkSession, workdir: Path) -> list[dict[str, Any]]:
         seconds = time.perf_counter() - started
     finally:
         engine.stop()
-    through_ray = median(
-        line["tokens_per_second"]
-        for line in [line for line in read_metrics(conf.folder / "metrics.jsonl") if "loss" in line][WARM_UP_LINES:]
-    )
+    through_ray = median(line["per_second"] for line in read_metrics(conf.folder / METRICS)[WARM_UP_LINES:])
     bare = median([before, bare_tokens_per_second(conf)])
     detail = (
         f"{through_ray:,.0f} against {bare:,.0f} tokens/s, {facts['precision']}, {facts['steps']} steps; "
@@ -70,7 +69,7 @@ def run(spark: SparkSession, workdir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def stage(workdir: Path) -> WorkerConf:
+def stage(workdir: Path) -> BackboneRankConf:
     """Tokenizer and windows of histories with a long tail of lengths, and what each rank is told."""
     draw = np.random.default_rng(0)
     sizes = np.clip(np.exp(draw.normal(math.log(12), 1.1, 900)).astype(int), 1, 300)
@@ -93,9 +92,9 @@ def stage(workdir: Path) -> WorkerConf:
             )
             batches = list(window_batches(iter([rows]), content, start, CONTEXT))
             pq.write_table(pa.Table.from_batches(batches), folder / f"part-{rank}.parquet")
-    precision = faster_precision("cpu")
+    precision, _ = faster_precision("cpu")
     training = TrainingConf(max_tokens=STEPS * 2048, epochs=100, precision=precision, evaluations=1)
-    return WorkerConf(
+    return BackboneRankConf(
         windows=workdir / "windows",
         tokenizer=workdir / "tokenizer",
         folder=workdir / "train",
@@ -119,13 +118,13 @@ def history(draw: np.random.Generator, events: int) -> str:
     return "\n".join([HEADER, *("|".join(values) for values in zip(*columns, strict=True))])
 
 
-def bare_tokens_per_second(conf: WorkerConf) -> float:
+def bare_tokens_per_second(conf: BackboneRankConf) -> float:
     """Plain torch in this process, as many threads as all ranks have: forward, backward, clip, AdamW."""
     torch.set_num_threads(SETTINGS.ranks * SETTINGS.threads)
     keep_freed_memory()
     bound_kernel_caches()
     files = sorted((conf.windows / "split=train").glob("*.parquet"))
-    store = WindowStore.build(files, list(conf.passes), conf.folder / "bare.bin")
+    store = WindowStore.build(files, list(conf.passes), conf.folder / "bare")
     pack_tokens, packs = conf.training.packing(SETTINGS.ranks)
     reader = Reader(store, conf.passes, pack_tokens, packs * SETTINGS.ranks, conf.seed, Ranks())
     model = new_llama(conf.shape, load_tokenizer(conf.tokenizer), context=conf.context, seed=conf.seed)
@@ -133,12 +132,12 @@ def bare_tokens_per_second(conf: WorkerConf) -> float:
     optimizer = torch.optim.AdamW(parameter_groups(loss, 0.01), lr=1e-3, fused=True)
     rates, tokens, start = [], 0, time.perf_counter()
     for number, step in enumerate(reader.steps(Place())):
-        for row in step.packs:
-            (loss(*loss_inputs(row)) / (pack_tokens * len(step.packs))).backward()
+        for row in step.batches:
+            (loss(*loss_inputs(row)) * step.weight / len(step.batches)).backward()
         torch.nn.utils.clip_grad_norm_(loss.parameters(), conf.training.clip)
         optimizer.step()
         optimizer.zero_grad()
-        tokens += step.tokens
+        tokens += step.size
         if (number + 1) % 20 == 0:
             rates.append(tokens / (time.perf_counter() - start))
             tokens, start = 0, time.perf_counter()

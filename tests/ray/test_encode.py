@@ -16,7 +16,7 @@ from ledgerlm.baselines.sequence.batches import Histories
 from ledgerlm.baselines.sequence.histories import Chosen, assemble, learn_fields, observe
 from ledgerlm.baselines.sequence.inference import encode_histories
 from ledgerlm.baselines.sequence.settings import FieldsConf
-from ledgerlm.baselines.sequence.store import load_encoder, read_card
+from ledgerlm.baselines.sequence.store import load_encoder, read_encoder_card
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.heads.vectors import Source
 from ledgerlm.lake.lake import Lake
@@ -83,7 +83,7 @@ def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
         "method": "coles",
         "encoder": {"width": 16},
         "training": {"epochs": 3, "batch": 8, "held_out": 0.1},
-        "workers": {"count": 2, "threads": 1},
+        "workers": {"ranks": 2, "threads": 1},
     }
     file = write_pipeline(tmp_path, {"clues": {"job": "encode", **stage}})
     record = Runner(load_pipeline(file), Progress()).run().stages[0].record
@@ -94,7 +94,7 @@ def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
     assert facts["widths"] == {"coles": 16}
     assert facts["training_events_per_second"] > 0
     folder = Path(facts["encoder"])
-    card = read_card(folder)
+    card = read_encoder_card(folder)
     assert set(card.fields.codes["category"]) == {"food", "fuel"}  # no code from after as_of
     source = Source.model_validate({"table": "embeddings", "stage": "clues", "parts": ["coles"]}).pinned(
         lambda _: facts
@@ -111,7 +111,7 @@ def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
 
 def _same_vectors_here(spark: SparkSession, lake: Lake, folder: Path, rows: dict[str, object]) -> None:
     """The stored vectors are those of the encoder on the same arrays, computed in this process."""
-    fields = read_card(folder).fields
+    fields = read_encoder_card(folder).fields
     as_of = spark.createDataFrame([(client, AS_OF) for client in rows], "client_id string, as_of timestamp")
     chosen = Chosen(categorical=("category",), numeric=("amount",), hour="hour" in fields.codes, weekday=True)
     arrays = assemble(histories(observe(lake.read("events"), chosen), as_of), fields).toArrow()

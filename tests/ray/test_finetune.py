@@ -20,9 +20,8 @@ from transformers import AutoModelForCausalLM
 
 from ledgerlm.backbone.finetune import finetune, window_batches
 from ledgerlm.backbone.lora import LoraConf, merge
-from ledgerlm.backbone.metrics import read_metrics
 from ledgerlm.backbone.model import load_backbone, new_llama, read_card
-from ledgerlm.backbone.settings import LlamaShape, RayTrainConf, TrainingConf, WorkerConf
+from ledgerlm.backbone.settings import BackboneRankConf, LlamaShape, TrainingConf
 from ledgerlm.config import load_yaml, shipped
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.errors import ConfigError, EngineError
@@ -31,9 +30,13 @@ from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Run, Runner
 from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer, window_start
+from ledgerlm.training.log import read_metrics
+from ledgerlm.training.settings import WorkersConf
 from tests.small_lake import BEFORE
 
 SHAPE = LlamaShape(width=32, layers=2, heads=2, ffn=64)
+# Its steps are slow enough that a kill comes before the end.
+HEAVY = SHAPE.model_copy(update={"ffn": 4096})
 TRAINING = TrainingConf(
     batch_tokens=512, learning_rate=1e-2, epochs=4, max_tokens=40_000, precision="fp32", evaluations=2
 )
@@ -73,8 +76,8 @@ def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def worker(staged: Path, folder: Path, stage: int, **training: object) -> WorkerConf:
-    return WorkerConf(
+def worker(staged: Path, folder: Path, stage: int, **training: object) -> BackboneRankConf:
+    return BackboneRankConf(
         windows=staged / "windows",
         tokenizer=staged / "tokenizer",
         folder=folder,
@@ -85,6 +88,10 @@ def worker(staged: Path, folder: Path, stage: int, **training: object) -> Worker
         deepspeed={"zero_optimization": {"stage": stage}},
         seed=11,
     )
+
+
+def heavy(conf: BackboneRankConf) -> BackboneRankConf:
+    return conf.model_copy(update={"shape": HEAVY})
 
 
 def losses(folder: Path) -> dict[float, float]:
@@ -115,7 +122,7 @@ def test_adapters_train_on_two_ranks_and_the_best_is_merged(
 ) -> None:
     conf = worker(staged, tmp_path, 2, max_tokens=24_000, patience=2, evaluations=3)
     conf = conf.model_copy(update={"base": base, "lora": LoraConf(rank=4), "recompute": True})
-    found = finetune(conf, RayTrainConf(), on_progress=lambda line: None)
+    found = finetune(conf, WorkersConf(), on_progress=lambda line: None)
     curve = [line["held_out_loss"] for line in read_metrics(tmp_path / "metrics.jsonl") if "held_out_loss" in line]
     assert found["held_out"]["compact"] == min(curve) and curve[-1] < curve[0]
     assert found["ranks"] == 2 and not found["stopped_early"]
@@ -134,7 +141,7 @@ def test_adapters_train_on_two_ranks_and_the_best_is_merged(
 def test_fewer_ranks_go_on_where_more_were_killed(
     ray_engine: RayEngine, staged: Path, tmp_path: Path, stage: int
 ) -> None:
-    whole = finetune(worker(staged, tmp_path / "whole", stage), RayTrainConf(), on_progress=lambda line: None)
+    whole = finetune(heavy(worker(staged, tmp_path / "whole", stage)), WorkersConf(), on_progress=lambda line: None)
     killed: list[float] = []
 
     def kill(line: Mapping[str, float]) -> None:
@@ -142,24 +149,24 @@ def test_fewer_ranks_go_on_where_more_were_killed(
             killed.append(line["step"])
             kill_a_rank()
 
-    often = worker(staged, tmp_path / "cut", stage, checkpoint_minutes=1e-6)
+    often = heavy(worker(staged, tmp_path / "cut", stage, checkpoint_minutes=1e-6))
     with pytest.raises(EngineError):
-        finetune(often, RayTrainConf(retries=0), on_progress=kill)
+        finetune(often, WorkersConf(retries=0), on_progress=kill)
     reached = max(losses(tmp_path / "cut"))
     assert killed and reached >= 40
-    resumed = finetune(often, RayTrainConf(ranks=1), on_progress=lambda line: None)
+    resumed = finetune(often, WorkersConf(ranks=1), on_progress=lambda line: None)
     expected, found = losses(tmp_path / "whole"), losses(tmp_path / "cut")
     assert resumed["ranks"] == 1 and resumed["tokens_trained"] == pytest.approx(whole["tokens_trained"], rel=0.05)
-    assert next(iter(found)) == 20 and max(found) >= 60
+    assert next(iter(found)) == 20 and max(found) > reached
     # The optimizer's moments came along: the first loss after the change goes on from where it was.
-    following = min(step for step in found if step > 40)
-    assert found[following] < 1.2 * expected[40]
+    following = min(step for step in found if step > reached)
+    assert found[following] < 1.2 * expected[reached]
     assert resumed["held_out"]["compact"] == pytest.approx(whole["held_out"]["compact"], rel=0.1)
 
 
 @pytest.mark.slow
 def test_a_killed_rank_changes_nothing(ray_engine: RayEngine, staged: Path, tmp_path: Path) -> None:
-    whole = finetune(worker(staged, tmp_path / "whole", 1), RayTrainConf(), on_progress=lambda line: None)
+    whole = finetune(heavy(worker(staged, tmp_path / "whole", 1)), WorkersConf(), on_progress=lambda line: None)
     killed: list[float] = []
 
     def kill(line: Mapping[str, float]) -> None:
@@ -168,8 +175,8 @@ def test_a_killed_rank_changes_nothing(ray_engine: RayEngine, staged: Path, tmp_
             kill_a_rank()
 
     # ZeRO-2 shards gradients too, which must not change a number either.
-    often = worker(staged, tmp_path / "cut", 2, checkpoint_minutes=1e-6)
-    resumed = finetune(often, RayTrainConf(), on_progress=kill)
+    often = heavy(worker(staged, tmp_path / "cut", 2, checkpoint_minutes=1e-6))
+    resumed = finetune(often, WorkersConf(), on_progress=kill)
     assert killed
     expected, found = losses(tmp_path / "whole"), losses(tmp_path / "cut")
     assert list(found) == list(expected)
@@ -268,7 +275,7 @@ def test_sharded_and_offloaded_weights_learn_the_same(ray_engine: RayEngine, sta
     for file in files:
         conf = worker(staged, tmp_path / file.stem, 0, max_tokens=12_000, precision="bf16")
         conf = conf.model_copy(update={"deepspeed": load_yaml(file)})
-        ends[file.stem] = finetune(conf, RayTrainConf(), on_progress=lambda line: None)["held_out"]["compact"]
+        ends[file.stem] = finetune(conf, WorkersConf(), on_progress=lambda line: None)["held_out"]["compact"]
     assert ends == {name: pytest.approx(ends["zero0"], rel=0.05) for name in ends}
     model = load_backbone(tmp_path / "zero3" / "result")
     assert model.get_input_embeddings().weight.shape == (len(load_tokenizer(staged / "tokenizer")), SHAPE.width)
@@ -278,4 +285,4 @@ def test_sharded_and_offloaded_weights_learn_the_same(ray_engine: RayEngine, sta
 def test_a_worker_tells_what_the_user_can_mend(ray_engine: RayEngine, staged: Path, tmp_path: Path) -> None:
     wrong = worker(staged, tmp_path / "wrong", 1).model_copy(update={"deepspeed": {"train_batch_size": 4}})
     with pytest.raises(ConfigError, match="train_batch_size"):
-        finetune(wrong, RayTrainConf(retries=0), on_progress=lambda line: None)
+        finetune(wrong, WorkersConf(retries=0), on_progress=lambda line: None)

@@ -51,7 +51,7 @@ LEARN: dict[str, Any] = {
     "task": "way",
     "network": {"width": 16, "dense": 16, "dropout": 0.0},
     "learning": {"epochs": 12, "batch": 16, "learning_rate": 0.01, "event_dropout": 0.0},
-    "workers": {"count": 2, "threads": 1},
+    "workers": {"ranks": 2, "threads": 1},
 }
 
 
@@ -69,7 +69,8 @@ def test_order_is_learnt_scored_and_accounted_for(spark: SparkSession, ray_engin
     learnt, scored, compared = (stage.record for stage in again())
     head = learnt.facts["heads"][0]["head_id"]
     # One training client has no events; the 48 test clients taught nothing.
-    assert learnt.facts["training_rows"] + learnt.facts["held_out_rows"] == 192
+    assert sum(learnt.facts[f"{part}_rows"] for part in ("training", "held_out", "calibration")) == 192
+    assert learnt.facts["calibration_rows"] > 0 and learnt.facts["held_out_rows"] > 0
     assert learnt.facts["without_events"] == 1
     assert len(learnt.facts["curve"]) <= 12
     assert (scored.rows_in, scored.rows_out, scored.quarantined) == (241, 240, 1)

@@ -48,6 +48,22 @@ def test_methods_read_stages_that_stand_before_them(name: str) -> None:
                 assert source.table == "features" or source.stage in names[:place], f"{method}: {source}"
 
 
+PIPELINES = sorted(
+    str(path.relative_to(shipped(".")))
+    for pattern in ("*.yaml", "ablations/*.yaml", "leaderboards/*.yaml")
+    for path in shipped(".").glob(pattern)
+)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_whose_figures_are_told_trains_in_a_stated_precision(name: str) -> None:
+    """What is measured (auto) depends on the machine, and so would the figures."""
+    stages = [stage for stage in load_pipeline(name).stages if stage.job.name in ("finetune", "instruct")]
+    measured = [stage.name for stage in stages if stage.conf.precision == "auto"]
+    trained = [s.name for s in stages if getattr(s.conf, "train", True) and getattr(s.conf, "tune", True)]
+    assert not set(measured) & set(trained)
+
+
 def test_workers_are_no_part_of_what_is_made() -> None:
     marks = [
         Runner(load_pipeline("ablations/layers.yaml", overrides), Progress())

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ledgerlm.backbone.model import new_llama, run_pack
 from ledgerlm.backbone.packs import pack
-from ledgerlm.backbone.ranks import Ranks
 from ledgerlm.backbone.settings import LlamaShape
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.alimn.adapters import BlockAdapters, peft_adapters
@@ -26,9 +25,10 @@ from ledgerlm.heads.alimn.losses import alimn_loss, divergence, squared_size
 from ledgerlm.heads.alimn.network import Alimn, Batch, DomainAdapters, Output, gated_fusion, segment_softmax
 from ledgerlm.heads.alimn.scoring import explained
 from ledgerlm.heads.alimn.settings import DistilTrainingConf, FusionRankConf, NetworkConf, Shape
-from ledgerlm.heads.alimn.training import Training
+from ledgerlm.heads.alimn.training import NetworkTraining
 from ledgerlm.heads.vectors import Block
 from ledgerlm.text.tokenizer import train_tokenizer
+from ledgerlm.training.ranks import Ranks
 
 SHAPE = Shape(features=5, state=6, domains=2)
 BLOCKS = (Block(column="s0_structured", group="structured", sparse=True, names=tuple("abcde")),)
@@ -226,16 +226,11 @@ def test_training_clients_set_the_scale_of_features_and_states(tmp_path: Path) -
     """Whatever the unit of a column, the network sees it with deviation 1, as the training clients have it."""
     told, held_out = clients_of(clients(rows=12), BLOCKS, DOMAINS), np.arange(12) >= 9
     other = replace(told, x=told.x * np.array([1, 100, 0.01, 7, 1], np.float32) + np.float32(3))
-    conf = FusionRankConf(rows=tmp_path, folder=tmp_path, networks={}, blocks=BLOCKS, domains=DOMAINS, seed=5)
+    one_network = {"net": NetworkConf(task="t", width=4, adapter=3)}
+    conf = FusionRankConf(rows=tmp_path, folder=tmp_path, networks=one_network, blocks=BLOCKS, domains=DOMAINS, seed=5)
     y, keys = {"t": np.arange(12) % 2.0}, pa.table({"client_id": [f"c{n}" for n in range(12)]})
     networks = [
-        Training(
-            conf,
-            NetworkConf(task="t", width=4, adapter=3),
-            Rows(clients=some, labels=y, held_out=held_out, keys=keys),
-            Ranks(),
-            "cpu",
-        ).network.eval()
+        NetworkTraining(conf, "net", Rows(clients=some, labels=y, held_out=held_out, keys=keys), Ranks()).network.eval()
         for some in (told, other)
     ]
     one, two = (model(some.batch(np.arange(12))).logit for model, some in zip(networks, (told, other), strict=True))

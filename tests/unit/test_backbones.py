@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.embedder import Embedder, resolve_definition
 from ledgerlm.backbone.lora import LoraConf, merge, quantisation, save_adapter, with_lora
 from ledgerlm.backbone.loss import CausalLoss, loss_inputs
-from ledgerlm.backbone.model import load_backbone
+from ledgerlm.backbone.model import backbone_id, keep_backbone, load_backbone, read_card
 from ledgerlm.backbone.packs import Pack, pack
+from ledgerlm.backbone.settings import BackboneCard, base_context
 from ledgerlm.config import parse, shipped
 from ledgerlm.errors import ArtefactError, ConfigError
 from ledgerlm.jobs.finetune import FinetuneConf
@@ -97,6 +100,44 @@ def test_published_settings_are_those_of_the_data_set(name: str) -> None:
     assert conf.base == content["base"] and conf.batch_tokens == 4096
     for data, settings in content["published"].items():
         assert parse(FinetuneConf, {"backbone": name, "published": data}, source="test").epochs == settings["epochs"]
+
+
+@pytest.mark.parametrize(
+    ("told", "rate"),
+    [
+        ({}, 3e-3),
+        ({"base": "models/other"}, 2e-5),
+        ({"base": "models/other", "lora": {}}, 2e-4),
+        ({"base": "models/other", "learning_rate": 1e-3}, 1e-3),
+        ({"backbone": "llama-3.2-1b"}, 1e-5),
+    ],
+)
+def test_what_has_learnt_already_learns_more_slowly(told: dict[str, Any], rate: float) -> None:
+    assert parse(FinetuneConf, told, source="test").learning_rate == rate
+
+
+def test_windows_are_as_long_as_the_base_has_seen(folder: Path, tmp_path: Path) -> None:
+    card = BackboneCard(model_type="llama", parameters=1, vocabulary=300, context=192, dtype="float32", base="scratch")
+    kept, complete = keep_backbone(folder, tmp_path / "backbones", card)
+    assert kept.name == complete.backbone_id == read_card(kept).backbone_id
+    assert base_context(kept) == 192
+    for known, expected in ((512, 512), (131_072, 2048)):
+        (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": known}))
+        assert base_context(tmp_path) == expected
+
+
+def test_every_file_that_is_read_makes_the_id(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    before = backbone_id(copy)
+    (copy / "README.md").write_text("not read")
+    assert backbone_id(copy) == before
+    seen = {before}
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        file = copy / name
+        file.write_text((file.read_text() if file.exists() else "") + " ")
+        seen.add(backbone_id(copy))
+    assert len(seen) == 5
 
 
 def test_wrong_names_are_told() -> None:

@@ -181,9 +181,17 @@ def test_without_a_question_the_answer_begins_the_next_event() -> None:
 def staged(tokens: PromptTokens, bodies: list[str], answers: list[int], folder: Path) -> WindowStore:
     import pyarrow.parquet as pq
 
-    batch = pa.record_batch({"split": ["train"] * len(bodies), "body": bodies, "answer": pa.array(answers, pa.int32())})
+    count = len(bodies)
+    batch = pa.record_batch(
+        {
+            "split": ["train"] * count,
+            "client": pa.array(range(count), pa.int64()),
+            "body": bodies,
+            "answer": pa.array(answers, pa.int32()),
+        }
+    )
     pq.write_table(pa.Table.from_batches(list(example_batches(iter([batch]), tokens=tokens))), folder / "part.parquet")
-    return WindowStore.build([folder / "part.parquet"], [KIND], folder / "tokens.bin")
+    return WindowStore.build([folder / "part.parquet"], [KIND], folder / "tokens")
 
 
 def test_the_loss_is_on_the_answer_only(chat: Path, tokens: PromptTokens, tmp_path: Path) -> None:

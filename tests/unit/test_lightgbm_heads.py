@@ -14,10 +14,11 @@ from scipy import sparse
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, to_probabilities, train
 from ledgerlm.heads.calibration import Calibrator, Curve
-from ledgerlm.heads.head import CARD, HeadCard, content_hash, hash_names, load_trees, save_head
+from ledgerlm.heads.head import CARD, HeadCard, hash_names, load_trees, save_head
 from ledgerlm.heads.scoring import score_batch
 from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Block, Source, decode_rows, encode_rows, to_matrix
+from ledgerlm.training.artefacts import content_hash
 
 QUICK = LightGBMConf(n_estimators=20, learning_rate=0.1, min_data_in_leaf=5)
 TASKS = {
@@ -202,7 +203,7 @@ def test_a_card_with_other_features_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_head_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="no head 0123"):
+    with pytest.raises(ArtefactError, match=r"no 0123.*run the fit stage"):
         load_trees(tmp_path, "0123")
 
 

@@ -13,25 +13,29 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ledgerlm.backbone.ranks import Ranks
 from ledgerlm.baselines.sequence.batches import Histories
 from ledgerlm.baselines.sequence.settings import Fields
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.events.goals import CutsConf
+from ledgerlm.heads.calibration import Calibrator, fit_calibrator
 from ledgerlm.heads.recurrent.model import Network
 from ledgerlm.heads.recurrent.rows import Rows, batches_alike, batches_in_order
 from ledgerlm.heads.recurrent.scoring import probabilities
 from ledgerlm.heads.recurrent.settings import (
     ContextFields,
+    HeadRankConf,
     InputsConf,
     LearningConf,
     NetworkConf,
     RowsShape,
-    WorkerConf,
 )
-from ledgerlm.heads.recurrent.store import keep_recurrent, load_recurrent
-from ledgerlm.heads.recurrent.training import Training, export, raw_scores, train_rank
+from ledgerlm.heads.recurrent.store import load_recurrent
+from ledgerlm.heads.recurrent.training import Classifying, as_raw, engine_of, export, raw_scores, train_rank
+from ledgerlm.heads.recurrent.training import trained as train_until_best
 from ledgerlm.heads.tasks import Task
+from ledgerlm.training.artefacts import keep_copy
+from ledgerlm.training.loop import Line, Report
+from ledgerlm.training.ranks import Ranks
 
 CODES = 6
 SHAPE = RowsShape(
@@ -67,17 +71,32 @@ def population(count: int, seed: int = 0, share: float = 0.5) -> Rows:
     )
 
 
-def worker(folder: Path, network: NetworkConf, learning: LearningConf | None = None) -> WorkerConf:
-    return WorkerConf(
-        rows=folder / "rows", folder=folder / "work", result=folder / "work" / "head", inputs=InputsConf(), shape=SHAPE,
+def worker(folder: Path, network: NetworkConf, learning: LearningConf | None = None) -> HeadRankConf:
+    return HeadRankConf(
+        rows=folder / "rows", folder=folder / "work", inputs=InputsConf(), shape=SHAPE,
         network=network, learning=learning or LearningConf(epochs=6, batch=32), task=TASK, as_of="2025-01-01", seed=3,
     )  # fmt: skip
 
 
-def trained(folder: Path, network: NetworkConf, learning: LearningConf) -> Training:
-    training = Training(worker(folder, network, learning), population(400), population(120, seed=1), Ranks())
-    training.run(lambda _: None)
-    return training
+def unheard(line: object) -> None:
+    """Hears nothing."""
+
+
+def trained(
+    conf: HeadRankConf, rows: Rows | None = None, stop: Rows | None = None, report: Report = unheard
+) -> tuple[Network, list[Line]]:
+    """The network of a training in this process with the weights of its best epoch, and its curve."""
+    engine = engine_of(conf, Ranks())
+    task = Classifying(conf, rows or population(400), stop or population(120, seed=1), Ranks())
+    done = train_until_best(conf, engine, task, report)
+    assert isinstance(engine.module, Network)
+    return engine.module, done.curve
+
+
+def held_out_loss(network: Network, rows: Rows) -> float:
+    """Cross-entropy of rows."""
+    raw = torch.from_numpy(raw_scores(network, rows))
+    return float(torch.nn.functional.cross_entropy(raw, torch.from_numpy(rows.labels)))
 
 
 NETWORKS = [
@@ -105,22 +124,22 @@ def test_neither_padding_nor_company_changes_a_score(network: NetworkConf) -> No
 @pytest.mark.parametrize("network", [NETWORKS[0], NETWORKS[2]], ids=lambda one: one.kind)
 def test_order_is_learnt_and_the_best_epoch_kept(network: NetworkConf, tmp_path: Path) -> None:
     quick = LearningConf(epochs=25, patience=8, batch=32, learning_rate=0.01, event_dropout=0.0)
-    training = trained(tmp_path, network, quick)
+    conf = worker(tmp_path, network, quick)
+    found, curve = trained(conf)
     fresh = population(300, seed=2)
-    right = float((raw_scores(training.network, fresh).argmax(axis=1) == fresh.labels).mean())
+    right = float((raw_scores(found, fresh).argmax(axis=1) == fresh.labels).mean())
     assert right > 0.85  # counting codes tells nothing: guessing is right in half of the cases
-    best = min(line["held_out_loss"] for line in training.curve)
-    assert training._held_out()["held_out_loss"] == pytest.approx(best, abs=1e-6)
+    best = min(line["held_out_loss"] for line in curve)
+    assert held_out_loss(found, population(120, seed=1)) == pytest.approx(best, abs=1e-6)
 
 
 def test_training_stops_early_and_goes_on_after_a_kill(tmp_path: Path) -> None:
     noise = population(200)
     noise = dataclasses.replace(noise, labels=np.random.default_rng(5).integers(0, 3, len(noise)))
     conf = worker(tmp_path, NETWORKS[0], LearningConf(epochs=40, patience=2, batch=32, learning_rate=0.02))
-    whole = Training(conf, noise, noise_held := population(60, seed=9), Ranks())
-    lines: list[float] = []
-    whole.run(lambda line: lines.append(line["loss"]))
-    assert len(lines) < 40
+    stop = population(60, seed=9)
+    whole, curve = trained(conf, noise, stop)
+    assert len(curve) < 40
 
     class Killed(Exception):
         pass
@@ -130,22 +149,22 @@ def test_training_stops_early_and_goes_on_after_a_kill(tmp_path: Path) -> None:
 
     other = worker(tmp_path / "killed", NETWORKS[0], conf.learning)
     with pytest.raises(Killed):
-        Training(other, noise, noise_held, Ranks()).run(kill)
-    resumed = Training(other, noise, noise_held, Ranks())
-    resumed.run(lambda _: None)
-    assert [line["loss"] for line in resumed.curve] == pytest.approx(lines, rel=1e-5)
-    np.testing.assert_allclose(raw_scores(resumed.network, noise), raw_scores(whole.network, noise), atol=1e-5)
+        trained(other, noise, stop, kill)
+    resumed, again = trained(other, noise, stop)
+    assert [line["loss"] for line in again] == pytest.approx([line["loss"] for line in curve], rel=1e-5)
+    np.testing.assert_allclose(raw_scores(resumed, noise), raw_scores(whole, noise), atol=1e-5)
 
 
 def test_class_weights_lift_the_rare_class(tmp_path: Path) -> None:
     hits = {}
     for weights in ("none", "balanced"):
         conf = worker(tmp_path / weights, NETWORKS[0], LearningConf(epochs=2, batch=32, class_weights=weights))
-        training = Training(conf, population(400, share=0.9), population(60, seed=1, share=0.9), Ranks())
-        assert training.weights[0] == pytest.approx(1.0 if weights == "none" else 1 / (3 * 0.9), rel=0.1)
-        training.run(lambda _: None)
+        rows, stop = population(400, share=0.9), population(60, seed=1, share=0.9)
+        of_classes = Classifying(conf, rows, stop, Ranks()).weights
+        assert of_classes[0] == pytest.approx(1.0 if weights == "none" else 1 / (3 * 0.9), rel=0.1)
+        network, _ = trained(conf, rows, stop)
         fresh = population(300, seed=2, share=0.9)
-        hits[weights] = int((raw_scores(training.network, fresh).argmax(axis=1) != 0).sum())
+        hits[weights] = int((raw_scores(network, fresh).argmax(axis=1) != 0).sum())
     assert hits["balanced"] > hits["none"]
 
 
@@ -165,14 +184,17 @@ def write(folder: Path, rows: Rows, files: int) -> None:
 
 def test_a_trained_head_is_calibrated_kept_under_its_hash_and_guarded(tmp_path: Path) -> None:
     conf = worker(tmp_path, NETWORKS[0], LearningConf(epochs=2, batch=32))
-    write(tmp_path / "rows" / "held=false", population(300), 2)
-    write(tmp_path / "rows" / "held=true", population(80, seed=1), 2)
-    train_rank(conf, lambda _: None)
+    calibrate = population(90, seed=6)
+    for part, rows in (("train", population(300)), ("stop", population(80, seed=1)), ("calibrate", calibrate)):
+        write(tmp_path / "rows" / f"part={part}", rows, 2)
+    train_rank(conf, unheard)
     heads = tmp_path / "heads"
-    heads.mkdir()
-    head_id = keep_recurrent(conf.result, heads)
+    head_id = keep_copy(conf.result, heads)
     network, card = load_recurrent(heads / head_id)
-    assert (card.training_rows, card.held_out_rows, card.calibration.method) == (300, 80, "temperature")
+    assert (card.training_rows, card.held_out_rows, card.calibration_rows) == (300, 80, 90)
+    raw = as_raw(raw_scores(network, calibrate), TASK)
+    assert card.calibration == fit_calibrator("temperature", raw, calibrate.labels.astype(np.float64), TASK)
+    assert {path.stat().st_mode & 0o777 for path in (heads / head_id).iterdir()} == {0o644}, "executors read them"
     p = probabilities(network, card, population(50, seed=4))
     np.testing.assert_allclose(p.sum(axis=1), 1.0, atol=1e-12)
     (heads / head_id / "head.json").write_text((heads / head_id / "head.json").read_text() + " ")
@@ -181,18 +203,20 @@ def test_a_trained_head_is_calibrated_kept_under_its_hash_and_guarded(tmp_path: 
 
 
 def test_a_head_starts_from_another_whose_classes_stand_in_another_order(tmp_path: Path) -> None:
-    known = trained(tmp_path / "one", NETWORKS[0], LearningConf(epochs=3, batch=32))
-    export(known, 400, 120)
+    conf = worker(tmp_path / "one", NETWORKS[0], LearningConf(epochs=3, batch=32))
+    known, _ = trained(conf)
+    export(conf, known, Calibrator(), [400, 120, 0])
     heads = tmp_path / "heads"
-    heads.mkdir()
-    base = heads / keep_recurrent(known.conf.result, heads)
+    base = heads / keep_copy(conf.result, heads)
     names = ("up", "elsewhere", "down")
     other = worker(tmp_path / "two", NETWORKS[0]).model_copy(
         update={"task": TASK.model_copy(update={"class_names": names}), "base": base}
     )
     rows = population(50, seed=5)
-    before = raw_scores(known.network, rows)
-    started = raw_scores(Training(other, rows, rows, Ranks()).network, rows)
+    before = raw_scores(known, rows)
+    network = engine_of(other, Ranks()).module
+    assert isinstance(network, Network)
+    started = raw_scores(network, rows)
     np.testing.assert_allclose(started[:, [2, 0]], before[:, [0, 2]], atol=1e-6)
     assert np.abs(started[:, 1] - before[:, 1]).max() > 0.01
 
@@ -201,7 +225,7 @@ def test_a_class_that_nobody_shows_is_an_error(tmp_path: Path) -> None:
     rows = population(100)
     two = dataclasses.replace(rows, labels=rows.labels % 2)
     with pytest.raises(DataError, match="no training client of class 'up'"):
-        Training(worker(tmp_path, NETWORKS[0]), two, rows, Ranks())
+        Classifying(worker(tmp_path, NETWORKS[0]), two, rows, Ranks())
 
 
 def test_batches_hold_every_row_once_and_pad_little() -> None:

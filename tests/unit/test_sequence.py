@@ -16,19 +16,29 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ledgerlm.backbone.ranks import Ranks
 from ledgerlm.baselines.sequence.batches import Batch, Histories, draw_slices, drop_events, pad, whole
 from ledgerlm.baselines.sequence.coles import contrastive_loss, recall
 from ledgerlm.baselines.sequence.detpp import matching_loss
 from ledgerlm.baselines.sequence.encoder import Encoder
 from ledgerlm.baselines.sequence.inference import encode_histories
 from ledgerlm.baselines.sequence.nsp import cut
-from ledgerlm.baselines.sequence.objective import Events, ranking_auc
+from ledgerlm.baselines.sequence.objective import Events, Objective, ranking_auc
 from ledgerlm.baselines.sequence.rtd import replace_events
-from ledgerlm.baselines.sequence.settings import EncoderConf, Fields, ObjectiveConf, RankConf, SlicesConf, TrainingConf
-from ledgerlm.baselines.sequence.store import encoder_id, load_encoder, read_card, save_encoder
-from ledgerlm.baselines.sequence.training import Training, train_rank
+from ledgerlm.baselines.sequence.settings import (
+    EncoderConf,
+    EncoderRankConf,
+    Fields,
+    ObjectiveConf,
+    SlicesConf,
+    TrainingConf,
+)
+from ledgerlm.baselines.sequence.store import load_encoder, read_encoder_card, save_encoder
+from ledgerlm.baselines.sequence.training import Encoding, engine_of, export, learning_rate, train_rank
 from ledgerlm.errors import ArtefactError, DataError
+from ledgerlm.training.artefacts import keep_copy
+from ledgerlm.training.checkpoints import Checkpoints
+from ledgerlm.training.loop import Line, Pace, Training
+from ledgerlm.training.ranks import Ranks
 
 CODES = 6
 FIELDS = Fields(
@@ -64,12 +74,11 @@ def objective(method: str, **settings: object) -> ObjectiveConf:
 
 def rank_conf(
     folder: Path, conf: ObjectiveConf, *, epochs: int = 4, kind: str = "gru", pooling: str = "last", **training: object
-) -> RankConf:
+) -> EncoderRankConf:
     settings = {"epochs": epochs, "batch": 16, "learning_rate": 0.01, "min_events": 10, "held_out": 0.1, **training}
-    return RankConf(
+    return EncoderRankConf(
         histories=folder / "histories",
         folder=folder / "work",
-        result=folder / "encoder",
         fields=FIELDS,
         encoder=EncoderConf(kind=kind, width=24, heads=2, pooling=pooling),
         objective=conf,
@@ -78,11 +87,13 @@ def rank_conf(
     )
 
 
-def trained(folder: Path, conf: RankConf, clients: int = 240) -> Training:
+def trained(conf: EncoderRankConf, clients: int = 240) -> tuple[Encoder, list[Line]]:
+    """The encoder of a training in this process, and its curve."""
     torch.set_num_threads(1)
-    training = Training(conf, population(clients)[0], Ranks())
-    training.run(lambda line: None)
-    return training
+    engine, task = engine_of(conf, Ranks()), Encoding(conf, population(clients)[0], Ranks())
+    done = Training(engine, task, Checkpoints(conf.folder / "checkpoints", Ranks()), Pace()).run()
+    assert isinstance(engine.module, Objective)
+    return engine.module.encoder, done.curve
 
 
 def probe(encoder: Encoder) -> float:
@@ -98,11 +109,11 @@ def probe(encoder: Encoder) -> float:
 
 
 def test_coles_separates_populations_while_its_loss_falls_and_recall_rises(tmp_path: Path) -> None:
-    training = trained(tmp_path, rank_conf(tmp_path, objective("coles", slices=4), epochs=10))
-    first, last = training.curve[0], training.curve[-1]
+    encoder, curve = trained(rank_conf(tmp_path, objective("coles", slices=4), epochs=10))
+    first, last = curve[0], curve[-1]
     assert last["loss"] < 0.9 * first["loss"]
     assert last["recall"] > 1.2 * first["recall"]
-    assert probe(training.objective.encoder) > 0.9
+    assert probe(encoder) > 0.9
 
 
 @pytest.mark.parametrize(
@@ -123,16 +134,16 @@ def test_each_method_beats_chance_and_knows_the_populations(
 ) -> None:
     extra = {"detpp": {"positions": 3, "queries": 4}, "nsp": {"slices": 3}}.get(method, {})
     conf = rank_conf(tmp_path, objective(method, **extra), epochs=epochs, kind=kind, pooling="mean")
-    training = trained(tmp_path, conf, clients=600)
-    assert training.curve[-1][f"held_out_{metric}"] > above
-    assert training.curve[-1]["loss"] < training.curve[0]["loss"]
-    assert probe(training.objective.encoder) > 0.9
+    encoder, curve = trained(conf, clients=600)
+    assert curve[-1][f"held_out_{metric}"] > above
+    assert curve[-1]["loss"] < curve[0]["loss"]
+    assert probe(encoder) > 0.9
 
 
 def test_rtd_finds_replaced_events(tmp_path: Path) -> None:
-    training = trained(tmp_path, rank_conf(tmp_path, objective("rtd"), epochs=15), clients=600)
-    assert training.curve[-1]["held_out_auc"] > 0.65
-    assert training.curve[-1]["held_out_loss"] < training.curve[0]["held_out_loss"]
+    _, curve = trained(rank_conf(tmp_path, objective("rtd"), epochs=15), clients=600)
+    assert curve[-1]["held_out_auc"] > 0.65
+    assert curve[-1]["held_out_loss"] < curve[0]["held_out_loss"]
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm", "transformer"])
@@ -289,10 +300,11 @@ def test_a_killed_training_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) 
     seen: list[float] = []
     with pytest.raises(Killed):
         train_rank(rank_conf(tmp_path / "killed", conf, epochs=3), kill)
-    assert not (tmp_path / "killed" / "encoder").exists()
+    assert not (tmp_path / "killed" / "work" / "result").exists()
     train_rank(rank_conf(tmp_path / "killed", conf, epochs=3), lambda line: seen.append(line["epoch"]))
     assert seen == [2, 3]
-    one, other = (load_encoder(tmp_path / name / "encoder") for name in ("straight", "killed"))
+    homes = [tmp_path / name for name in ("straight", "killed")]
+    one, other = (load_encoder(home / keep_copy(home / "work" / "result", home)) for home in homes)
     np.testing.assert_array_equal(encode_histories(one, histories), encode_histories(other, histories))
 
 
@@ -309,29 +321,23 @@ def test_histories_from_files_are_those_written(tmp_path: Path) -> None:
 
 
 def test_a_changed_encoder_is_refused(tmp_path: Path) -> None:
-    training = Training(rank_conf(tmp_path, objective("rtd")), population(40)[0], Ranks())
-    from ledgerlm.baselines.sequence.training import export
-
-    export(training)
-    folder = tmp_path / "encoder"
-    identity = encoder_id(folder)
-    card = read_card(folder)
-    assert card.parameters == sum(each.numel() for each in load_encoder(folder, identity).parameters())
-    save_encoder(folder, training.objective.encoder, card.model_copy(update={"seed": 4}))
-    with pytest.raises(ArtefactError, match="the files hash to"):
-        load_encoder(folder, identity)
+    conf = rank_conf(tmp_path, objective("rtd"))
+    export(engine_of(conf, Ranks()).module, conf)
+    folder = tmp_path / keep_copy(conf.result, tmp_path)
+    card, encoder = read_encoder_card(folder), load_encoder(folder)
+    assert card.parameters == sum(each.numel() for each in encoder.parameters())
+    save_encoder(folder, encoder, card.model_copy(update={"seed": 4}))
+    with pytest.raises(ArtefactError, match="files hash to"):
+        load_encoder(folder)
 
 
 def test_too_few_clients_are_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="a step takes 16"):
-        Training(rank_conf(tmp_path, objective("rtd"), min_events=49), population(40)[0], Ranks())
+        Encoding(rank_conf(tmp_path, objective("rtd"), min_events=49), population(40)[0], Ranks())
 
 
 def test_a_plateau_divides_the_learning_rate(tmp_path: Path) -> None:
     conf = rank_conf(tmp_path, objective("rtd"), plateau_epochs=2, step_factor=1.0)
-    training = Training(conf, population(40)[0], Ranks())
-    losses = [1.0, 0.5, 0.5, 0.6, 0.55]
-    training.curve = [{"loss": 9.0, "held_out_loss": loss} for loss in losses]
-    assert training.learning_rate(4) == pytest.approx(0.001)
-    training.curve = training.curve[:4]
-    assert training.learning_rate(4) == pytest.approx(0.01)
+    curve = [{"loss": 9.0, "held_out_loss": loss} for loss in (1.0, 0.5, 0.5, 0.6, 0.55)]
+    assert learning_rate(conf.training, 4, curve) == pytest.approx(0.001)
+    assert learning_rate(conf.training, 4, curve[:4]) == pytest.approx(0.01)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,58 +17,22 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from ledgerlm.backbone.attention import register
-from ledgerlm.backbone.loss import CausalLoss, contrastive_loss, loss_inputs, views_of
-from ledgerlm.backbone.metrics import read_metrics
-from ledgerlm.backbone.packs import pack
-from ledgerlm.backbone.ranks import Ranks
+from ledgerlm.backbone.causal import Causal, pace, parameter_groups
+from ledgerlm.backbone.loss import CausalLoss, _SummedLoss, contrastive_loss, loss_inputs, views_of
+from ledgerlm.backbone.packs import Pack, pack
 from ledgerlm.backbone.settings import TrainingConf
-from ledgerlm.backbone.store import Place, Reader, WindowStore
-from ledgerlm.backbone.training import Training, parameter_groups
+from ledgerlm.backbone.store import Reader, WindowStore, held_out_packs
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.training.checkpoints import Checkpoints
+from ledgerlm.training.engine import Engine, PlainEngine
+from ledgerlm.training.log import read_metrics
+from ledgerlm.training.loop import HELD_OUT, Line, Place, Training, _Sums
+from ledgerlm.training.ranks import Ranks
 
 VOCABULARY = 40
 CONF = TrainingConf(
     batch_tokens=256, pack_tokens=256, learning_rate=1e-2, epochs=4, precision="fp32", evaluations=2, warm_up=0.1
 )
-
-
-class PlainEngine:
-    """DeepSpeed's interface over plain torch, for one process."""
-
-    def __init__(self, model: CausalLoss, conf: TrainingConf, packs_per_step: int = 1) -> None:
-        self.module = model
-        self.optimizer = torch.optim.AdamW(parameter_groups(model, conf.weight_decay), betas=conf.betas, fused=True)
-        self._packs, self._seen = packs_per_step, 0
-
-    def __call__(
-        self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor, views: tuple[Tensor, Tensor] | None
-    ) -> Tensor:
-        loss: Tensor = self.module(pack_inputs, places, targets, views)
-        return loss
-
-    def train(self, mode: bool = True) -> None:
-        self.module.train(mode)
-
-    def backward(self, loss: Tensor) -> None:
-        (loss / self._packs).backward()  # type: ignore[no-untyped-call]
-
-    def step(self) -> None:
-        self._seen += 1
-        if self._seen % self._packs == 0:
-            torch.nn.utils.clip_grad_norm_(self.module.parameters(), CONF.clip)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-
-    def save_checkpoint(self, save_dir: str, tag: str, client_state: dict[str, Any]) -> None:
-        state = {"model": self.module.state_dict(), "optimizer": self.optimizer.state_dict(), "client": client_state}
-        torch.save(state, Path(save_dir, tag))
-
-    def load_checkpoint(self, load_dir: str, tag: str) -> tuple[str, dict[str, Any]]:
-        state = torch.load(Path(load_dir, tag), weights_only=False)
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        client: dict[str, Any] = state["client"]
-        return load_dir, client
 
 
 def _model(dtype: torch.dtype = torch.float32) -> CausalLoss:
@@ -93,141 +59,201 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for part in range(2):
         rows = [(random.integers(VOCABULARY) + np.arange(random.integers(5, 60))) % VOCABULARY for _ in range(150)]
         kinds = random.choice(["compact", "enriched"], len(rows), p=[0.8, 0.2])
-        table = pa.table({"kind": kinds, "input_ids": pa.array(rows, pa.list_(pa.int32()))})
+        clients = np.arange(len(rows)) // 2 + 1000 * part
+        table = pa.table({"kind": kinds, "client": clients, "input_ids": pa.array(rows, pa.list_(pa.int32()))})
         paths.append(folder / f"part-{part}.parquet")
         pq.write_table(table, paths[-1], row_group_size=40)
     return paths
 
 
-def _training(
-    files: list[Path],
-    folder: Path,
-    conf: TrainingConf = CONF,
-    held_out: Mapping[str, Any] | None = None,
-    **settings: Any,
-) -> Training:
-    store = WindowStore.build(files, ["compact", "enriched"], folder / "tokens.bin")
-    pack_tokens, packs = conf.packing(1)
-    reader = Reader(store, {"compact": 1.0, "enriched": 0.5}, pack_tokens, packs, 7, Ranks())
-    if held_out is None:
-        held_out = {"compact": store.packs_of("compact", token_budget=256, most_tokens=600)}
-    return Training(PlainEngine(_model(), conf, packs), reader, held_out, conf, folder, **settings)
+def _engine(model: CausalLoss, conf: TrainingConf, packs: int = 1) -> PlainEngine:
+    optimizer = torch.optim.AdamW(parameter_groups(model, conf.weight_decay), betas=conf.betas, fused=True)
+    return PlainEngine(model, optimizer, Ranks(), clip=conf.clip, batches_per_step=packs)
+
+
+class Trained:
+    """A training of a small Llama in this process, with its engine and its task."""
+
+    def __init__(
+        self,
+        files: list[Path],
+        folder: Path,
+        conf: TrainingConf = CONF,
+        held_out: Mapping[str, list[Pack]] | None = None,
+        **settings: Any,
+    ) -> None:
+        store = WindowStore.build(files, ["compact", "enriched"], folder / "tokens")
+        pack_tokens, packs = conf.packing(1)
+        reader = Reader(store, {"compact": 1.0, "enriched": 0.5}, pack_tokens, packs, 7, Ranks())
+        if held_out is None:
+            held_out = {"compact": held_out_packs(store, "compact", Ranks(), most_tokens=600, pack_tokens=256)}
+        self.engine = _engine(_model(), conf, packs)
+        self.task = self.make_task(reader, held_out, conf)
+        self.loop = Training(
+            self.engine, self.task, Checkpoints(folder / "checkpoints", Ranks()), pace(conf), **settings
+        )
+
+    def make_task(self, reader: Reader, held_out: Mapping[str, list[Pack]], conf: TrainingConf) -> Causal:
+        return Causal(reader, held_out, conf)
+
+    def held_out_loss(self) -> float:
+        self.engine.module.eval()
+        with torch.no_grad():
+            found = self.task.held_out(self.engine)[HELD_OUT]
+        self.engine.module.train()
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.engine.module.state_dict().items()}
 
 
 def test_the_loss_falls_and_is_logged(files: list[Path], tmp_path: Path) -> None:
     heard: list[Mapping[str, float]] = []
-    training = _training(files, tmp_path, report=lambda metrics, checkpoint: heard.append(metrics))
-    before = training.held_out_loss("compact")
-    done = training.run()
-    after = training.held_out_loss("compact")
-    assert before is not None and after is not None
-    assert before > 3.5 and after < 1.5
-    assert training.budget_tokens <= done.tokens < training.budget_tokens + CONF.batch_tokens
+    trained = Trained(files, tmp_path, report=heard.append)
+    before = trained.held_out_loss()
+    done = trained.loop.run()
+    assert before > 3.5 and trained.held_out_loss() < 1.5
+    assert trained.task.budget <= done.seen < trained.task.budget + CONF.batch_tokens
     log = read_metrics(tmp_path / "metrics.jsonl")
-    losses = [line["loss"] for line in log if "loss" in line]
-    assert losses[0] > 2 * losses[-1]
+    assert log == done.curve and [line["step"] for line in log[:3]] == [20, 40, 60]
+    assert log[0]["loss"] > 2 * log[-1]["loss"]
     assert log[-1]["share"] == 1.0
-    assert len([line for line in log if "held_out_loss" in line]) == len(heard) == 2
+    assert len([line for line in log if HELD_OUT in line]) == len(heard) == 2
+
+
+def test_the_first_step_learns(files: list[Path], tmp_path: Path) -> None:
+    conf = CONF.model_copy(update={"max_tokens": 30_000, "warm_up": 0.3, "weight_decay": 0.0})
+    trained = Trained(files, tmp_path, conf)
+    before = trained.weights()
+    first = next(trained.task.steps(Place()))
+    trained.loop._step(first, _Sums())
+    moved = max(float((before[name] - now).abs().max()) for name, now in trained.weights().items())
+    # Adam's first step is as long as the rate, which has risen for one step of the warm-up.
+    assert moved == pytest.approx(conf.learning_rate * first.size / (0.3 * 30_000), rel=0.01)
+
+
+def test_one_seed_gives_the_same_weights(files: list[Path], tmp_path: Path) -> None:
+    few = CONF.model_copy(update={"max_tokens": 10_000})
+    one, other = (Trained(files, tmp_path / name, few) for name in ("one", "other"))
+    assert one.loop.run().seen == other.loop.run().seen
+    for name, weight in one.weights().items():
+        assert torch.equal(weight, other.weights()[name]), name
 
 
 def test_resume_after_a_kill_equals_the_uninterrupted_run(files: list[Path], tmp_path: Path) -> None:
-    whole = _training(files, tmp_path / "whole")
-    ended = whole.run()
+    whole = Trained(files, tmp_path / "whole")
+    ended = whole.loop.run()
 
     class Killed(Exception):
         pass
 
-    def die(metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        if checkpoint is not None and metrics["step"] >= 60:
+    def die(line: Mapping[str, float]) -> None:
+        if line["step"] >= 60:
             raise Killed
 
     often = CONF.model_copy(update={"checkpoint_minutes": 1e-9})
     for _ in range(2):  # killed at step 60; then its own log has lines beyond what the next one knows
         with pytest.raises(Killed):
-            _training(files, tmp_path / "cut", often, report=die).run()
-    resumed = _training(files, tmp_path / "cut", CONF)
-    assert resumed._done.step == 80
-    assert resumed.run().place == ended.place
-    assert resumed.held_out_loss("compact") == whole.held_out_loss("compact")
-    expected = [line["loss"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "loss" in line]
-    found = [line["loss"] for line in read_metrics(tmp_path / "cut" / "metrics.jsonl") if "loss" in line]
+            Trained(files, tmp_path / "cut", often, report=die).loop.run()
+    resumed = Trained(files, tmp_path / "cut", CONF)
+    assert resumed.loop.done.step == 80
+    assert resumed.loop.run().place == ended.place
+    assert resumed.held_out_loss() == whole.held_out_loss()
+    expected = [line["loss"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
+    found = [line["loss"] for line in read_metrics(tmp_path / "cut" / "metrics.jsonl")]
     assert found == expected
 
 
 def test_budgets_of_tokens_and_minutes(files: list[Path], tmp_path: Path) -> None:
     few = CONF.model_copy(update={"max_tokens": 5000})
-    assert 5000 <= _training(files, tmp_path / "tokens", few).run().tokens < 5000 + CONF.batch_tokens
+    assert 5000 <= Trained(files, tmp_path / "tokens", few).loop.run().seen < 5000 + CONF.batch_tokens
     now = iter(range(1_000_000))
     short = CONF.model_copy(update={"max_minutes": 0.1})
-    done = _training(files, tmp_path / "time", short, clock=lambda: float(next(now))).run()
+    done = Trained(files, tmp_path / "time", short, clock=lambda: float(next(now))).loop.run()
     assert done.step % 20 == 0 and done.seconds >= 6
+
+
+class Told(Causal):
+    """Held-out losses that are told instead of taken."""
+
+    given: ClassVar[list[float]] = []
+
+    def held_out(self, engine: Engine) -> Line:
+        return {HELD_OUT: self.given.pop(0)}
+
+
+class ToldTraining(Trained):
+    def make_task(self, reader: Reader, held_out: Mapping[str, list[Pack]], conf: TrainingConf) -> Causal:
+        return Told(reader, held_out, conf)
 
 
 def test_patience_ends_the_training_and_keeps_the_best_weights(files: list[Path], tmp_path: Path) -> None:
     conf = CONF.model_copy(update={"patience": 2, "evaluations": 20})
     kept: list[tuple[int, dict[str, Tensor]]] = []
-    training = _training(files, tmp_path, conf, keep=lambda: kept.append((training._done.step, weights())))
+    trained = ToldTraining(files, tmp_path, conf, keep=lambda: kept.append((trained.loop.done.step, trained.weights())))
+    Told.given = [3.0, 2.5, 2.0, 2.2, 2.1, 1.0]
+    done = trained.loop.run()
+    assert trained.loop.impatient and trained.task.share(done) < 1.0
+    assert (done.best, done.stale, len(kept)) == (2.0, 2, 3) and Told.given == [1.0]
+    assert kept[-1][0] < done.step
+    assert any(not torch.equal(kept[-1][1][name], now) for name, now in trained.weights().items())
 
-    def weights() -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in training._engine.module.state_dict().items()}
 
-    given = iter([3.0, 2.5, 2.0, 2.2, 2.1, 1.0])
-    training.held_out_loss = lambda kind: next(given)  # type: ignore[method-assign]
-    training._held_out_losses = lambda: {"compact": 2.0}  # type: ignore[method-assign]
-    done = training.run()
-    assert training.share < 1.0
-    assert (done.best, done.stale, len(kept)) == (2.0, 2, 3) and list(given) == [1.0]
-    assert kept[-1][0] < done.step and done.held_out == {"compact": 2.0}
-    assert any(not torch.equal(kept[-1][1][name], now) for name, now in weights().items())
+def test_without_patience_the_last_weights_are_kept(files: list[Path], tmp_path: Path) -> None:
+    conf = CONF.model_copy(update={"evaluations": 4})
+    kept: list[dict[str, Tensor]] = []
+    trained = ToldTraining(files, tmp_path, conf, keep=lambda: kept.append(trained.weights()))
+    Told.given = [1.0, 2.0, 3.0, 4.0]
+    trained.loop.run()
+    assert len(kept) == 1 and all(torch.equal(kept[0][name], now) for name, now in trained.weights().items())
 
 
 def test_patience_survives_a_kill(files: list[Path], tmp_path: Path) -> None:
     conf = CONF.model_copy(update={"patience": 3, "evaluations": 10, "checkpoint_minutes": 1e-9})
-    whole = _training(files, tmp_path, conf)
-    whole.run()
-    again = _training(files, tmp_path, conf)
-    assert again._done.best is not None and again._done.best < 3
-    assert again._done.held_out.keys() == {"compact"}
+    Trained(files, tmp_path, conf).loop.run()
+    again = Trained(files, tmp_path, conf)
+    assert again.loop.done.best is not None and again.loop.done.best < 3
     with pytest.raises(ConfigError, match="held_out"):
-        _training(files, tmp_path / "none", conf, held_out={}).run()
+        Trained(files, tmp_path / "none", conf, held_out={}).loop.run()
 
 
 def test_other_ranks_go_on_with_the_same_budget(files: list[Path], tmp_path: Path) -> None:
     often = CONF.model_copy(update={"checkpoint_minutes": 1e-9})
-    _training(files, tmp_path, often).run()
+    Trained(files, tmp_path, often).loop.run()
     [*_, newest] = sorted((tmp_path / "checkpoints").glob("step-*"))
-    state = torch.load(newest / "state", weights_only=False)
-    place = state["client"]["place"]
-    assert place["step"] > 0 and (newest / "ranks").read_text() == "1"
-    torch.save(state | {"client": state["client"] | {"ranks": 2}}, newest / "state")
-    resumed = _training(files, tmp_path, often)
-    assert resumed._done.tokens == state["client"]["tokens"]
-    assert resumed._done.place == Place(epoch=place["epoch"])
+    stored = json.loads((newest / "progress.json").read_text())
+    place = stored["progress"]["place"]
+    assert place["step"] > 0 and stored["ranks"] == 1
+    (newest / "progress.json").write_text(json.dumps(stored | {"ranks": 2}))
+    resumed = Trained(files, tmp_path, often)
+    assert resumed.loop.done.seen == stored["progress"]["seen"]
+    assert resumed.loop.done.place == Place(epoch=place["epoch"])
 
 
 def test_divergence_is_told(files: list[Path], tmp_path: Path) -> None:
-    training = _training(files, tmp_path)
+    trained = Trained(files, tmp_path)
     with torch.no_grad():
-        next(training._engine.module.parameters()).fill_(float("nan"))
+        next(trained.engine.module.parameters()).fill_(float("nan"))
     with pytest.raises(ConfigError, match="learning_rate"):
-        training.run()
+        trained.loop.run()
 
 
 def test_no_windows_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no training windows"):
-        _training([], tmp_path)
+        Trained([], tmp_path)
 
 
 def test_the_order_depends_on_seed_and_place_alone(files: list[Path], tmp_path: Path) -> None:
-    store = WindowStore.build(files, ["compact", "enriched"], tmp_path / "tokens.bin")
+    store = WindowStore.build(files, ["compact", "enriched"], tmp_path / "tokens")
+    store = replace(store, clients=np.arange(len(store.kinds)))  # so that packs tell their windows
     reader = Reader(store, {"compact": 1.0, "enriched": 0.5}, 256, 2, 3, Ranks())
     steps = [step for step, _ in zip(reader.steps(Place()), range(60), strict=False)]
     again = [step for step, _ in zip(reader.steps(steps[29].after), range(30), strict=False)]
     for left, right in zip(steps[30:], again, strict=True):
-        assert left.after == right.after and left.tokens == right.tokens
-        assert all(np.array_equal(a.owners, b.owners) for a, b in zip(left.packs, right.packs, strict=True))
+        assert (left.after, left.size, left.weight) == (right.after, right.size, right.weight)
+        assert all(np.array_equal(a.input_ids, b.input_ids) for a, b in zip(left.batches, right.batches, strict=True))
     epochs = [
-        np.concatenate([pack.owners for step in steps if step.after.epoch == epoch for pack in step.packs])
+        np.concatenate([batch.owners for step in steps if step.after.epoch == epoch for batch in step.batches])
         for epoch in (0, 1)
     ]
     assert not np.array_equal(epochs[0], epochs[1])
@@ -278,7 +304,7 @@ def test_the_contrastive_term_draws_windows_of_a_client_together(tmp_path: Path)
     rows = [[1, *random.choice([*favourites[n // 4], *range(4, 12)], 15)] for n in range(96)]
     table = pa.table({"kind": ["compact"] * 96, "client": [n // 4 for n in range(96)], "input_ids": rows})
     pq.write_table(table, tmp_path / "part.parquet")
-    store = WindowStore.build([tmp_path / "part.parquet"], ["compact"], tmp_path / "tokens.bin")
+    store = WindowStore.build([tmp_path / "part.parquet"], ["compact"], tmp_path / "tokens")
     reader = Reader(store, {"compact": 1.0}, 256, 1, 0, Ranks(), in_pairs=True)
 
     def distance(weight: float) -> float:
@@ -286,7 +312,8 @@ def test_the_contrastive_term_draws_windows_of_a_client_together(tmp_path: Path)
         model = _model()
         model.contrast = weight
         folder = tmp_path / f"run-{weight}"
-        Training(PlainEngine(model, conf), reader, {}, conf, folder).run()
+        checkpoints = Checkpoints(folder / "checkpoints", Ranks())
+        Training(_engine(model, conf), Causal(reader, {}, conf), checkpoints, pace(conf)).run()
         assert read_metrics(folder / "metrics.jsonl")[-1]["loss"] < np.log(VOCABULARY)
         pack = store.pack(np.arange(96))
         inputs, *_ = loss_inputs(pack)
@@ -329,6 +356,22 @@ def test_only_the_tokens_told_compete() -> None:
     expected.backward()
     for name, weight in whole.model.named_parameters():
         torch.testing.assert_close(found[name], weight.grad)
+
+
+def test_a_large_vocabulary_is_multiplied_in_rows_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of logits hold 2^20 numbers, but no fewer than 128 rows, whatever the vocabulary."""
+    rows: list[int] = []
+    linear = torch.nn.functional.linear
+
+    def counted(states: Tensor, weight: Tensor) -> Tensor:
+        rows.append(len(states))
+        return linear(states, weight)
+
+    monkeypatch.setattr("ledgerlm.backbone.loss.functional.linear", counted)
+    states, weight = torch.randn(300, 2), torch.randn(49_152, 2)
+    places, targets = torch.arange(300), torch.arange(300)
+    _SummedLoss.apply(states, weight, places, targets)  # type: ignore[no-untyped-call]
+    assert rows == [128, 128, 44]
 
 
 def test_a_head_that_does_more_than_multiply_is_refused() -> None:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ledgerlm.backbone.cpu import bound_kernel_caches, faster_precision, keep_freed_memory
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.loss import CausalLoss
 from ledgerlm.backbone.model import CARD, load_backbone, read_card, run_pack
@@ -24,6 +23,7 @@ from ledgerlm.backbone.surprise import SurpriseSums, token_surprise
 from ledgerlm.backbone.tokens import PackTokens, TokenBuffer
 from ledgerlm.errors import ArtefactError
 from ledgerlm.text.tokenizer import load_tokenizer, window_start
+from ledgerlm.training.cpu import bound_kernel_caches, faster_precision, keep_freed_memory
 
 NOTHING_TO_POOL = "nothing_to_pool"
 NOT_FINITE = "not_finite"
@@ -220,7 +220,7 @@ def resolve_definition(
     return definition.resolve(
         layer_count=config.num_hidden_layers,
         context=min(limit for limit in limits if limit),
-        dtype=faster_precision(device) if definition.dtype == "auto" else definition.dtype,
+        dtype=faster_precision(device)[0] if definition.dtype == "auto" else definition.dtype,
         text_format=text_format,
         fields=fields,
     )

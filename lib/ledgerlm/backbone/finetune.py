@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +11,9 @@ import pyarrow as pa
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from ledgerlm.backbone.metrics import read_metrics
-from ledgerlm.backbone.settings import RayTrainConf, WorkerConf
-from ledgerlm.engines.ray import run_workers
-from ledgerlm.errors import EngineError
+from ledgerlm.backbone.settings import BackboneRankConf
+from ledgerlm.training.launch import train
+from ledgerlm.training.settings import WorkersConf
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -35,7 +31,6 @@ _ARROW = pa.schema(
 )
 ENRICHED = "enriched"
 _TOKENISED_AT_ONCE = 64  # documents
-_POLL_SECONDS = 0.5
 
 
 def training_texts(
@@ -102,6 +97,25 @@ def sample_texts(texts: DataFrame, *, documents: int, characters: int, seed: int
             return
 
 
+def in_order(rows: DataFrame, files: int, *keys: str) -> DataFrame:
+    """Spreads rows over files by client, those of each file in the order of their keys: what a rank reads, and in which
+    order, depends on what the rows are and on nothing that a shuffle does.
+
+    Args:
+        rows: with `client_id`.
+        files: how many.
+        keys: columns after `client_id` that tell rows apart.
+    """
+    return rows.repartition(files, "client_id").sortWithinPartitions("client_id", *keys)
+
+
+def staged_by_split(windows: DataFrame, folder: str) -> None:
+    """Writes windows as Parquet below `split=train` and `split=heldout`, in the order in which they come."""
+    numbered = windows.withColumn("_place", F.monotonically_increasing_id())
+    in_their_order = numbered.sortWithinPartitions("split", "_place").drop("_place")
+    in_their_order.write.mode("overwrite").partitionBy("split").parquet(folder)
+
+
 def cut_windows(texts: DataFrame, tokenizer: Path, *, context: int) -> DataFrame:
     """Tokenises texts and cuts them into windows, on the executors.
 
@@ -162,86 +176,11 @@ def _window_batch(batch: pa.RecordBatch, backend: Any, start_id: int, context: i
 
 
 def finetune(
-    worker: WorkerConf, settings: RayTrainConf, *, on_progress: Callable[[Mapping[str, float]], None]
+    conf: BackboneRankConf, workers: WorkersConf, *, on_progress: Callable[[Mapping[str, float]], None]
 ) -> dict[str, Any]:
-    """Trains by Ray Train and DeepSpeed; Ray must have been started. A run that was killed goes on where it was.
-
-    Args:
-        worker: what each rank is told; its folder must be reached by driver and ranks.
-        settings: processes.
-        on_progress: given each new line of the metrics (`step`, `tokens`, `share`, `loss` ...), from another thread.
+    """Trains by Ray Train and DeepSpeed; see `ledgerlm.training.launch.train`.
 
     Returns:
         What the ranks found: precision, steps, tokens, seconds, held-out losses.
-
-    Raises:
-        EngineError: training ended without a model.
     """
-    with _followed(worker.folder / "metrics.jsonl", on_progress):
-        run_workers(
-            _ray_rank,
-            {"worker": worker.model_dump(mode="json")},
-            worker.folder,
-            ranks=settings.ranks,
-            threads=settings.threads,
-            gpu=settings.gpu,
-            retries=settings.retries,
-            environment=_environment(settings),
-        )
-    if not worker.result.exists():
-        raise EngineError(f"Ray Train ended without {worker.result}; look at Ray's worker logs")
-    found: dict[str, Any] = json.loads((worker.folder / "training.json").read_text())
-    return found
-
-
-def _ray_rank(config: dict[str, Any]) -> None:
-    """Training function of one Ray Train worker."""
-    import ray.train
-    from ray.train import Checkpoint, CheckpointUploadMode
-
-    from ledgerlm.backbone.worker import train_rank
-
-    def report(metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        ray.train.report(
-            dict(metrics),
-            checkpoint=None if checkpoint is None else Checkpoint(str(checkpoint)),
-            # It lies where all ranks can reach it, written aside and renamed; a copy could be half done.
-            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
-        )
-
-    train_rank(WorkerConf.model_validate(config["worker"]), report)
-
-
-def _environment(settings: RayTrainConf) -> dict[str, str]:
-    """Of the ranks' processes: no talk."""
-    quiet = {
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "DEEPSPEED_LOG_LEVEL": "error",
-    }
-    return quiet if settings.gpu else {**quiet, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-
-
-@contextmanager
-def _followed(log: Path, on_progress: Callable[[Mapping[str, float]], None]) -> Iterator[None]:
-    """Hands each line that rank 0 adds to the metrics to `on_progress` while the block runs."""
-    done = threading.Event()
-
-    def follow() -> None:
-        seen = 0
-        while True:
-            last = done.wait(_POLL_SECONDS)
-            lines = read_metrics(log)
-            for line in lines[seen:]:
-                on_progress(line)
-            seen = len(lines)
-            if last:
-                return
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return train("ledgerlm.backbone.worker:train_rank", conf, workers, on_progress=on_progress)

@@ -18,6 +18,7 @@ from ledgerlm.errors import ConfigError
 
 # Logits held at once: 4 MiB of fp32 stay in a CPU core's caches; a GPU wants larger products.
 _CPU_LOGITS, _GPU_LOGITS = 1 << 20, 1 << 27
+_FEWEST_ROWS = 128  # of a product: with fewer, a large vocabulary's weights are read more often than they are used
 _SMALLEST = 1e-37  # below it the logarithm of an fp32 probability would be infinite
 # Heads that do more than multiply by the output weights.
 _OWN_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
@@ -168,7 +169,7 @@ class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, places: Tensor, targets: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float32, device=states.device)
-        rows = max(1, (_CPU_LOGITS if states.device.type == "cpu" else _GPU_LOGITS) // weight.shape[0])
+        rows = max(_FEWEST_ROWS, (_CPU_LOGITS if states.device.type == "cpu" else _GPU_LOGITS) // weight.shape[0])
         for_states, for_weight = ctx.needs_input_grad[:2]
         state_grad = torch.zeros_like(states) if for_states else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,23 @@ from ledgerlm.backbone.packs import Pack
 from ledgerlm.backbone.settings import BackboneCard, LlamaShape
 from ledgerlm.config import parse
 from ledgerlm.errors import ArtefactError
+from ledgerlm.training.artefacts import content_hash, keep_copy
 
 CARD = "backbone.json"
-_HASHED = ("config.json", "tokenizer.json")
+# All files that transformers reads of a model and its tokenizer; a card, a README or an adapter beside them is not.
+_READ = (
+    "config.json",
+    "generation_config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+)
 
 
 def new_llama(shape: LlamaShape, tokenizer: PreTrainedTokenizerFast, *, context: int, seed: int) -> PreTrainedModel:
@@ -94,19 +108,32 @@ def parameter_count(model: PreTrainedModel) -> int:
 
 
 def backbone_id(folder: Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 over weights, tokenizer and configuration.
+    """First 16 hexadecimal digits of the SHA-256 over all files that are read: weights, configuration, tokenizer.
 
     Raises:
         ArtefactError: when the folder has no weights in safetensors.
     """
-    weights = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not weights:
+    if not any(folder.glob("*.safetensors")):
         raise ArtefactError(f"{folder}: no *.safetensors; a backbone is stored in safetensors only")
-    total = hashlib.sha256()
-    for name in (*_HASHED, *weights):
-        with (folder / name).open("rb") as file:
-            total.update(f"{name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()[:16]
+    return content_hash(folder, {path for pattern in _READ for path in folder.glob(pattern)})
+
+
+def keep_backbone(trained: Path, home: Path, card: BackboneCard) -> tuple[Path, BackboneCard]:
+    """Writes the card of a trained backbone and copies it below `home`, under its id.
+
+    Args:
+        trained: Hugging Face folder.
+        home: the artefacts' `backbones` folder.
+        card: whose id is filled in.
+
+    Returns:
+        Its folder, and the card.
+    """
+    complete = card.model_copy(update={"backbone_id": backbone_id(trained)})
+    write_card(trained, complete)
+    # Another training may end with the same weights; the newest card stands.
+    shutil.rmtree(home / complete.backbone_id, ignore_errors=True)
+    return home / keep_copy(trained, home, complete.backbone_id), complete
 
 
 def write_card(folder: Path, card: BackboneCard) -> None:

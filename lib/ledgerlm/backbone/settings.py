@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,32 @@ from pydantic import Field, model_validator
 
 from ledgerlm.backbone.lora import LoraConf
 from ledgerlm.config import Conf, find_file, load_yaml
+from ledgerlm.training.settings import RankConf, cosine
+
+CONTEXT = 768  # tokens of a window of a model from scratch
+_BASE_CONTEXT = 2048  # of a pretrained one, if it knows as many
+_BASE_RATE, _ADAPTER_RATE = 2e-5, 2e-4
+
+
+def base_rate(*, adapters: bool) -> float:
+    """Learning rate for a model that has learnt already; that of training from scratch would make it forget.
+
+    Args:
+        adapters: whether adapters beside its frozen weights are trained, which start at nothing.
+    """
+    return _ADAPTER_RATE if adapters else _BASE_RATE
+
+
+def base_context(folder: Path) -> int:
+    """Tokens of a window for a model that has learnt already.
+
+    Args:
+        folder: in Hugging Face format; where finetune made it, its card says with which context.
+    """
+    card, config = folder / "backbone.json", json.loads((folder / "config.json").read_text())
+    if card.is_file():
+        return int(json.loads(card.read_text())["context"])
+    return min(_BASE_CONTEXT, int(config.get("max_position_embeddings", _BASE_CONTEXT)))
 
 
 def backbone_settings(name: str, published: str | None) -> dict[str, Any]:
@@ -88,7 +114,9 @@ class TrainingConf(Conf):
         description="evaluations without a lower held-out loss after which training ends; the weights of the lowest "
         "are the result; left out, training goes to the end and its last weights are",
     )
-    held_out_tokens: int = Field(50_000, ge=0, description="most held-out tokens read at a time, over all ranks")
+    held_out_tokens: int = Field(
+        50_000, ge=0, description="most held-out tokens read at a time, over all ranks; 64 windows are read in any case"
+    )
     checkpoint_minutes: float = Field(2.0, gt=0, description="minutes between checkpoints")
 
     def packing(self, ranks: int) -> tuple[int, int]:
@@ -97,33 +125,20 @@ class TrainingConf(Conf):
         packs = -(-share // self.pack_tokens)
         return -(-share // packs), packs
 
-    def rate(self, progress: float) -> float:
+    def rate(self, share: float) -> float:
         """Learning rate when this share of the training is done: linear warm-up, then cosine."""
-        if progress < self.warm_up:
-            return self.learning_rate * progress / self.warm_up
-        left = (1 + math.cos(math.pi * min(1.0, (progress - self.warm_up) / (1 - self.warm_up)))) / 2
-        return self.learning_rate * (self.final_rate + (1 - self.final_rate) * left)
+        return self.learning_rate * cosine(share, warm_up=self.warm_up, final=self.final_rate)
 
 
-class RayTrainConf(Conf):
-    """Processes of a finetune."""
-
-    ranks: int = Field(2, ge=1, description="processes that train together")
-    threads: int = Field(1, ge=1, description="cores of each rank; ranks times threads must fit the cluster")
-    gpu: bool = Field(False, description="one GPU for each rank")
-    retries: int = Field(2, ge=0, description="restarts from the newest checkpoint after a worker was lost")
-
-
-class WorkerConf(Conf):
-    """What each rank is told."""
+class BackboneRankConf(RankConf):
+    """What each rank of a finetune is told."""
 
     windows: Path = Field(description="folder of the staged windows: `split=train/`, `split=heldout/`")
     tokenizer: Path = Field(description="folder of the tokenizer")
-    folder: Path = Field(description="folder for checkpoints, metrics and the result; shared by all ranks")
     base: Path | None = Field(None, description="model to fine-tune; none: a Llama from scratch")
     shape: LlamaShape = Field(LlamaShape(), description="shape of the Llama from scratch")
     lora: LoraConf | None = Field(None, description="train adapters beside the frozen weights of `base`")
-    context: int = Field(768, ge=16, description="tokens of a window with its BOS")
+    context: int = Field(CONTEXT, ge=16, description="tokens of a window with its BOS")
     passes: dict[str, float] = Field(description="for each kind of text how often it is read in an epoch")
     among: tuple[int, ...] = Field(
         (), description="tokens that compete in the loss, every target among them; none: all"
@@ -131,23 +146,15 @@ class WorkerConf(Conf):
     training: TrainingConf = Field(TrainingConf(), description="the training loop")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed settings")
     recompute: bool = Field(False, description="recompute activations in the backward pass to save memory")
-    seed: int = Field(0, description="of weights and order")
-    threads: int = Field(1, ge=1, description="torch threads of a rank on CPUs")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where the model is")
-
-    @property
-    def result(self) -> Path:
-        """Folder of the trained model; there when training has finished."""
-        return self.folder / "result"
 
 
 class BackboneCard(Conf):
     """What `backbone.json` says about a backbone.
 
-    The id is a hash of the weights, the tokenizer and the model's configuration: the same id, the same vectors.
+    The id is a hash of all files that are read to open it: the same id, the same vectors.
     """
 
-    backbone_id: str = Field(description="first 16 hexadecimal digits of the SHA-256 over the folder's files")
+    backbone_id: str = Field("", description="first 16 hexadecimal digits of the SHA-256 over the files that are read")
     model_type: str = Field(description="architecture, as transformers names it")
     parameters: int = Field(description="weights, shared ones counted once")
     vocabulary: int = Field(description="tokens that the tokenizer knows")

@@ -110,8 +110,7 @@ def run_workers(
     Args:
         work: what each worker does.
         config: given to it; JSON values.
-        folder: working folder of the training, on storage that every worker reaches. Ray calls it the experiment;
-            checkpoints that it is told of must lie in it.
+        folder: working folder of the training, on storage that every worker reaches. Ray calls it the experiment.
         ranks: processes.
         threads: cores of each.
         gpu: whether each has a GPU.
@@ -121,7 +120,7 @@ def run_workers(
     Raises:
         LedgerError: the worker's own error, or EngineError for any other failure.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -137,7 +136,6 @@ def run_workers(
         run_config=RunConfig(
             name=folder.name,
             storage_path=str(folder.absolute().parent),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
             failure_config=FailureConfig(max_failures=retries),
             worker_runtime_env={"env_vars": variables},
         ),

@@ -17,6 +17,7 @@ from ledgerlm.heads.boosting import Boosted, raw_outputs
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Block, Source
+from ledgerlm.training.artefacts import aside, check, keep
 
 HeadKind = Literal["lightgbm", "logistic_regression", "random_forest", "gbt"]
 CARD = "head.json"
@@ -61,15 +62,13 @@ def save_head(folder: Path, card: HeadCard, model: Boosted | Path) -> str:
     Returns:
         head_id, the first 16 hexadecimal digits of the SHA-256 of the head's files.
     """
-    draft = folder / f".draft-{card.task.name}-{card.representation}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    draft = aside(folder / f"{card.task.name}-{card.representation}")
     (draft / CARD).write_text(_json(card.model_dump(mode="json")), encoding="utf-8")
     if isinstance(model, Boosted):
         (draft / TREES).write_text(model.text, encoding="utf-8")
     else:
         shutil.copytree(model, draft / MLLIB)
-    return settle(draft)
+    return keep(draft, folder)
 
 
 def load_card(folder: Path, head_id: str) -> HeadCard:
@@ -79,11 +78,7 @@ def load_card(folder: Path, head_id: str) -> HeadCard:
         ArtefactError: when the head is missing, changed, or its card does not fit itself.
     """
     home = folder / head_id
-    if not (home / CARD).exists():
-        raise ArtefactError(f"no head {head_id} in {folder}; run the fit stage")
-    found = content_hash(home)
-    if found != head_id:
-        raise ArtefactError(f"{home}: its files hash to {found}; they were changed after training, so fit it again")
+    check(home, made_by="fit")
     content: Mapping[str, Any] = json.loads((home / CARD).read_text(encoding="utf-8"))
     card = parse(HeadCard, content, source=str(home / CARD))
     if hash_names(card.names) != card.features_hash:
@@ -102,31 +97,6 @@ def load_trees(folder: Path, head_id: str) -> tuple[HeadCard, Boosted]:
         raise ArtefactError(f"head {head_id} is of kind {card.kind}; LightGBM was expected")
     text = (folder / head_id / TREES).read_text(encoding="utf-8")
     return card, Boosted.from_text(text, card.scale, raw_outputs(card.task))
-
-
-def settle(draft: Path) -> str:
-    """Gives a finished draft the name that its files hash to, beside it; the same head made again changes nothing.
-
-    Returns:
-        The head_id, see `content_hash`.
-    """
-    head_id = content_hash(draft)
-    home = draft.parent / head_id
-    if home.exists():
-        shutil.rmtree(draft)
-    else:
-        draft.rename(home)
-    return head_id
-
-
-def content_hash(home: Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 over the names and bytes of all files below `home`."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in home.rglob("*") if path.is_file()):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(home).as_posix()} {len(content)}\n".encode())
-        digest.update(content)
-    return digest.hexdigest()[:16]
 
 
 def _json(content: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ledgerlm.errors import ArtefactError
 from ledgerlm.instruct.head import ADAPTER
+from ledgerlm.training.artefacts import open_to_all
 
 
 def blend_models(base: Path, tuned: Path, share: float, folder: Path) -> Path:
@@ -40,6 +41,7 @@ def blend_models(base: Path, tuned: Path, share: float, folder: Path) -> Path:
                 raise ArtefactError(f"{tuned}: its weight {name} is none of {base}'s; they are not of one kind")
             blended[name] = theirs[name].float().lerp(own.float(), share).to(own.dtype)
         save_file(blended, file, metadata={"format": "pt"})
+    open_to_all(folder)
     return folder
 
 

@@ -14,10 +14,10 @@ from pydantic import Field
 from ledgerlm.config import Conf, parse
 from ledgerlm.errors import ArtefactError
 from ledgerlm.heads.calibration import Calibrator
-from ledgerlm.heads.head import content_hash, settle
 from ledgerlm.heads.tasks import Floats, Task
 from ledgerlm.instruct.prompts import PromptConf, compose
 from ledgerlm.instruct.tokens import PromptTokens, prompt_tokens
+from ledgerlm.training.artefacts import aside, check, keep
 
 if TYPE_CHECKING:
     from ledgerlm.instruct.scorer import Scorer
@@ -58,16 +58,14 @@ def save_instructed(folder: Path, card: InstructCard, *, adapter: Path | None, m
     Returns:
         head_id.
     """
-    draft = folder / f".draft-{card.task.name}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    draft = aside(folder / card.task.name)
     content = json.dumps(card.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
     (draft / CARD).write_text(content + "\n", encoding="utf-8")
     if adapter is not None:
         shutil.copytree(adapter, draft / ADAPTER)
     if model is not None:
         shutil.copytree(model, draft / MODEL, ignore=shutil.ignore_patterns(ADAPTER))
-    return settle(draft)
+    return keep(draft, folder)
 
 
 def load_instructed(folder: Path, head_id: str) -> InstructCard:
@@ -79,10 +77,7 @@ def load_instructed(folder: Path, head_id: str) -> InstructCard:
     from ledgerlm.backbone.model import backbone_id
 
     home = folder / head_id
-    if not (home / CARD).exists():
-        raise ArtefactError(f"no head {head_id} in {folder}; run the instruct stage")
-    if (found := content_hash(home)) != head_id:
-        raise ArtefactError(f"{home}: its files hash to {found}; they were changed, so run the instruct stage again")
+    check(home, made_by="instruct")
     content: Mapping[str, Any] = json.loads((home / CARD).read_text(encoding="utf-8"))
     card = parse(InstructCard, content, source=str(home / CARD))
     if (found := backbone_id(model_folder(home, card))) != card.base_id:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.instruct.tokens import PromptTokens, encode_bodies, plain_tokenizer
@@ -20,12 +21,19 @@ WINDOWS = T.StructType(
     [
         T.StructField("kind", T.StringType(), False),
         T.StructField("split", T.StringType(), False),
+        T.StructField("client", T.LongType(), False),
         T.StructField("input_ids", T.ArrayType(T.IntegerType(), False), False),
         T.StructField("targets", T.IntegerType(), False),
     ]
 )
 _ARROW = pa.schema(
-    [("kind", pa.string()), ("split", pa.string()), ("input_ids", pa.list_(pa.int32())), ("targets", pa.int32())]
+    [
+        ("kind", pa.string()),
+        ("split", pa.string()),
+        ("client", pa.int64()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("targets", pa.int32()),
+    ]
 )
 
 
@@ -33,14 +41,16 @@ def cut_examples(examples: DataFrame, tokens: PromptTokens) -> DataFrame:
     """Tokenises examples on the executors.
 
     Args:
-        examples: `split` (`train` or `heldout`), `body` and `answer` (place of the class, int).
+        examples: `client_id`, `split` (`train` or `heldout`), `body` and `answer` (place of the class, int).
         tokens: the prompt but for its body.
 
     Returns:
-        `WINDOWS`: one row an example; `targets` is the number of its last tokens that are learnt.
+        `WINDOWS`: one row an example; `targets` is the number of its last tokens that are learnt,
+        `client` a hash of the client_id.
     """
     work = partial(example_batches, tokens=tokens)
-    return examples.select("split", "body", "answer").mapInArrow(work, WINDOWS)
+    rows = examples.select("split", F.xxhash64("client_id").alias("client"), "body", "answer")
+    return rows.mapInArrow(work, WINDOWS)
 
 
 def example_batches(batches: Iterator[pa.RecordBatch], *, tokens: PromptTokens) -> Iterator[pa.RecordBatch]:
@@ -55,6 +65,7 @@ def example_batches(batches: Iterator[pa.RecordBatch], *, tokens: PromptTokens) 
         columns = [
             pa.array([KIND] * len(rows), pa.string()),
             batch.column("split"),
+            batch.column("client"),
             pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)),
             pa.array([len(answer) for answer in answers], pa.int32()),
         ]

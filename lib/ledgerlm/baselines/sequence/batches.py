@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ledgerlm.baselines.sequence.settings import Fields, SlicesConf
-
-_READ_ROWS = 256
-Number = TypeVar("Number", np.int32, np.float32)
+from ledgerlm.training.store import Lists, flatten
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +57,22 @@ class Histories:
             shape: fields of an event.
             folder: takes the two flat files; those of an earlier attempt are replaced.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        lengths = [np.zeros(0, np.int64)]
-        with (folder / "codes.bin").open("wb") as codes, (folder / "numbers.bin").open("wb") as numbers:
-            for file in files:
-                for rows in pq.ParquetFile(file).iter_batches(_READ_ROWS, columns=["codes", "numbers"]):
-                    part = cls.from_arrow(rows, shape)
-                    lengths.append(part.lengths)
-                    part.codes.tofile(codes)
-                    part.numbers.tofile(numbers)
-        starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths))))
-        return cls(
-            _mapped(folder / "codes.bin", np.dtype(np.int32), (int(starts[-1]), len(shape.codes))),
-            _mapped(folder / "numbers.bin", np.dtype(np.float32), (int(starts[-1]), len(shape.numbers))),
-            starts,
-        )
+        kinds = {"codes": np.int32, "numbers": np.float32}
+        lists, _ = flatten(files, kinds, (), folder)
+        return cls.from_lists(lists, shape)
+
+    @classmethod
+    def from_lists(cls, lists: Mapping[str, Lists], shape: Fields) -> Histories:
+        """Takes the columns `codes` and `numbers` as `flatten` left them."""
+        starts = lists["numbers"].starts // len(shape.numbers)
+        codes = lists["codes"].values.reshape(int(starts[-1]), len(shape.codes))
+        numbers = lists["numbers"].values.reshape(int(starts[-1]), len(shape.numbers))
+        return cls(codes.astype(np.int32, copy=False), numbers.astype(np.float32, copy=False), starts)
 
 
 def _column(rows: pa.RecordBatch | pa.Table, name: str) -> pa.ListArray:
     column = rows.column(name)
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-
-
-def _mapped(file: Path, kind: np.dtype[Number], shape: tuple[int, int]) -> NDArray[Number]:
-    return np.memmap(file, kind, "r", shape=shape) if min(shape) else np.zeros(shape, kind)
 
 
 @dataclass(frozen=True, slots=True)

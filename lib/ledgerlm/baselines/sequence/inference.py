@@ -55,13 +55,12 @@ def encode_histories(encoder: Encoder, histories: Histories, *, events_at_once: 
     return vectors
 
 
-def encode(rows: DataFrame, folder: Path, encoder_id: str, card: EncoderCard) -> DataFrame:
+def encode(rows: DataFrame, folder: Path, card: EncoderCard) -> DataFrame:
     """Encodes histories on Spark.
 
     Args:
         rows: from `histories.assemble`.
-        folder: the encoder's, at the same path on every machine.
-        encoder_id: id that its files must have.
+        folder: the encoder's, at the same path on every machine; its name is the encoder's id.
         card: its card.
 
     Returns:
@@ -71,12 +70,12 @@ def encode(rows: DataFrame, folder: Path, encoder_id: str, card: EncoderCard) ->
     task_cpus = int(rows.sparkSession.conf.get("spark.task.cpus", "1") or "1")
     slim = rows.select(*_CARRIED, "codes", "numbers")
     carried = ", ".join(f"{name} {slim.schema[name].dataType.simpleString()}" for name in _CARRIED)
-    work = partial(_encode_partition, folder=str(folder), encoder_id=encoder_id, threads=task_cpus)
+    work = partial(_encode_partition, folder=str(folder), threads=task_cpus)
     found = slim.mapInArrow(work, schema=f"{carried}, vector array<float>, input_hash string")
     places = len(card.fields.codes) + len(card.fields.numbers)
     return found.select(
         *_CARRIED,
-        F.lit(encoder_id).alias("backbone_id"),
+        F.lit(folder.name).alias("backbone_id"),
         F.lit(card.definition_id).alias("definition_id"),
         F.create_map(F.lit(card.objective.method), "vector").alias("parts"),
         (F.col("event_count_used") * F.lit(places)).alias("token_count"),
@@ -85,11 +84,9 @@ def encode(rows: DataFrame, folder: Path, encoder_id: str, card: EncoderCard) ->
     )
 
 
-def _encode_partition(
-    batches: Iterator[pa.RecordBatch], *, folder: str, encoder_id: str, threads: int
-) -> Iterator[pa.RecordBatch]:
+def _encode_partition(batches: Iterator[pa.RecordBatch], *, folder: str, threads: int) -> Iterator[pa.RecordBatch]:
     """Runs in a Python worker; the encoder stays open for the worker's next tasks."""
-    encoder = _opened(folder, encoder_id, threads)
+    encoder = _opened(folder, threads)
     from ledgerlm.baselines.sequence.batches import Histories
 
     for batch in batches:
@@ -115,7 +112,7 @@ def _hashes(histories: Histories) -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def _opened(folder: str, encoder_id: str, threads: int) -> Encoder:
+def _opened(folder: str, threads: int) -> Encoder:
     # Before torch starts its threads: those that spin while they wait slow down every other worker of the machine.
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -124,4 +121,4 @@ def _opened(folder: str, encoder_id: str, threads: int) -> Encoder:
     from ledgerlm.baselines.sequence.store import load_encoder
 
     torch.set_num_threads(threads)
-    return load_encoder(Path(folder), encoder_id)
+    return load_encoder(Path(folder))

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ledgerlm.config import Conf
+from ledgerlm.training.settings import RankConf
 
 Method = Literal["coles", "cpc", "rtd", "nsp", "nppr", "iftpp", "iftpp_t", "detpp"]
 # Row 0 of every embedding table is padding, row 1 any code that no training client had.
@@ -144,7 +145,7 @@ class TrainingConf(Conf):
     """How an encoder is trained."""
 
     epochs: int = Field(12, ge=1, description="passes over the training clients")
-    batch: int = Field(32, ge=2, description="clients of a step, over all workers")
+    batch: int = Field(32, ge=2, description="clients of a step, over all ranks")
     learning_rate: float = Field(0.002, gt=0, description="of Adam")
     weight_decay: float = Field(0.0, ge=0, description="of Adam (above zero: AdamW)")
     step_epochs: int = Field(10, ge=1, description="epochs after which the learning rate is multiplied by step_factor")
@@ -157,28 +158,14 @@ class TrainingConf(Conf):
     min_events: int = Field(25, ge=2, description="shortest history that is trained on")
 
 
-class WorkersConf(Conf):
-    """Processes of Ray Train."""
-
-    count: int = Field(1, ge=1, description="workers")
-    threads: int = Field(2, ge=1, description="cores and torch threads of a worker")
-    gpu: bool = Field(False, description="a GPU for each worker")
-    retries: int = Field(1, ge=0, description="times that a failed training goes on from its last epoch")
-
-
-class RankConf(Conf):
-    """What one training process is told; all paths are reached by every process."""
+class EncoderRankConf(RankConf):
+    """What each rank of an encoder's training is told."""
 
     histories: Path = Field(description="folder of Parquet files with the training histories")
-    folder: Path = Field(description="working folder: checkpoints and flat arrays")
-    result: Path = Field(description="folder of the trained encoder")
     fields: Fields
     encoder: EncoderConf
     objective: ObjectiveConf
     training: TrainingConf
-    seed: int
-    threads: int = 1
-    device: Literal["cpu", "cuda"] = "cpu"
 
 
 class EncoderCard(Conf):

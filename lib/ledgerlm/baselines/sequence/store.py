@@ -1,15 +1,12 @@
-"""Encoders on disk: safetensors, and a JSON card with vocabularies and settings; building losses and encoders."""
+"""Encoders on disk: safetensors and a JSON card with vocabularies and settings; building losses and encoders."""
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ledgerlm.baselines.sequence.coles import Coles
 from ledgerlm.baselines.sequence.cpc import Cpc
@@ -21,7 +18,7 @@ from ledgerlm.baselines.sequence.nsp import Nsp
 from ledgerlm.baselines.sequence.objective import Objective
 from ledgerlm.baselines.sequence.rtd import Rtd
 from ledgerlm.baselines.sequence.settings import EncoderCard, Method, ObjectiveConf
-from ledgerlm.errors import ArtefactError
+from ledgerlm.training.artefacts import check, read_card, save_network
 
 _KINDS: dict[Method, Callable[[Encoder, Any], Objective]] = {
     "coles": Coles,
@@ -41,58 +38,28 @@ def new_objective(encoder: Encoder, conf: ObjectiveConf) -> Objective:
     return _KINDS[conf.method](encoder, conf)
 
 
-def encoder_id(folder: Path) -> str:
-    """First 16 hexadecimal digits of the SHA-256 over weights and card.
-
-    Raises:
-        ArtefactError: when one of them is missing.
-    """
-    total = hashlib.sha256()
-    for name in (CARD, WEIGHTS):
-        if not (folder / name).exists():
-            raise ArtefactError(f"{folder}: no {name}; run the encode stage again")
-        total.update(f"{name}:{hashlib.sha256((folder / name).read_bytes()).hexdigest()}\n".encode())
-    return total.hexdigest()[:16]
-
-
 def save_encoder(folder: Path, encoder: Encoder, card: EncoderCard) -> None:
-    """Writes weights and card aside, then renames: a reader never sees half of an encoder."""
-    aside = folder.with_name(folder.name + ".aside")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}, aside / WEIGHTS
-    )
-    (aside / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    """Writes weights and card; a reader never sees half of an encoder."""
+    save_network(folder, encoder, card, weights=WEIGHTS, described=CARD)
 
 
-def read_card(folder: Path) -> EncoderCard:
-    """Reads the card of an encoder.
+def read_encoder_card(folder: Path) -> EncoderCard:
+    """The card of an encoder.
 
     Raises:
         ArtefactError: when there is none or it cannot be read.
     """
-    try:
-        return EncoderCard.model_validate_json((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise ArtefactError(f"{folder}/{CARD}: {error}; run the encode stage again") from error
+    return read_card(EncoderCard, folder / CARD, made_by="encode")
 
 
-def load_encoder(folder: Path, expected: str | None = None) -> Encoder:
-    """Opens an encoder for reading histories.
-
-    Args:
-        folder: from `save_encoder`.
-        expected: id that the files must have.
+def load_encoder(folder: Path) -> Encoder:
+    """Opens an encoder for reading histories; its folder bears its id.
 
     Raises:
-        ArtefactError: when files are missing or others than expected.
+        ArtefactError: when files are missing or were changed.
     """
-    if expected is not None and (found := encoder_id(folder)) != expected:
-        raise ArtefactError(f"{folder}: the files hash to {found}, not {expected}; copy the encoder to every machine")
-    card = read_card(folder)
+    check(folder, made_by="encode")
+    card = read_encoder_card(folder)
     encoder = Encoder(card.fields, card.encoder)
     encoder.load_state_dict(load_file(folder / WEIGHTS))
     return encoder.eval()

@@ -8,10 +8,7 @@ tokens h are the logits of each next token, which needs one tokenizer for both.
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -23,18 +20,21 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ledgerlm.backbone.attention import model_inputs
-from ledgerlm.backbone.cpu import keep_freed_memory
 from ledgerlm.backbone.loss import loss_inputs
 from ledgerlm.backbone.model import load_backbone, new_llama
-from ledgerlm.backbone.packs import Pack, pack
-from ledgerlm.backbone.ranks import Ranks
+from ledgerlm.backbone.packs import Ids, Pack, pack
 from ledgerlm.errors import DataError
 from ledgerlm.heads.alimn.losses import divergence
 from ledgerlm.heads.alimn.settings import DistilRankConf, DistilTrainingConf
-from ledgerlm.heads.alimn.training import Report, deepspeed_engine, quiet
+from ledgerlm.heads.alimn.training import refuse_sharded
 from ledgerlm.text.tokenizer import load_tokenizer, window_start
-
-FACTS = "distil.json"
+from ledgerlm.training.artefacts import aside, finish
+from ledgerlm.training.checkpoints import Checkpoints
+from ledgerlm.training.engine import DeepSpeedEngine, Engine
+from ledgerlm.training.launch import finished, started
+from ledgerlm.training.loop import EpochTask, Outcome, Pace, Progress, Report, Training, in_batches
+from ledgerlm.training.ranks import Ranks
+from ledgerlm.training.settings import cosine
 
 
 class Distillation(nn.Module):
@@ -82,42 +82,69 @@ def sentence_states(tokens: Tensor, some: Pack) -> Tensor:
     return sums / (lengths - 1).clamp(min=1)[:, None]
 
 
+class Distilling(EpochTask):
+    """Different sentences and what the teacher made of them; the engine's module is a `Distillation`."""
+
+    def __init__(
+        self, conf: DistilRankConf, windows: Sequence[Ids], states: NDArray[np.float32], ranks: Ranks, *, device: str
+    ) -> None:
+        """Prepares the task.
+
+        Args:
+            conf: settings.
+            windows: token ids of all sentences.
+            states: the teacher's states of them.
+            ranks: the processes that train together.
+            device: where the models are.
+
+        Raises:
+            DataError: they are too few for a step.
+        """
+        size = max(1, conf.training.batch // ranks.size)
+        super().__init__(ranks, epochs=conf.training.epochs, seed=conf.seed, size=size)
+        self._conf, self._windows, self._states, self._device = conf, windows, states, device
+        self._mine = np.arange(len(windows))[ranks.rank :: ranks.size]
+        if ranks.least(len(self._mine)) < size:
+            raise DataError(f"{len(windows)} different sentences are too few for a step of {conf.training.batch}")
+
+    def order(self) -> Iterable[NDArray[np.int64]]:
+        """This rank's sentences, shuffled."""
+        return in_batches(self.random.permutation(self._mine), self.size)
+
+    def batch(self, members: NDArray[np.int64]) -> tuple[Pack, Tensor]:
+        """Some sentences as a pack, and the teacher's state of each of its windows."""
+        some = pack([self._windows[place] for place in members], members)
+        return some, torch.from_numpy(self._states[some.owners]).to(self._device)
+
+    def loss(self, engine: Engine, batch: tuple[Pack, Tensor]) -> Outcome:
+        """The weighted sum of the losses."""
+        loss = engine(*batch)
+        return Outcome(loss, loss.detach())
+
+    def rate(self, done: Progress) -> float:
+        """That of the epoch: a cosine down to zero."""
+        return self._conf.training.learning_rate * cosine(done.place.epoch / self.epochs, final=0.0)
+
+
 def distil_rank(conf: DistilRankConf, report: Report) -> None:
-    """Trains the student on one rank; the process group exists already. Rank 0 leaves it in `conf.result`."""
-    quiet()
-    torch.set_num_threads(conf.threads)
-    keep_freed_memory()
-    ranks = Ranks.current()
+    """Trains the student on one rank. Rank 0 leaves it in `conf.result`."""
+    refuse_sharded(conf.deepspeed)
+    ranks, device = started(conf)
     windows, states = _sentences(conf)
-    mine = np.arange(len(windows))[ranks.rank :: ranks.size]
-    share = max(1, conf.training.batch // ranks.size)
-    steps = ranks.least(len(mine) // share)
-    if not steps:
-        raise DataError(f"{len(windows)} different sentences are too few for a step of {conf.training.batch}")
+    task = Distilling(conf, windows, states, ranks, device=device)
     student = new_llama(conf.shape, load_tokenizer(conf.tokenizer), context=conf.context, seed=conf.seed)
     teacher = load_backbone(conf.teacher).eval().requires_grad_(requires_grad=False) if conf.teacher else None
-    device = torch.device(conf.device)
     loss = Distillation(student, teacher.to(device) if teacher else None, states.shape[1], conf.training).to(device)
-    engine = deepspeed_engine(loss, conf.deepspeed, share, clip=conf.training.clip, rate=conf.training.learning_rate)
-    curve = []
-    for epoch in range(conf.training.epochs):
-        order = np.random.default_rng((conf.seed, epoch, ranks.rank)).permutation(mine)
-        for group in engine.optimizer.param_groups:
-            fall = (1 + math.cos(math.pi * epoch / conf.training.epochs)) / 2
-            group["lr"] = conf.training.learning_rate * fall
-        total = 0.0
-        for step in range(steps):
-            members = order[step * share : (step + 1) * share]
-            some = pack([windows[place] for place in members], members)
-            found = engine(some, torch.from_numpy(states[some.owners]).to(device))
-            engine.backward(found)
-            engine.step()
-            total += float(found.detach())
-        mean = float(ranks.total(np.array([total]))[0]) / (steps * ranks.size)
-        curve.append({"epoch": float(epoch + 1), "loss": mean})
-        report(curve[-1])
+    checkpoints = Checkpoints(conf.folder / "checkpoints", ranks)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=conf.training.learning_rate)
+    engine = DeepSpeedEngine(loss, optimizer, checkpoints, conf.deepspeed, clip=conf.training.clip)
+    done = Training(engine, task, checkpoints, Pace(), report=report).run()
     if ranks.first:
-        _export(student, conf, curve)
+        draft = aside(conf.result)
+        student.save_pretrained(draft)
+        load_tokenizer(conf.tokenizer).save_pretrained(draft)
+        finish(draft, conf.result)
+        finished(conf, {"curve": done.curve})
     ranks.wait()
 
 
@@ -133,15 +160,3 @@ def _sentences(conf: DistilRankConf) -> tuple[Sequence[NDArray[np.int32]], NDArr
     states = table.column("state").combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     kept = [window for window, good in zip(windows, known, strict=True) if good]
     return kept, states.reshape(len(table), -1)[known]
-
-
-def _export(student: PreTrainedModel, conf: DistilRankConf, curve: Sequence[Mapping[str, float]]) -> None:
-    """Writes the student as a Hugging Face folder, aside and then renamed."""
-    aside = conf.folder / "student.aside"
-    for old in (aside, conf.result):
-        shutil.rmtree(old, ignore_errors=True)
-    student.save_pretrained(aside)
-    load_tokenizer(conf.tokenizer).save_pretrained(aside)
-    conf.folder.mkdir(parents=True, exist_ok=True)
-    (conf.folder / FACTS).write_text(json.dumps({"curve": list(curve)}))
-    aside.rename(conf.result)

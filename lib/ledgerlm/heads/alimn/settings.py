@@ -12,6 +12,7 @@ from ledgerlm.config import Conf
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Block, Source
+from ledgerlm.training.settings import RankConf
 
 Activation = Literal["relu", "tanh", "gelu", "silu", "elu", "identity"]
 
@@ -67,15 +68,6 @@ class FusionTrainingConf(Conf):
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
 
 
-class FusionRanksConf(Conf):
-    """Processes that train."""
-
-    ranks: int = Field(2, ge=1, description="processes that train together")
-    threads: int = Field(1, ge=1, description="cores of each rank")
-    gpu: bool = Field(False, description="one GPU for each rank")
-    retries: int = Field(2, ge=0, description="restarts after a worker was lost; finished networks are kept")
-
-
 class LateFusion(Conf):
     """Scores of several networks put together after the fact."""
 
@@ -87,19 +79,15 @@ class LateFusion(Conf):
     )
 
 
-class FusionRankConf(Conf):
-    """What each rank is told."""
+class FusionRankConf(RankConf):
+    """What each rank of a fuse stage is told."""
 
     rows: Path = Field(description="folder of the staged clients (Parquet)")
-    folder: Path = Field(description="folder for the results; shared by all ranks")
     networks: dict[str, NetworkConf] = Field(description="name -> network, each with its task")
     blocks: tuple[Block, ...] = Field(description="columns of the structured matrix")
     domains: tuple[str, ...] = Field(description="domain tags in order")
     training: FusionTrainingConf = Field(FusionTrainingConf(), description="the training loop")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed settings")
-    seed: int = Field(0, description="of weights and order")
-    threads: int = Field(1, ge=1, description="torch threads of a rank on CPUs")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where the network is")
 
 
 class Shape(Conf):
@@ -154,22 +142,13 @@ class DistilTrainingConf(Conf):
         return self
 
 
-class DistilRankConf(Conf):
-    """What each rank is told."""
+class DistilRankConf(RankConf):
+    """What each rank of a distillation is told."""
 
     rows: Path = Field(description="Parquet with `text` and `state`, the teacher's")
-    folder: Path = Field(description="folder for the result; shared by all ranks")
     teacher: Path | None = Field(None, description="teacher's folder, for the level of tokens")
     tokenizer: Path = Field(description="folder of the student's tokenizer")
     shape: LlamaShape = Field(LlamaShape(), description="shape of the student")
     context: int = Field(256, ge=8, description="most tokens of a sentence with its BOS")
     training: DistilTrainingConf = Field(DistilTrainingConf(), description="the loss and the loop")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed settings")
-    seed: int = Field(0, description="of weights and order")
-    threads: int = Field(1, ge=1, description="torch threads of a rank on CPUs")
-    device: Literal["cpu", "cuda"] = Field("cpu", description="where the models are")
-
-    @property
-    def result(self) -> Path:
-        """Folder of the student; there when training has finished."""
-        return self.folder / "student"

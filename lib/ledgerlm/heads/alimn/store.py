@@ -14,7 +14,8 @@ from ledgerlm.errors import ArtefactError
 from ledgerlm.heads.alimn.network import Alimn
 from ledgerlm.heads.alimn.settings import FusionCard
 from ledgerlm.heads.alimn.training import WEIGHTS
-from ledgerlm.heads.head import CARD, content_hash, settle
+from ledgerlm.heads.head import CARD
+from ledgerlm.training.artefacts import aside, check, keep
 
 
 def save_fusion(folder: Path, card: FusionCard, weights: Path | None) -> str:
@@ -28,14 +29,12 @@ def save_fusion(folder: Path, card: FusionCard, weights: Path | None) -> str:
     Returns:
         head_id, the first 16 hexadecimal digits of the SHA-256 of the head's files.
     """
-    draft = folder / f".draft-alimn-{card.name}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
+    draft = aside(folder / f"alimn-{card.name}")
     content = json.dumps(card.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     (draft / CARD).write_text(content, encoding="utf-8")
     if weights is not None:
         shutil.copyfile(weights, draft / WEIGHTS)
-    return settle(draft)
+    return keep(draft, folder)
 
 
 def load_fusion(folder: Path, head_id: str) -> FusionCard:
@@ -45,10 +44,7 @@ def load_fusion(folder: Path, head_id: str) -> FusionCard:
         ArtefactError: when the head is missing or changed.
     """
     home = folder / head_id
-    if not (home / CARD).exists():
-        raise ArtefactError(f"no head {head_id} in {folder}; run the fuse stage")
-    if (found := content_hash(home)) != head_id:
-        raise ArtefactError(f"{home}: its files hash to {found}; they were changed after training, so train it again")
+    check(home, made_by="fuse")
     return parse(FusionCard, json.loads((home / CARD).read_text(encoding="utf-8")), source=str(home / CARD))
 
 

@@ -1,4 +1,4 @@
-"""Training of ALIMN's networks on one rank: DeepSpeed steps, held-out loss after each epoch, the best epoch is kept.
+"""ALIMN's networks as tasks of the training loop: the best epoch is kept, then a network is trained anew on everyone.
 
 The number of epochs known, a network is trained anew for as long on all clients (Goodfellow, Bengio and Courville,
 "Deep Learning", 2016, section 7.8, algorithm 7.2), since answers are few.
@@ -6,17 +6,9 @@ The number of epochs known, a network is trained anew for as long on all clients
 
 from __future__ import annotations
 
-import copy
 import json
-import logging
-import math
-import os
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,19 +19,33 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ledgerlm.backbone.cpu import keep_freed_memory
-from ledgerlm.backbone.ranks import Ranks
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.alimn.batches import Rows
 from ledgerlm.heads.alimn.losses import alimn_loss
 from ledgerlm.heads.alimn.network import Alimn, Batch
-from ledgerlm.heads.alimn.settings import FusionRankConf, FusionTrainingConf, NetworkConf
+from ledgerlm.heads.alimn.settings import FusionRankConf
 from ledgerlm.heads.tasks import Ints
+from ledgerlm.training.checkpoints import BestWeights, Checkpoints
+from ledgerlm.training.engine import DeepSpeedEngine, Engine, zero_stage
+from ledgerlm.training.launch import finished, started
+from ledgerlm.training.loop import (
+    HELD_OUT,
+    EpochTask,
+    Line,
+    Outcome,
+    Pace,
+    Progress,
+    Report,
+    Training,
+    in_batches,
+)
+from ledgerlm.training.ranks import Ranks
+from ledgerlm.training.settings import FACTS, cosine
+from ledgerlm.training.store import files_of
 
-Report = Callable[[Mapping[str, Any]], None]
-WEIGHTS, FACTS = "network.safetensors", "training.json"
+WEIGHTS = "network.safetensors"
 _SCORED_AT_ONCE = 1024  # clients
-_OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+_FINAL_RATE = 0.1
 
 
 class Objective(nn.Module):
@@ -55,35 +61,86 @@ class Objective(nn.Module):
 
 
 def train_rank(conf: FusionRankConf, report: Report) -> None:
-    """Trains all networks, one after the other, on this rank's clients; the process group exists already.
+    """Trains all networks, one after the other, on this rank's clients.
 
     Rank 0 leaves `NAME/network.safetensors` and `NAME/training.json` below `conf.folder`, each rank the log-odds of its
     held-out clients. A network that is there already is not trained again.
     """
-    quiet()
-    torch.set_num_threads(conf.threads)
-    keep_freed_memory()
-    ranks = Ranks.current()
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if conf.device == "cuda" else "cpu"
+    refuse_sharded(conf.deepspeed)
+    ranks, device = started(conf)
     tasks = sorted({network.task for network in conf.networks.values() if network.task})
-    files = sorted(conf.rows.glob("*.parquet"))[ranks.rank :: ranks.size]
+    files = files_of(conf.rows, ranks)
     if ranks.least(len(files)) == 0:
         raise DataError(f"{conf.rows} has fewer files than the {ranks.size} ranks; lower workers.ranks")
     rows = Rows.read(files, conf.blocks, conf.domains, tasks)
-    for name, network in conf.networks.items():
-        folder = conf.folder / name
-        if ranks.least((folder / FACTS).exists()):
-            continue
-        training = Training(conf, network, rows, ranks, device)
-        training.run(partial(_of_network, report, name))
-        training.save(folder)
+    for name in conf.networks:
+        if not ranks.least((conf.folder / name / FACTS).exists()):
+            one = NetworkTraining(conf, name, rows, ranks, device=device)
+            one.run(report)
+            one.save()
+    if ranks.first:
+        finished(conf, {"networks": list(conf.networks)})
 
 
-def _of_network(report: Report, name: str, line: Mapping[str, Any]) -> None:
-    report({"network": name, **line})
+def refuse_sharded(deepspeed: Mapping[str, object]) -> None:
+    """Refuses ZeRO-3, which splits the parameters: models this small are not made for it.
+
+    Raises:
+        ConfigError: it is asked for.
+    """
+    if zero_stage(deepspeed) == 3:
+        raise ConfigError("this stage trains with ZeRO stage 0 to 2; name another file under 'deepspeed'")
 
 
-class Training:
+class Fusing(EpochTask):
+    """Labelled clients and ALIMN's loss; the engine's module is an `Objective`."""
+
+    def __init__(
+        self, one: NetworkTraining, places: Ints, *, epochs: int, size: int, held_out: Ints | None = None
+    ) -> None:
+        """Prepares the task.
+
+        Args:
+            one: the network with its rows.
+            places: this rank's clients to learn from.
+            epochs: passes over them.
+            size: clients of a batch on each rank.
+            held_out: this rank's clients that choose the epoch.
+        """
+        super().__init__(one.ranks, epochs=epochs, seed=one.conf.seed, size=size)
+        self._one, self._places, self._held_out = one, places, held_out
+
+    def order(self) -> Iterable[NDArray[np.int64]]:
+        """This rank's clients, shuffled."""
+        return in_batches(self.random.permutation(self._places), self.size)
+
+    def batch(self, members: NDArray[np.int64]) -> Batch:
+        """Some clients with their labels."""
+        return self._one.rows.clients.batch(members, self._one.y).to(self._one.device)
+
+    def loss(self, engine: Engine, batch: Batch) -> Outcome:
+        """The loss, a mean over the batch."""
+        loss = engine(batch)
+        return Outcome(loss, loss.detach())
+
+    def rate(self, done: Progress) -> float:
+        """That of the epoch: a cosine down to a tenth, over as many epochs as there might be."""
+        training = self._one.conf.training
+        return training.learning_rate * cosine(done.place.epoch / training.epochs, final=_FINAL_RATE)
+
+    def held_out(self, engine: Engine) -> Line:
+        """Cross-entropy of the held-out clients of all ranks."""
+        if self._held_out is None:
+            return {}
+        assert isinstance(engine.module, Objective)
+        logit = torch.from_numpy(logits(engine.module.network, self._one.rows, self._held_out, self._one.device))
+        y = torch.from_numpy(self._one.y[self._held_out])
+        loss = float(functional.binary_cross_entropy_with_logits(logit, y, reduction="sum"))
+        total, count = self.ranks.total(np.array([loss, len(y)]))
+        return {HELD_OUT: float(total / count)}
+
+
+class NetworkTraining:
     """One network on one rank.
 
     Attributes:
@@ -93,21 +150,23 @@ class Training:
         trained: after `run`, places of this rank's clients that the network was trained on.
     """
 
-    def __init__(self, conf: FusionRankConf, settings: NetworkConf, rows: Rows, ranks: Ranks, device: str) -> None:
-        self.conf, self.settings, self.rows, self.ranks, self.device = conf, settings, rows, ranks, device
+    def __init__(self, conf: FusionRankConf, name: str, rows: Rows, ranks: Ranks, *, device: str = "cpu") -> None:
+        self.conf, self.rows, self.ranks, self.device = conf, rows, ranks, device
+        self.settings, self.folder = conf.networks[name], conf.folder / name
+        settings = self.settings
         assert settings.task is not None  # the driver fills it in
         self.y = rows.labels[settings.task]
         self.train, self.held_out = (rows.places(settings.task, held_out=side) for side in (False, True))
         self.trained = self.train
         self.network = self._new_network()
         self.raw: NDArray[np.float64] = np.zeros(0)
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[Line] = []
         if not ranks.least(min(len(self.train), len(self.held_out))):
             raise DataError(
                 f"task {settings.task}: a rank has {len(self.train)} training and {len(self.held_out)} held-out "
                 "clients; lower workers.ranks or give more labelled clients"
             )
-        self._share = max(1, min(conf.training.batch // ranks.size, ranks.least(len(self.train))))
+        self._size = max(1, min(conf.training.batch // ranks.size, ranks.least(len(self.train))))
 
     def _new_network(self) -> Alimn:
         """A network with the first weights that the seed gives; all ranks must call it together."""
@@ -135,84 +194,42 @@ class Training:
 
     def run(self, report: Report) -> None:
         """Trains until the held-out loss stops falling, then, unless told not to, once more on all clients."""
-        epochs = self._until_it_stops_falling(report)
+        training = self.conf.training
+        task = Fusing(self, self.train, epochs=training.epochs, size=self._size, held_out=self.held_out)
+        best = BestWeights(self.folder, self.network, self.ranks)
+        done = self._loop(task, self.folder, Pace(patience=training.patience), report, best)
+        best.restore()
+        self.curve = done.curve
         self.raw = logits(self.network, self.rows, self.held_out, self.device)
-        if not self.conf.training.refit:
+        if not training.refit:
             return
         self.trained = np.concatenate([self.train, self.held_out])
         self.network = self._new_network()
-        engine = self._engine()
-        for epoch in range(epochs):
-            self._epoch(engine, epoch)
-        engine.destroy()
+        epochs = int(min(self.curve, key=lambda line: line[HELD_OUT])["epoch"])
+        self._loop(Fusing(self, self.trained, epochs=epochs, size=self._size), self.folder / "refit", Pace(), report)
 
-    def _until_it_stops_falling(self, report: Report) -> int:
-        """Leaves the network with the weights of its best epoch; returns the epochs that it took."""
-        engine = self._engine()
-        best, epochs, kept = math.inf, 0, copy.deepcopy(self.network.state_dict())
-        for epoch in range(self.conf.training.epochs):
-            began = time.monotonic()
-            loss = self._epoch(engine, epoch)
-            held_out = self.held_out_loss()
-            seconds = time.monotonic() - began
-            line = {"epoch": float(epoch + 1), "loss": loss, "held_out_loss": held_out, "seconds": seconds}
-            self.curve.append(line)
-            report(line)
-            if held_out < best - 1e-5:
-                best, epochs, kept = held_out, epoch + 1, copy.deepcopy(self.network.state_dict())
-            if epoch + 1 - epochs >= self.conf.training.patience:
-                break
-        self.network.load_state_dict(kept)
-        engine.destroy()
-        return epochs
+    def _loop(
+        self, task: Fusing, folder: Path, pace: Pace, report: Report, best: BestWeights | None = None
+    ) -> Progress:
+        settings, checkpoints = self.conf.training, Checkpoints(folder / "checkpoints", self.ranks)
+        objective = Objective(self.network)
+        optimizer = torch.optim.Adam(objective.parameters(), lr=settings.learning_rate)
+        engine = DeepSpeedEngine(objective, optimizer, checkpoints, self.conf.deepspeed, clip=settings.clip)
+        done = Training(engine, task, checkpoints, pace, report=report, keep=best.keep if best else None).run()
+        engine.close()
+        return done
 
-    def _engine(self) -> Any:
-        settings = self.conf.training
-        return deepspeed_engine(
-            Objective(self.network),
-            self.conf.deepspeed,
-            self._share,
-            clip=settings.clip,
-            rate=settings.learning_rate,
-        )
-
-    def _epoch(self, engine: Any, epoch: int) -> float:
-        """One pass over this rank's clients, in step with the others; returns the mean loss of all ranks."""
-        order = np.random.default_rng((self.conf.seed, epoch, self.ranks.rank)).permutation(self.trained)
-        torch.manual_seed(self.conf.seed * 1000 + epoch)
-        steps = self.ranks.least(len(order) // self._share)
-        self.network.train()
-        for group in engine.optimizer.param_groups:
-            group["lr"] = learning_rate(self.conf.training, epoch)
-        total = 0.0
-        for step in range(steps):
-            batch = self.rows.clients.batch(order[step * self._share : (step + 1) * self._share], self.y)
-            loss = engine(batch.to(self.device))
-            engine.backward(loss)
-            engine.step()
-            total += float(loss.detach())
-        return float(self.ranks.total(np.array([total]))[0]) / (steps * self.ranks.size)
-
-    def held_out_loss(self) -> float:
-        """Cross-entropy of the held-out clients of all ranks."""
-        logit = torch.from_numpy(logits(self.network, self.rows, self.held_out, self.device))
-        y = torch.from_numpy(self.y[self.held_out])
-        loss = float(functional.binary_cross_entropy_with_logits(logit, y, reduction="sum"))
-        total, count = self.ranks.total(np.array([loss, len(y)]))
-        return float(total / count)
-
-    def save(self, folder: Path) -> None:
+    def save(self) -> None:
         """Writes the weights and facts (rank 0), and the held-out clients' log-odds (each rank)."""
-        folder.mkdir(parents=True, exist_ok=True)
         kept = self.rows.keys.take(pa.array(self.held_out))
         named = {"raw": pa.array(self.raw), "y": pa.array(self.y[self.held_out])}
         table = pa.table({**{name: kept.column(name) for name in kept.column_names}, **named})
-        pq.write_table(table, folder / f"held_out-{self.ranks.rank}.parquet")
+        pq.write_table(table, self.folder / f"held_out-{self.ranks.rank}.parquet")
         trained = int(self.ranks.total(np.array([len(self.trained)]))[0])
         self.ranks.wait()
         if self.ranks.first:
             weights = {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
-            save_file(weights, folder / WEIGHTS)
+            save_file(weights, self.folder / WEIGHTS)
             facts = {
                 "shape": self.network.shape.model_dump(),
                 "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
@@ -220,8 +237,8 @@ class Training:
                 "alpha": self.network.branches.alpha.detach().cpu().tolist(),
                 "curve": self.curve,
             }
-            (folder / f"{FACTS}.aside").write_text(json.dumps(facts))
-            (folder / f"{FACTS}.aside").rename(folder / FACTS)
+            (self.folder / f"{FACTS}.aside").write_text(json.dumps(facts))
+            (self.folder / f"{FACTS}.aside").rename(self.folder / FACTS)
         self.ranks.wait()
 
 
@@ -234,54 +251,6 @@ def logits(network: Alimn, rows: Rows, places: Ints, device: str) -> NDArray[np.
         for start in range(0, len(places), _SCORED_AT_ONCE)
     ]
     return np.concatenate([np.zeros(0), *parts])
-
-
-def learning_rate(training: FusionTrainingConf, epoch: int) -> float:
-    """Learning rate of an epoch, from 0: a cosine down to a tenth."""
-    fall = (1 + math.cos(math.pi * epoch / training.epochs)) / 2
-    return training.learning_rate * (0.1 + 0.9 * fall)
-
-
-def deepspeed_engine(module: nn.Module, given: Mapping[str, Any], share: int, *, clip: float, rate: float) -> Any:
-    """DeepSpeed engine with Adam around a module that gives its own loss.
-
-    Args:
-        module: what is trained.
-        given: DeepSpeed settings of a file in `conf/deepspeed`.
-        share: rows that a rank reads in one step.
-        clip: largest norm of the gradient.
-        rate: learning rate.
-
-    Raises:
-        ConfigError: the settings set what ledgerlm sets, or split the parameters (ZeRO-3), which models this small are
-            not made for.
-    """
-    import deepspeed
-
-    if clash := sorted(set(_OURS) & set(given)):
-        raise ConfigError(f"the DeepSpeed file sets {clash}; take them out, the stage's own settings decide them")
-    if given.get("zero_optimization", {}).get("stage", 0) == 3:
-        raise ConfigError("this stage trains with ZeRO stage 0 to 2; name another file under 'deepspeed'")
-    # Compiling the shared-memory all-reduce takes a C++ compiler and half a minute; gloo does as well.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    settings = {
-        "train_micro_batch_size_per_gpu": share,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": clip,
-        "steps_per_print": 1 << 60,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        **given,
-    }
-    optimizer = torch.optim.Adam(module.parameters(), lr=rate)
-    return deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
-
-
-def quiet() -> None:
-    """Leaves to a rank's log what someone can act on."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("DeepSpeed", "deepspeed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def read_held_out(folder: Path) -> pa.Table:

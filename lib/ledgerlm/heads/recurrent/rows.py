@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
 from ledgerlm.baselines.sequence.batches import Histories, whole
 from ledgerlm.heads.recurrent.model import Inputs
 from ledgerlm.heads.recurrent.settings import RowsShape
+from ledgerlm.training.store import flatten
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +50,22 @@ class Rows:
 
     @classmethod
     def from_files(cls, files: Sequence[Path], shape: RowsShape, folder: Path) -> Rows:
-        """Reads staged rows; events go to flat files on disk, memory holds what is one number a row.
+        """Reads staged rows; events go to flat files on disk, memory holds what is a few numbers a row.
 
         Args:
             files: read in this order.
             shape: fields and context.
             folder: takes the flat files.
         """
-        beside = pa.concat_tables(
-            [pq.read_table(file, columns=["metadata", "context", "label"], partitioning=None) for file in files]
-        )
+        kinds = {"codes": np.int32, "numbers": np.float32, "metadata": np.int32, "context": np.float32}
+        lists, beside = flatten(files, kinds, ("label",), folder)
+        histories = Histories.from_lists(lists, shape.fields)
+        rows = len(histories)
         return cls(
-            Histories.from_files(files, shape.fields, folder),
-            _matrix(beside, "metadata", len(shape.context.codes)).astype(np.int32),
-            _matrix(beside, "context", len(shape.context.numbers)).astype(np.float32),
-            beside.column("label").to_numpy().astype(np.int64),
+            histories,
+            lists["metadata"].values.reshape(rows, len(shape.context.codes)).astype(np.int32),
+            lists["context"].values.reshape(rows, len(shape.context.numbers)).astype(np.float32),
+            beside.column("label").to_numpy().astype(np.int64) if files else np.zeros(0, np.int64),
         )
 
     def batch(self, members: NDArray[np.int64]) -> Inputs:

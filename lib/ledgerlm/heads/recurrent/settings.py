@@ -11,6 +11,10 @@ from ledgerlm.baselines.sequence.settings import Fields
 from ledgerlm.config import Conf, FileName
 from ledgerlm.heads.calibration import Calibrator, Method
 from ledgerlm.heads.tasks import Task
+from ledgerlm.training.settings import RankConf
+
+# Rows that are learnt from, those that choose the epoch, and those that calibrate; no client is in two.
+PARTS = ("train", "stop", "calibrate")
 
 
 class HolidaysConf(Conf):
@@ -75,12 +79,15 @@ class LearningConf(Conf):
 
     epochs: int = Field(30, ge=1, description="most passes over the training rows")
     patience: int = Field(4, ge=1, description="epochs without a better held-out loss before it stops")
-    batch: int = Field(64, ge=2, description="rows of a step, over all workers")
+    batch: int = Field(64, ge=2, description="rows of a step, over all ranks")
     learning_rate: float = Field(0.003, gt=0, description="of AdamW, falling to a tenth by a cosine")
     weight_decay: float = Field(0.01, ge=0, description="of AdamW")
     clip: float = Field(1.0, gt=0, description="longest gradient")
     held_out: float = Field(
-        0.15, gt=0, lt=1, description="share of training clients for early stopping and calibration"
+        0.15,
+        gt=0,
+        lt=1,
+        description="share of training clients that is not trained on: half of them choose the epoch, half calibrate",
     )
     class_weights: Literal["none", "balanced", "root"] = Field(
         "none", description="weight of a class in the loss: 1, 1/frequency, or its square root"
@@ -105,21 +112,16 @@ class RowsShape(Conf):
     context: ContextFields
 
 
-class WorkerConf(Conf):
-    """What one training process is told; all paths are reached by every process."""
+class HeadRankConf(RankConf):
+    """What each rank of a head's training is told."""
 
-    rows: Path = Field(description="folder with the Parquet folders held=true and held=false")
-    folder: Path = Field(description="working folder: checkpoint and flat arrays")
-    result: Path = Field(description="folder of the trained head")
+    rows: Path = Field(description="folder with a Parquet folder `part=...` for each of `PARTS`")
     inputs: InputsConf
     shape: RowsShape
     network: NetworkConf
     learning: LearningConf
     task: Task
     as_of: str
-    seed: int
-    threads: int = 1
-    device: Literal["cpu", "cuda"] = "cpu"
     base: Path | None = Field(None, description="head whose weights the training starts from; of the same shape")
 
 
@@ -135,5 +137,6 @@ class RecurrentCard(Conf):
     seed: int
     parameters: int = Field(description="weights")
     training_rows: int = Field(description="labelled rows that it was trained on, without those held out")
-    held_out_rows: int = Field(description="labelled rows that stopped the training and fitted the calibration")
+    held_out_rows: int = Field(description="labelled rows that chose the epoch")
+    calibration_rows: int = Field(description="labelled rows that fitted the calibration; they chose nothing")
     as_of: str = Field(description="latest as_of of the training rows, ISO 8601")

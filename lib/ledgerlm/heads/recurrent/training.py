@@ -1,12 +1,8 @@
-"""The training loop: the same in a test's process, alone, and as one of several workers of Ray Train."""
+"""A head that reads events, as a task of the training loop, and what one rank of its training does."""
 
 from __future__ import annotations
 
-import copy
-import json
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -14,119 +10,117 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from ledgerlm.backbone.cpu import keep_freed_memory
-from ledgerlm.backbone.ranks import Ranks
 from ledgerlm.baselines.sequence.batches import Batch, drop_events
-from ledgerlm.baselines.sequence.checkpoint import average_gradients, load_checkpoint, save_checkpoint
 from ledgerlm.errors import DataError
 from ledgerlm.heads.calibration import Calibrator, fit_calibrator
 from ledgerlm.heads.recurrent.model import Inputs, Network
 from ledgerlm.heads.recurrent.rows import Rows, batches_alike, batches_in_order
-from ledgerlm.heads.recurrent.settings import RecurrentCard, WorkerConf
+from ledgerlm.heads.recurrent.settings import PARTS, HeadRankConf, RecurrentCard
 from ledgerlm.heads.recurrent.store import load_recurrent, save_recurrent
 from ledgerlm.heads.tasks import Floats, Task
+from ledgerlm.training.checkpoints import BestWeights, Checkpoints
+from ledgerlm.training.engine import Engine, PlainEngine
+from ledgerlm.training.launch import finished, started
+from ledgerlm.training.loop import EpochTask, Line, Outcome, Pace, Progress, Report, Training
+from ledgerlm.training.ranks import Ranks
+from ledgerlm.training.settings import cosine
+from ledgerlm.training.store import files_of
 
-Report = Callable[[Mapping[str, float]], None]
-TRAINING = "training.json"
+_FINAL_RATE = 0.1
 
 
-class Training:
-    """One process's part of training a head, epoch by epoch, from the last checkpoint on.
+class Classifying(EpochTask):
+    """Labelled rows and their cross-entropy; the engine's module is a `Network`.
 
     Attributes:
-        network: the network; after `run` with the weights of the best epoch.
-        curve: what each finished epoch showed: epoch, loss, held_out_loss, held_out_accuracy, rows, events, seconds.
+        weights: of each class in the loss.
     """
 
-    def __init__(self, conf: WorkerConf, rows: Rows, held: Rows, ranks: Ranks) -> None:
-        self.conf, self.rows, self.held, self.ranks = conf, rows, held, ranks
-        torch.manual_seed(conf.seed)
-        self.network = Network(conf.shape, conf.network, conf.task.outputs).to(conf.device)
-        if conf.base is not None:
-            start_from(self.network, conf.task, *load_recurrent(conf.base))
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=conf.learning.learning_rate, weight_decay=conf.learning.weight_decay
-        )
-        self.curve: list[dict[str, float]] = []
-        self.weights = self._class_weights()
+    def __init__(self, conf: HeadRankConf, rows: Rows, stop: Rows, ranks: Ranks, *, device: str = "cpu") -> None:
+        """Prepares the task.
+
+        Args:
+            conf: settings.
+            rows: this rank's rows to learn from.
+            stop: this rank's rows that choose the epoch.
+            ranks: the processes that train together.
+            device: where the network is.
+
+        Raises:
+            DataError: rows are too few, or show no row of a class.
+        """
         size = max(2, conf.learning.batch // ranks.size)
-        if ranks.least(len(rows)) < size or ranks.least(len(held)) < 1:
+        super().__init__(ranks, epochs=conf.learning.epochs, seed=conf.seed, size=size)
+        self._conf, self._rows, self._stop, self._device = conf, rows, stop, device
+        self.weights = self._class_weights()
+        if ranks.least(len(rows)) < size or not ranks.total(np.array([len(stop)]))[0]:
             raise DataError(
-                f"task {conf.task.name}: {len(rows)} training and {len(held)} held-out rows on this worker, but a step "
-                f"takes {size}; lower learning.batch or workers.count"
+                f"task {conf.task.name}: {len(rows)} training and {len(stop)} held-out rows on this rank, but a step "
+                f"takes {size}; lower learning.batch or workers.ranks, or raise learning.held_out"
             )
-        self.size = size
 
     def _class_weights(self) -> Tensor:
-        counts = self.ranks.total(np.bincount(self.rows.labels, minlength=self.conf.task.outputs))
+        task = self._conf.task
+        counts = self.ranks.total(np.bincount(self._rows.labels, minlength=task.outputs))
         if counts.min() == 0:
-            name = self.conf.task.class_names[int(counts.argmin())]
-            raise DataError(f"task {self.conf.task.name}: no training client of class '{name}'; leave the class out")
-        power = {"none": 0.0, "root": 0.5, "balanced": 1.0}[self.conf.learning.class_weights]
+            name = task.class_names[int(counts.argmin())]
+            raise DataError(f"task {task.name}: no training client of class '{name}'; leave the class out")
+        power = {"none": 0.0, "root": 0.5, "balanced": 1.0}[self._conf.learning.class_weights]
         weights = (counts.sum() / (len(counts) * counts)) ** power
-        return torch.tensor(weights, dtype=torch.float32, device=self.conf.device)
+        return torch.tensor(weights, dtype=torch.float32, device=self._device)
 
-    def run(self, report: Report) -> None:
-        """Trains until the held-out loss no longer falls, and takes back the best weights."""
-        best: dict[str, Tensor] = load_checkpoint(self.conf.folder, self.network, self.optimizer, self.curve)
-        while len(self.curve) < self.conf.learning.epochs and not self._stopped():
-            began = time.monotonic()
-            epoch = len(self.curve)
-            line = {"epoch": float(epoch + 1), **self._epoch(epoch), **self._held_out()}
-            line["seconds"] = time.monotonic() - began
-            self.curve.append(line)
-            if self._best() == epoch:
-                best = copy.deepcopy(self.network.state_dict())
-            save_checkpoint(self.conf.folder, self.network, self.optimizer, self.curve, self.ranks, beside=best)
-            report(line)
-        self.network.load_state_dict(best)
+    def order(self) -> Iterable[NDArray[np.int64]]:
+        """This rank's rows, those of like length together."""
+        return batches_alike(self._rows.histories.lengths, self.size, self.random)
 
-    def _best(self) -> int:
-        """Epoch (from 0) with the smallest held-out loss."""
-        return int(np.argmin([line["held_out_loss"] for line in self.curve]))
+    def batch(self, members: NDArray[np.int64]) -> tuple[Inputs, Tensor]:
+        """Some rows without a few of their events, and their labels."""
+        rows = self._rows.batch(members)
+        events = drop_events(rows.events, self._conf.learning.event_dropout)
+        labels = torch.from_numpy(self._rows.labels[members]).to(self._device)
+        return _to(Inputs(events, rows.metadata, rows.context), self._device), labels
 
-    def _stopped(self) -> bool:
-        return bool(self.curve) and len(self.curve) - 1 - self._best() >= self.conf.learning.patience
+    def loss(self, engine: Engine, batch: tuple[Inputs, Tensor]) -> Outcome:
+        """Cross-entropy, a mean over the batch by the weights of the classes."""
+        inputs, labels = batch
+        loss = functional.cross_entropy(engine(inputs), labels, weight=self.weights)
+        rows = len(labels)
+        sums = {"rows": float(rows), "events": float(inputs.events.lengths.sum())}
+        return Outcome(loss, loss.detach() * rows, rows, sums=sums)
 
-    def _epoch(self, epoch: int) -> dict[str, float]:
-        """One pass over this worker's rows, in step with the others; every draw depends on seed and epoch alone."""
-        random = np.random.default_rng((self.conf.seed, epoch, self.ranks.rank))
-        torch.manual_seed(int(random.integers(2**31)))
-        self._set_rate(epoch)
-        self.network.train()
-        sums = np.zeros(3)
-        batches = list(batches_alike(self.rows.histories.lengths, self.size, random))
-        for members in batches[: self.ranks.least(len(batches))]:
-            drawn = self._drawn(members)
-            labels = torch.from_numpy(self.rows.labels[members]).to(self.conf.device)
-            loss = functional.cross_entropy(self.network(drawn), labels, weight=self.weights)
-            self.optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            average_gradients(list(self.network.parameters()), self.ranks)
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.conf.learning.clip)
-            self.optimizer.step()
-            sums += (float(loss.detach()) * len(members), len(members), float(drawn.events.lengths.sum()))
-        loss_sum, rows, events = self.ranks.total(sums).tolist()
-        return {"loss": loss_sum / rows, "rows": rows, "events": events}
+    def rate(self, done: Progress) -> float:
+        """That of the epoch: a cosine down to a tenth."""
+        return self._conf.learning.learning_rate * cosine(done.place.epoch / self.epochs, final=_FINAL_RATE)
 
-    def _set_rate(self, epoch: int) -> None:
-        share = epoch / self.conf.learning.epochs
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.conf.learning.learning_rate * (0.55 + 0.45 * float(np.cos(np.pi * share)))
-
-    def _drawn(self, members: NDArray[np.int64]) -> Inputs:
-        rows = self.rows.batch(members)
-        events = drop_events(rows.events, self.conf.learning.event_dropout)
-        return _to(Inputs(events, rows.metadata, rows.context), self.conf.device)
-
-    def _held_out(self) -> dict[str, float]:
-        """Loss without weights, and accuracy, over all held-out rows."""
-        raw = raw_scores(self.network, self.held)
-        labels = torch.from_numpy(self.held.labels)
+    def held_out(self, engine: Engine) -> Line:
+        """Loss without weights, and accuracy, over the rows of all ranks that choose the epoch."""
+        assert isinstance(engine.module, Network)
+        raw = raw_scores(engine.module, self._stop)
+        labels = torch.from_numpy(self._stop.labels)
         losses = functional.cross_entropy(torch.from_numpy(raw), labels, reduction="sum")
-        right = float((raw.argmax(axis=1) == self.held.labels).sum())
-        loss, hits, rows = self.ranks.total(np.array([float(losses), right, len(self.held)])).tolist()
+        right = float((raw.argmax(axis=1) == self._stop.labels).sum())
+        loss, hits, rows = self.ranks.total(np.array([float(losses), right, len(labels)])).tolist()
         return {"held_out_loss": loss / rows, "held_out_accuracy": hits / rows}
+
+
+def engine_of(conf: HeadRankConf, ranks: Ranks, *, device: str = "cpu") -> PlainEngine:
+    """The first weights, or those of the base, with AdamW."""
+    torch.manual_seed(conf.seed)
+    network = Network(conf.shape, conf.network, conf.task.outputs).to(device)
+    if conf.base is not None:
+        start_from(network, conf.task, *load_recurrent(conf.base))
+    learning = conf.learning
+    optimizer = torch.optim.AdamW(network.parameters(), lr=learning.learning_rate, weight_decay=learning.weight_decay)
+    return PlainEngine(network, optimizer, ranks, clip=learning.clip)
+
+
+def trained(conf: HeadRankConf, engine: Engine, task: Classifying, report: Report | None = None) -> Progress:
+    """Trains until the held-out loss no longer falls; leaves the network with the weights of the best epoch."""
+    best = BestWeights(conf.folder, engine.module, task.ranks)
+    checkpoints, pace = Checkpoints(conf.folder / "checkpoints", task.ranks), Pace(patience=conf.learning.patience)
+    done = Training(engine, task, checkpoints, pace, report=report, keep=best.keep).run()
+    best.restore()
+    return done
 
 
 @torch.no_grad()
@@ -171,46 +165,37 @@ def as_raw(scores: Floats, task: Task) -> Floats:
     return scores[:, 1:] - scores[:, :1] if task.kind == "binary" else scores
 
 
-def train_rank(conf: WorkerConf, report: Report) -> None:
-    """Trains one worker on its share of the files; the first leaves head and `training.json` in `conf`'s folders.
-
-    Args:
-        conf: all settings; a process group exists if there are several workers.
-        report: given the numbers of each epoch.
-    """
-    torch.set_num_threads(conf.threads)
-    keep_freed_memory()
-    ranks = Ranks.current()
-    parts = {
-        held: sorted((conf.rows / f"held={held}").glob("*.parquet"))[ranks.rank :: ranks.size]
-        for held in ("false", "true")
-    }
-    if ranks.least(min(len(files) for files in parts.values())) < 1:
-        raise DataError(f"task {conf.task.name}: too few clients to hold some out on each worker; lower workers.count")
-    rows, held = (
-        Rows.from_files(files, conf.shape, conf.folder / f"arrays-{name}-{ranks.rank}") for name, files in parts.items()
-    )
-    training = Training(conf, rows, held, ranks)
-    training.run(report)
-    counts = ranks.total(np.array([len(rows), len(held)]))
+def train_rank(conf: HeadRankConf, report: Report) -> None:
+    """Trains one rank on its share of the files; rank 0 leaves the head in `conf.result`."""
+    ranks, device = started(conf)
+    parts = [
+        Rows.from_files(
+            files_of(conf.rows / f"part={part}", ranks), conf.shape, conf.folder / f"arrays-{part}-{ranks.rank}"
+        )
+        for part in PARTS
+    ]
+    rows, stop, calibrate = parts
+    engine = engine_of(conf, ranks, device=device)
+    done = trained(conf, engine, Classifying(conf, rows, stop, ranks, device=device), report)
+    counts = ranks.total(np.array([len(part) for part in parts])).astype(int).tolist()
+    assert isinstance(engine.module, Network)
+    raw, y = ranks.together(raw_scores(engine.module, calibrate)), ranks.together(calibrate.labels)
+    if not len(y):
+        raise DataError(f"task {conf.task.name}: no row to calibrate on; raise learning.held_out")
     if ranks.first:
-        export(training, int(counts[0]), int(counts[1]))
+        calibration = fit_calibrator(conf.learning.calibration, as_raw(raw, conf.task), y.astype(np.float64), conf.task)
+        export(conf, engine.module, calibration, counts)
+        finished(conf, {"curve": done.curve})
 
 
-def export(training: Training, rows: int, held: int) -> None:
-    """Calibrates the network on this worker's held-out rows and writes it."""
-    conf = training.conf
-    raw = as_raw(raw_scores(training.network, training.held), conf.task)
-    calibration: Calibrator = fit_calibrator(
-        conf.learning.calibration, raw, training.held.labels.astype(np.float64), conf.task
-    )
+def export(conf: HeadRankConf, network: Network, calibration: Calibrator, rows: list[int]) -> None:
+    """Writes a trained head; `rows` are those of each of `PARTS`."""
     card = RecurrentCard(
         **conf.model_dump(include={"task", "inputs", "shape", "network", "learning", "seed", "as_of"}),
         calibration=calibration,
-        parameters=sum(each.numel() for each in training.network.parameters()),
-        training_rows=rows,
-        held_out_rows=held,
+        parameters=sum(each.numel() for each in network.parameters()),
+        training_rows=rows[0],
+        held_out_rows=rows[1],
+        calibration_rows=rows[2],
     )
-    save_recurrent(conf.result, training.network, card)
-    file: Path = conf.folder / TRAINING
-    file.write_text(json.dumps(training.curve), encoding="utf-8")
+    save_recurrent(conf.result, network, card)

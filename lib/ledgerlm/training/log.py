@@ -1,4 +1,4 @@
-"""The log of a training: one JSON line for each loss, kept beside the checkpoints."""
+"""The log of a training: one JSON line for each pause, kept beside the checkpoints."""
 
 from __future__ import annotations
 
@@ -18,28 +18,27 @@ def read_metrics(log: Path) -> list[Line]:
 
 
 def curve(log: Sequence[Line], *, points: int) -> dict[str, list[float]]:
-    """Loss against tokens seen, for a plot.
+    """Loss against what was read, for a plot.
 
     Args:
         log: lines of the training.
-        points: most points of the training loss; each is a mean of its neighbours.
+        points: most points of the training's loss; each is a mean of its neighbours.
 
     Returns:
         `tokens` and `loss` of the training, `held_out_tokens` and `held_out_loss`, of equal length in pairs.
     """
-    training = [line for line in log if "loss" in line]
     held_out = [line for line in log if "held_out_loss" in line]
-    step = max(1, -(-len(training) // points))
-    groups = [training[start : start + step] for start in range(0, len(training), step)]
+    step = max(1, -(-len(log) // points))
+    groups = [log[start : start + step] for start in range(0, len(log), step)]
     return {
-        "tokens": [group[-1]["tokens"] for group in groups],
+        "tokens": [group[-1]["seen"] for group in groups],
         "loss": [round(sum(line["loss"] for line in group) / len(group), 5) for group in groups],
-        "held_out_tokens": [line["tokens"] for line in held_out],
+        "held_out_tokens": [line["seen"] for line in held_out],
         "held_out_loss": [round(line["held_out_loss"], 5) for line in held_out],
     }
 
 
 def speed(log: Sequence[Line]) -> float:
-    """Tokens per second over all ranks, median over the training; 0 when nothing was logged."""
-    rates = [line["tokens_per_second"] for line in log if "tokens_per_second" in line]
+    """What was read per second over all ranks, median over the training; 0 when nothing was logged."""
+    rates = [line["per_second"] for line in log]
     return round(median(rates[1:] or rates), 1) if rates else 0.0
