@@ -30,7 +30,7 @@ demo: setup  ## the main job on real purchases: build/demo/report.html
 
 # In two processes, a file of tests in one of them: much of what Ray and Spark do alone leaves a core idle.
 test: setup lint  ## all tests but the slow ones
-	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --no-loadscope-reorder \
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --no-loadscope-reorder --durations=10 \
 		tests/e2e tests/ray tests/spark tests/unit
 
 test-fast: setup  ## what answers in two minutes: unit tests, no engine

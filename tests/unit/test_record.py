@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,14 @@ def test_record_of_an_earlier_form_is_none(tmp_path: Path) -> None:
     records.folder.mkdir(parents=True)
     (records.folder / "a.json").write_text('{"name": "a", "fingerprint": "f", "attempt": 1, "done": true}')
     assert records.load("a") is None
+
+
+def test_facts_move_with_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    facts = {"backbone": str(tmp_path / "old" / "artefacts" / "b"), "more": [str(tmp_path / "elsewhere")]}
+    Records(tmp_path / "old").save(replace(RECORD, facts=facts))
+    assert str(tmp_path / "old") not in (tmp_path / "old" / "runs" / "stages" / "a.json").read_text()
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = Records(tmp_path / "new").load("a")
+    assert moved is not None
+    assert moved.facts == facts | {"backbone": str(tmp_path / "new" / "artefacts" / "b")}

@@ -77,6 +77,29 @@ def version_of(package: str) -> str | None:
         return None
 
 
+_OUT = "{out}"
+
+
+def portable(value: Any, out: Path) -> Any:
+    """JSON values with `{out}` in place of the pipeline's folder, so that it may be moved."""
+    if isinstance(value, Mapping):
+        return {key: portable(one, out) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(one, out) for one in value]
+    root = f"{out}{os.sep}"
+    return f"{_OUT}{os.sep}{value.removeprefix(root)}" if isinstance(value, str) and value.startswith(root) else value
+
+
+def located(value: Any, out: Path) -> Any:
+    """The values of `portable` with the folder as it is now."""
+    if isinstance(value, Mapping):
+        return {key: located(one, out) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [located(one, out) for one in value]
+    root = f"{_OUT}{os.sep}"
+    return str(out / value.removeprefix(root)) if isinstance(value, str) and value.startswith(root) else value
+
+
 def git_commit(folder: Path) -> str | None:
     """Commit that `folder` stands at, with `+` when the tree has changes; None outside a repository."""
     try:
@@ -194,9 +217,10 @@ def _read(content: Mapping[str, Any]) -> StageRecord:
 
 
 class Records:
-    """The records below `out/runs/stages/`."""
+    """The records below `out/runs/stages/`; paths below `out` are kept as `{out}/…`."""
 
     def __init__(self, out: Path) -> None:
+        self._out = out
         self.folder = out / "runs" / "stages"
 
     def load(self, name: str) -> StageRecord | None:
@@ -209,7 +233,7 @@ class Records:
         if not path.exists():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = located(json.loads(path.read_text(encoding="utf-8")), self._out)
             return _read(content) if content.pop("form", 1) == _FORM else None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ArtefactError(
@@ -219,7 +243,8 @@ class Records:
 
     def save(self, record: StageRecord) -> None:
         """Writes the record, whole or not at all."""
-        write_json(self.folder / f"{record.name}.json", asdict(record) | {"form": _FORM})
+        content = portable(asdict(record), self._out) | {"form": _FORM}
+        write_json(self.folder / f"{record.name}.json", content)
 
     def begin(self, name: str, job: str, engine: str, definition: str, run_id: str) -> StageRecord:
         """Records that the stage starts.
