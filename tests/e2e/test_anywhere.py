@@ -1,0 +1,44 @@
+"""The same rows over Spark Connect and in a catalog: no JVM in the process, no path in the lake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+from deltalake import DeltaTable
+
+from tests.e2e.conftest import STAGES, Tiny, write_tiny
+
+_BY_WHAT = {
+    "documents": ["client_id", "as_of", "text", "input_hash"],
+    "features": ["client_id", "as_of", "features"],
+    "embeddings": ["client_id", "as_of", "parts"],
+    "scores": ["client_id", "task", "as_of", "probabilities", "decile"],
+}
+
+
+def rows(table: Path, columns: list[str]) -> list[str]:
+    return sorted(str(tuple(row.values())) for row in DeltaTable(str(table)).to_pyarrow_table(columns).to_pylist())
+
+
+def test_connect_and_a_catalog_give_the_same_rows(finished: Tiny, tmp_path: Path) -> None:
+    tiny = write_tiny(tmp_path)
+    backbone = json.loads((finished.out / "report.json").read_text())["details"]["finetune"]["backbone"]
+    content = yaml.safe_load(tiny.file.read_text())
+    chosen = {name: STAGES[name] for name in ("ingest", "serialize", "aggregate", "fit", "score")}
+    content["stages"] = {
+        "ingest": chosen["ingest"],
+        "serialize": chosen["serialize"],
+        "aggregate": chosen["aggregate"],
+        "embed": STAGES["embed"] | {"backbone": backbone},
+        "fit": chosen["fit"],
+        "score": {},
+    }
+    content |= {"engine": "connect", "lake": "spark_catalog.bank"}
+    content["spark"] = {"spark.sql.warehouse.dir": str(tmp_path / "warehouse")}
+    tiny.file.write_text(yaml.safe_dump(content, sort_keys=False))
+    done = tiny.command("run", str(tiny.file))
+    assert "Traceback" not in done.stderr
+    for table, columns in _BY_WHAT.items():
+        assert rows(tmp_path / "warehouse" / "bank.db" / table, columns) == rows(finished.out / "lake" / table, columns)
