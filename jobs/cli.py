@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from ledgerlm.errors import LedgerError
-from ledgerlm.runs.pipeline import job_about, job_names, load_job
+from ledgerlm.runs.registry import SHIPPED
 
 _SET = click.option(
     "--set",
@@ -28,7 +28,7 @@ class _JobCommand(click.Command):
     """A job's command; its settings are listed when its help is asked for, since that imports the job's engines."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        settings = load_job(str(self.name)).conf.model_fields
+        settings = SHIPPED.job(str(self.name)).conf.model_fields
         with formatter.section(f"Settings, under `stages.{self.name}` of the pipeline file"):
             formatter.write_dl([(name, field_help(field)) for name, field in settings.items()] or [("none", "")])
         super().format_epilog(ctx, formatter)
@@ -47,11 +47,11 @@ class _Commands(click.Group):
     """`run`, `doctor` and a command for every job."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *job_names()]
+        return [*super().list_commands(ctx), *SHIPPED.names()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         known = super().get_command(ctx, cmd_name)
-        return known or (_job_command(cmd_name) if cmd_name in job_names() else None)
+        return known or (_job_command(cmd_name) if cmd_name in SHIPPED.names() else None)
 
 
 def _job_command(verb: str) -> click.Command:
@@ -61,7 +61,7 @@ def _job_command(verb: str) -> click.Command:
         return run_pipeline(conf, overrides, only=verb, dry_run=dry_run, fresh=fresh)
 
     file = click.option("--conf", required=True, metavar="FILE", help="Pipeline file, e.g. conf/demo.yaml.")
-    command = click.command(verb, cls=_JobCommand, help=job_about(verb))
+    command = click.command(verb, cls=_JobCommand, help=SHIPPED.about(verb))
     return command(file(_SET(_DRY(_FRESH(call)))))
 
 

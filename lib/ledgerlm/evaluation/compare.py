@@ -13,8 +13,8 @@ from pyspark.errors import AnalysisException
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.intervals import interval, resamples
 from ledgerlm.evaluation.leaderboard import BAYES, Entry
-from ledgerlm.evaluation.metrics import COMPARED, Metric, by_class, metrics_of, value
 from ledgerlm.evaluation.protocol import bounded
+from ledgerlm.heads.metrics import COMPARED, Metric, by_class, metrics_of, value
 from ledgerlm.heads.tasks import Floats, Ints, Kind, Task
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from ledgerlm.evaluation.metrics import Metric
+from ledgerlm.heads.metrics import Metric
 from ledgerlm.heads.tasks import Floats, Ints
 
 # Weights are made for so many numbers at a time, which bounds memory to some hundred megabytes.

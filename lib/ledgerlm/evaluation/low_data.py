@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from ledgerlm.evaluation.intervals import Predictions, fold_values
-from ledgerlm.evaluation.metrics import metrics_of
 from ledgerlm.evaluation.protocol import Fold, Sample
+from ledgerlm.heads.metrics import metrics_of
 from ledgerlm.heads.tasks import Floats, Ints
 
 

@@ -11,8 +11,8 @@ from sklearn.metrics import confusion_matrix, roc_curve
 from sklearn.preprocessing import StandardScaler
 
 from ledgerlm.evaluation.intervals import Predictions
-from ledgerlm.evaluation.metrics import confidence
 from ledgerlm.evaluation.protocol import Sample
+from ledgerlm.heads.metrics import confidence
 from ledgerlm.heads.tasks import Floats, Ints
 from ledgerlm.heads.vectors import Matrix
 
