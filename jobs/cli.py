@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import click
 
 from ledgerlm.errors import LedgerError
+from ledgerlm.runs.faults import of_machine
 from ledgerlm.runs.registry import SHIPPED
 
 _SET = click.option(
@@ -101,9 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = app.main(args=list(sys.argv[1:] if argv is None else argv), prog_name="ledgerlm", standalone_mode=False)
     except LedgerError as error:
-        click.secho(f"{type(error).__name__}: ", fg="red", bold=True, err=True, nl=False)
-        click.echo(str(error), err=True)
-        return 1
+        return _told(error)
+    except OSError as error:
+        told = of_machine(error)
+        if told is None:
+            raise
+        return _told(told)
     except click.ClickException as error:
         error.show()
         return 2
@@ -111,6 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo("stopped; the same command goes on where it stopped", err=True)
         return 130
     return int(code or 0)
+
+
+def _told(error: LedgerError) -> int:
+    """Says in one line what went wrong; messages of engines within it may have several."""
+    click.secho(f"{type(error).__name__}: ", fg="red", bold=True, err=True, nl=False)
+    click.echo(" ".join(str(error).split()), err=True)
+    return 1
 
 
 if __name__ == "__main__":
