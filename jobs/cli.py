@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import click
 
 from ledgerlm.errors import LedgerError
-from ledgerlm.runs.pipeline import job_about, job_names, load_job
+from ledgerlm.runs.faults import of_machine
+from ledgerlm.runs.registry import SHIPPED
 
 _SET = click.option(
     "--set",
@@ -28,7 +29,7 @@ class _JobCommand(click.Command):
     """A job's command; its settings are listed when its help is asked for, since that imports the job's engines."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        settings = load_job(str(self.name)).conf.model_fields
+        settings = SHIPPED.job(str(self.name)).conf.model_fields
         with formatter.section(f"Settings, under `stages.{self.name}` of the pipeline file"):
             formatter.write_dl([(name, field_help(field)) for name, field in settings.items()] or [("none", "")])
         super().format_epilog(ctx, formatter)
@@ -47,11 +48,11 @@ class _Commands(click.Group):
     """`run`, `doctor` and a command for every job."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return [*super().list_commands(ctx), *job_names()]
+        return [*super().list_commands(ctx), *SHIPPED.names()]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         known = super().get_command(ctx, cmd_name)
-        return known or (_job_command(cmd_name) if cmd_name in job_names() else None)
+        return known or (_job_command(cmd_name) if cmd_name in SHIPPED.names() else None)
 
 
 def _job_command(verb: str) -> click.Command:
@@ -61,7 +62,7 @@ def _job_command(verb: str) -> click.Command:
         return run_pipeline(conf, overrides, only=verb, dry_run=dry_run, fresh=fresh)
 
     file = click.option("--conf", required=True, metavar="FILE", help="Pipeline file, e.g. conf/demo.yaml.")
-    command = click.command(verb, cls=_JobCommand, help=job_about(verb))
+    command = click.command(verb, cls=_JobCommand, help=SHIPPED.about(verb))
     return command(file(_SET(_DRY(_FRESH(call)))))
 
 
@@ -101,9 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = app.main(args=list(sys.argv[1:] if argv is None else argv), prog_name="ledgerlm", standalone_mode=False)
     except LedgerError as error:
-        click.secho(f"{type(error).__name__}: ", fg="red", bold=True, err=True, nl=False)
-        click.echo(str(error), err=True)
-        return 1
+        return _told(error)
+    except OSError as error:
+        told = of_machine(error)
+        if told is None:
+            raise
+        return _told(told)
     except click.ClickException as error:
         error.show()
         return 2
@@ -111,6 +115,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo("stopped; the same command goes on where it stopped", err=True)
         return 130
     return int(code or 0)
+
+
+def _told(error: LedgerError) -> int:
+    """Says in one line what went wrong; messages of engines within it may have several."""
+    click.secho(f"{type(error).__name__}: ", fg="red", bold=True, err=True, nl=False)
+    click.echo(" ".join(str(error).split()), err=True)
+    return 1
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
@@ -25,6 +24,9 @@ from ledgerlm.evaluation.report.comparison import section
 from ledgerlm.heads.tasks import declared_tasks, find_tasks
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class CompareConf(Conf):

@@ -7,7 +7,6 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
@@ -24,6 +23,7 @@ from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pyspark.sql import DataFrame
 
 

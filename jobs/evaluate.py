@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 from pydantic import Field, model_validator
 
 from ledgerlm.config import Conf
@@ -45,6 +44,7 @@ from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pyspark.sql import DataFrame
 
 

@@ -13,12 +13,12 @@ from pydantic import Field
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
-from ledgerlm.evaluation.metrics import metrics_of, value
 from ledgerlm.evaluation.protocol import Fold, fold_fits, labelled_rows, make_folds, make_sample, read_rows
 from ledgerlm.heads.boosting import Boosted, LightGBMConf
 from ledgerlm.heads.calibration import Calibrator, Method, fit_calibrator
 from ledgerlm.heads.distributed import DistributedConf, stage_rows, train_distributed
 from ledgerlm.heads.head import HeadCard, hash_names, save_head
+from ledgerlm.heads.metrics import metrics_of, value
 from ledgerlm.heads.mllib import MllibConf, MllibKind, fit_mllib
 from ledgerlm.heads.parallel import Fit, Fitted, run_on_ray
 from ledgerlm.heads.tasks import Floats, Task, class_index

@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from rich.markup import escape
+
 from ledgerlm.config import without_secrets
 from ledgerlm.progress import Progress
+from ledgerlm.runs.obstacles import missing, unwritable
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
 
@@ -20,7 +23,7 @@ def run_pipeline(
         file: pipeline file.
         overrides: `key.sub=value` items that win over the file.
         only: verb whose stages are run; the report is written by whole runs alone.
-        dry_run: stop after the checks and print the plan, with what it would take where a job can tell.
+        dry_run: print the plan, with what it would take where a job can tell and what is missing, and do nothing.
         fresh: do finished stages again.
 
     Returns:
@@ -32,8 +35,7 @@ def run_pipeline(
     progress.say(f"[bold]{pipeline.name}[/bold]: {pipeline.spec.title}; results in {pipeline.out}")
     try:
         if dry_run:
-            _show_plan(runner, only, progress)
-            return 0
+            return _show_plan(runner, only, progress)
         run = runner.run(only=only, fresh=fresh)
         if only is None:
             from ledgerlm.runs.report import write_report  # plots take a second to import
@@ -44,15 +46,22 @@ def run_pipeline(
     return 0
 
 
-def _show_plan(runner: Runner, only: str | None, progress: Progress) -> None:
+def _show_plan(runner: Runner, only: str | None, progress: Progress) -> int:
+    """Prints a line for each stage, setting and obstacle; the exit code is 1 when a run would stumble."""
+    obstacles = unwritable(runner.pipeline)
     for plan, stands in runner.outlook(only):
+        found = [] if stands else missing(plan, runner.pipeline)
+        obstacles += found
         progress.say(
             f"  {plan.stage.name}: {plan.stage.job.engine}; {'finished, unchanged' if stands else 'would run'}"
         )
         for key, value in without_secrets(plan.stage.conf.model_dump(mode="json")).items():
-            progress.say(f"      {key}: {value}")
-        for line in () if stands else runner.expectation(plan):
+            progress.say(escape(f"      {key}: {value}"))
+        for line in () if stands or found else runner.expectation(plan):
             progress.say(f"      [bold]expected[/bold] {line}")
+    for line in obstacles:
+        progress.say(f"[red]missing[/red] {escape(line)}")
+    return 1 if obstacles else 0
 
 
 if __name__ == "__main__":

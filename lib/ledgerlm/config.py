@@ -155,6 +155,8 @@ def load_yaml(path: Path, overrides: Sequence[str] = (), changes: Mapping[str, A
         _FROM_ENVIRONMENT.update(_environment_values(OmegaConf.to_container(loaded, resolve=False), content))
     except FileNotFoundError as error:
         raise ConfigError(f"no file {path}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML: {error}; give a text file in UTF-8") from error
     except (YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: cannot be read as YAML, or a --set key leads nowhere: {error}") from error
     assert isinstance(content, dict)

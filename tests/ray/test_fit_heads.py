@@ -14,10 +14,10 @@ from scipy import sparse
 
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.errors import DataError
-from ledgerlm.evaluation.metrics import metrics_of, value
 from ledgerlm.heads.boosting import LightGBMConf, to_probabilities, train
 from ledgerlm.heads.distributed import DistributedConf, stage_rows, train_distributed
 from ledgerlm.heads.head import load_trees
+from ledgerlm.heads.metrics import metrics_of, value
 from ledgerlm.heads.parallel import Fit, run_local, run_on_ray
 from ledgerlm.heads.tasks import Floats, Task
 from ledgerlm.heads.vectors import Block

@@ -13,8 +13,8 @@ from pyspark.sql import functions as F
 
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.errors import ArtefactError
-from ledgerlm.evaluation.metrics import metrics_of, value
 from ledgerlm.heads.alimn.store import load_fusion, load_network
+from ledgerlm.heads.metrics import metrics_of, value
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline

@@ -13,11 +13,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.errors import ConfigError, DataError
-from ledgerlm.evaluation.metrics import metrics_of, value
 from ledgerlm.evaluation.protocol import labelled_rows, read_rows
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, train
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.head import HeadCard, hash_names, save_head
+from ledgerlm.heads.metrics import metrics_of, value
 from ledgerlm.heads.mllib import MllibConf, fit_mllib, score_mllib
 from ledgerlm.heads.scoring import score_rows, with_deciles
 from ledgerlm.heads.tasks import Task, find_tasks

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, logit
 
-from ledgerlm.evaluation.metrics import METRICS, value
 from ledgerlm.heads.calibration import Calibrator, Method, fit_calibrator
+from ledgerlm.heads.metrics import METRICS, value
 from ledgerlm.heads.tasks import Floats, Task
 
 BINARY = Task(name="bad", kind="binary", classes=(0.0, 1.0), class_names=("good", "bad"))

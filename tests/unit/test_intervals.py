@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from ledgerlm.evaluation.intervals import Predictions, bootstrap, corrected_t_test, fold_values, interval, resamples
-from ledgerlm.evaluation.metrics import metrics_of
+from ledgerlm.heads.metrics import metrics_of
 from ledgerlm.heads.tasks import Floats
 
 AUC = metrics_of("binary")[0]

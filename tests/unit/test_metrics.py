@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from ledgerlm.evaluation.metrics import COMPARED, METRICS, Metric, metrics_of, value
+from ledgerlm.heads.metrics import COMPARED, METRICS, Metric, metrics_of, value
 from ledgerlm.heads.tasks import Floats, Kind
 
 

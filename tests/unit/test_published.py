@@ -11,9 +11,9 @@ import pytest
 
 from ledgerlm.config import shipped
 from ledgerlm.evaluation.exports import leaderboard_table, write_leaderboard
-from ledgerlm.evaluation.metrics import METRICS
 from ledgerlm.evaluation.published import published
 from ledgerlm.events.spec import load_spec
+from ledgerlm.heads.metrics import METRICS
 
 NAMES = sorted(path.stem for path in shipped("published").glob("*.yaml"))
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from scipy import stats
 
 from ledgerlm.config import Conf
 
@@ -212,6 +211,8 @@ def with_interval(forecast: DataFrame, strays: DataFrame, dates: int) -> DataFra
         strays: from `dispersion`.
         dates: number of the learning dates that `strays` is from.
     """
+    from scipy import stats
+
     quantile = float(stats.t.ppf((1 + _LEVEL) / 2, dates))
     reach = F.lit(quantile) * F.sqrt(F.coalesce("phi", F.lit(1.0)) * F.col("expected"))
     joined = forecast.join(F.broadcast(strays), on="category", how="left")

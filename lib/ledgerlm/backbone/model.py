@@ -150,7 +150,11 @@ def read_card(folder: Path) -> BackboneCard:
     path = folder / CARD
     if not path.is_file():
         raise ArtefactError(f"no {path}; it is written by the finetune job")
-    card = parse(BackboneCard, json.loads(path.read_text()), source=str(path))
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ArtefactError(f"{path} is damaged: {error}; run the finetune stage again") from error
+    card = parse(BackboneCard, content, source=str(path))
     if (found := backbone_id(folder)) != card.backbone_id:
         raise ArtefactError(f"{folder}: the files hash to {found}, the card says {card.backbone_id}; they were changed")
     return card

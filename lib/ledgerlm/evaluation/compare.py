@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from pyspark.errors import AnalysisException
 
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.intervals import interval, resamples
 from ledgerlm.evaluation.leaderboard import BAYES, Entry
-from ledgerlm.evaluation.metrics import COMPARED, Metric, by_class, metrics_of, value
 from ledgerlm.evaluation.protocol import bounded
+from ledgerlm.heads.metrics import COMPARED, Metric, by_class, metrics_of, value
 from ledgerlm.heads.tasks import Floats, Ints, Kind, Task
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pyspark.sql import Column, DataFrame
 
 _KEY = ("client_id", "as_of", "task")
@@ -143,6 +143,8 @@ def judged_slices(
 
 
 def _compared(task: Task, name: str, own: pd.DataFrame, methods: Sequence[str]) -> Compared:
+    import pandas as pd
+
     columns = [f"p{place}" for place in range(len(methods))]
     full = own[own[columns].notna().all(axis=1)]
     if full.empty:

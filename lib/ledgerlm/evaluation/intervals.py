@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-from ledgerlm.evaluation.metrics import Metric
+from ledgerlm.heads.metrics import Metric
 from ledgerlm.heads.tasks import Floats, Ints
 
 # Weights are made for so many numbers at a time, which bounds memory to some hundred megabytes.
@@ -118,6 +117,8 @@ def corrected_t_test(differences: Floats, held_out: float, level: float = 0.95) 
         held_out: share of the clients that a fold holds out, between 0 and 1.
         level: of the interval.
     """
+    from scipy import stats
+
     count = len(differences)
     mean = float(np.mean(differences))
     error = float(np.sqrt((1 / count + held_out / (1 - held_out)) * np.var(differences, ddof=1)))

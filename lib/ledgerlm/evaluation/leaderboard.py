@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ledgerlm.evaluation.intervals import Predictions, bootstrap, corrected_t_test, fold_values, interval
-from ledgerlm.evaluation.metrics import Metric, metrics_of
 from ledgerlm.evaluation.protocol import Sample
+from ledgerlm.heads.metrics import Metric, metrics_of
 from ledgerlm.heads.tasks import Floats
 from ledgerlm.lake.schemas import LEADERBOARD
 

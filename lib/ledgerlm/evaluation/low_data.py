@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.utils.sparsefuncs import mean_variance_axis
 
 from ledgerlm.evaluation.intervals import Predictions, fold_values
-from ledgerlm.evaluation.metrics import metrics_of
 from ledgerlm.evaluation.protocol import Fold, Sample
+from ledgerlm.heads.metrics import metrics_of
 from ledgerlm.heads.tasks import Floats, Ints
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +94,8 @@ def predictions(sample: Sample, x: sparse.csr_matrix, draws: Sequence[Draw], str
 
 
 def _said(sample: Sample, known: Floats, y: Floats, held: Floats, strength: float) -> Floats:
+    from sklearn.linear_model import LogisticRegression, Ridge
+
     penalty = strength * known.shape[1]
     if sample.task.kind == "regression":
         return np.asarray(Ridge(alpha=penalty).fit(known, y).predict(held), np.float64)[:, None]
@@ -103,6 +105,8 @@ def _said(sample: Sample, known: Floats, y: Floats, held: Floats, strength: floa
 
 def _scaling(x: sparse.csr_matrix) -> tuple[Floats, Floats]:
     """Mean and inverse deviation of each feature over a fold's training clients, which takes no label."""
+    from sklearn.utils.sparsefuncs import mean_variance_axis
+
     mean, variance = mean_variance_axis(x, axis=0)
     return mean, np.where(variance > 1e-12, 1 / np.sqrt(np.maximum(variance, 1e-12)), 0.0)
 

@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.decomposition import PCA
-from sklearn.metrics import confusion_matrix, roc_curve
-from sklearn.preprocessing import StandardScaler
 
 from ledgerlm.evaluation.intervals import Predictions
-from ledgerlm.evaluation.metrics import confidence
 from ledgerlm.evaluation.protocol import Sample
+from ledgerlm.heads.metrics import confidence
 from ledgerlm.heads.tasks import Floats, Ints
 from ledgerlm.heads.vectors import Matrix
 
@@ -31,6 +28,8 @@ def roc_points(y: Floats, p: Floats, names: Sequence[str], points: int = 150) ->
     Returns:
         class, fpr and tpr of at most `points` points.
     """
+    from sklearn.metrics import roc_curve
+
     curves = []
     for k in range(1, 2) if p.shape[1] == 2 else range(p.shape[1]):
         fpr, tpr, _ = roc_curve(y == k, p[:, k])
@@ -57,6 +56,8 @@ def calibration_bins(y: Floats, p: Floats, bins: int = 10) -> list[dict[str, flo
 
 def confusion(y: Floats, p: Floats, names: Sequence[str]) -> dict[str, Any]:
     """Rows are true classes, columns predicted ones."""
+    from sklearn.metrics import confusion_matrix
+
     matrix = confusion_matrix(y.astype(int), p.argmax(axis=1), labels=range(len(names)))
     return {"classes": list(names), "matrix": matrix.tolist()}
 
@@ -94,6 +95,9 @@ def projection(matrix: Matrix, samples: Sequence[Sample], seed: int, most: int =
         `x`, `y`, `explained` (share of the variance of both), and `labels`: task to class name or value of each
         point, None where it has none.
     """
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
     if min(matrix.x.shape) < 2:
         return {}
     places: Ints = np.arange(matrix.x.shape[0])

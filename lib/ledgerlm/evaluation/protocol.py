@@ -7,9 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
 
 from ledgerlm.config import nearest
 from ledgerlm.errors import ConfigError, DataError
@@ -20,6 +18,7 @@ from ledgerlm.heads.tasks import Floats, Ints, Task
 from ledgerlm.heads.vectors import Matrix
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pyspark.sql import DataFrame
 
 
@@ -136,6 +135,8 @@ def make_sample(
         ConfigError: when a task to stratify by has no labels.
         DataError: when no labelled client has a vector.
     """
+    import pandas as pd
+
     keys = pd.DataFrame({"client_id": matrix.client_ids, "as_of": matrix.as_of, "row": np.arange(len(matrix.as_of))})
     own = labels[labels["task"] == task.name].merge(keys, on=["client_id", "as_of"], how="inner")
     if own.empty:
@@ -156,6 +157,8 @@ def make_sample(
 
 
 def _strata(task: Task, own: pd.DataFrame, y: Floats, labels: pd.DataFrame, stratify: Sequence[str]) -> Ints:
+    import pandas as pd
+
     if stratify:
         missing = set(stratify) - set(labels["task"])
         if missing:
@@ -179,6 +182,8 @@ def make_folds(sample: Sample, folds: int, seeds: Sequence[int]) -> list[Fold]:
     Raises:
         DataError: for a class with fewer development clients than folds.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     clients, first = np.unique(sample.clients[sample.development], return_index=True)
     if sample.task.kind != "regression":
         counts = np.bincount(sample.y[sample.development][first].astype(int), minlength=sample.task.outputs)
@@ -291,6 +296,8 @@ def bayes_probabilities(sample: Sample, matrix: Matrix, bayes: pd.DataFrame) -> 
     Returns:
         Rows x classes; one number for two classes is read as the probability of the second one.
     """
+    import pandas as pd
+
     own = bayes[bayes["task"] == sample.task.name]
     keys = pd.DataFrame({"client_id": matrix.client_ids[sample.rows], "as_of": matrix.as_of[sample.rows]})
     found = keys.merge(own, on=["client_id", "as_of"], how="left")["probabilities"]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightgbm as lgb
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy import sparse
-from sklearn.preprocessing import MaxAbsScaler
 
 from ledgerlm.config import Conf, load_yaml, shipped
 from ledgerlm.errors import ConfigError
 from ledgerlm.heads.tasks import Floats, Task
+
+if TYPE_CHECKING:
+    import lightgbm as lgb
+    from scipy import sparse
 
 Scale = NDArray[np.float32]
 
@@ -86,6 +87,8 @@ class Boosted:
     @classmethod
     def from_text(cls, text: str, scale: Sequence[float] | Scale, outputs: int) -> Boosted:
         """Reads LightGBM's own text format, which holds numbers only and runs no code."""
+        import lightgbm as lgb
+
         booster = lgb.Booster(model_str=text)
         if booster.num_feature() != len(scale):
             raise ConfigError(f"the trees read {booster.num_feature()} features, but {len(scale)} scales are given")
@@ -141,6 +144,8 @@ def _chunks(x: sparse.csr_matrix, scale: Scale) -> Iterator[NDArray[np.float32]]
 
 def fit_scale(x: sparse.csr_matrix, *, scale: bool = True) -> Scale:
     """Largest absolute value of each feature, 1 for a feature that is always zero."""
+    from sklearn.preprocessing import MaxAbsScaler
+
     if not scale:
         return np.ones(x.shape[1], np.float32)
     return np.asarray(MaxAbsScaler().fit(x).scale_, np.float32)
@@ -169,6 +174,8 @@ def train(x: sparse.csr_matrix, y: Floats, task: Task, conf: LightGBMConf, *, se
         seed: of the draws of clients and features.
         threads: of LightGBM.
     """
+    import lightgbm as lgb
+
     scale = fit_scale(x, scale=conf.scale)
     data = lgb.Dataset(scaled(x, scale), y, free_raw_data=True)
     booster = lgb.train(conf.params(task, seed=seed, threads=threads), data, num_boost_round=conf.n_estimators)

@@ -7,9 +7,6 @@ from typing import Literal
 
 import numpy as np
 from pydantic import Field
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, log_softmax, xlogy
-from sklearn.isotonic import IsotonicRegression
 
 from ledgerlm.config import Conf
 from ledgerlm.heads.boosting import to_probabilities
@@ -31,6 +28,8 @@ class Curve(Conf):
 
     def apply(self, score: Floats) -> Floats:
         """Probability of the class for each raw score."""
+        from scipy.special import expit
+
         found = np.interp(score, self.x, self.y) if self.x else expit(self.slope * score + self.shift)
         return np.asarray(np.clip(found, _EDGE, 1 - _EDGE))
 
@@ -89,11 +88,16 @@ def fit_calibrator(method: Method, raw: Floats, y: Floats, task: Task) -> Calibr
 
 def _against_rest(raw: Floats, k: int) -> Floats:
     """Log-odds of one class against all others."""
+    from scipy.special import log_softmax
+
     log_p = log_softmax(raw, axis=1)[:, k]
     return np.asarray(log_p - np.log(-np.expm1(np.minimum(log_p, -1e-12))))
 
 
 def _sigmoid(score: Floats, positive: Floats) -> Curve:
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     ones = positive.sum()
     zeros = len(positive) - ones
     target = np.where(positive > 0, (ones + 1) / (ones + 2), 1 / (zeros + 2))
@@ -109,11 +113,16 @@ def _sigmoid(score: Floats, positive: Floats) -> Curve:
 
 
 def _isotonic(score: Floats, positive: Floats) -> Curve:
+    from sklearn.isotonic import IsotonicRegression
+
     fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(score, positive)
     return Curve(x=tuple(map(float, fitted.X_thresholds_)), y=tuple(map(float, fitted.y_thresholds_)))
 
 
 def _temperature(raw: Floats, y: Floats, task: Task) -> float:
+    from scipy.optimize import minimize_scalar
+    from scipy.special import xlogy
+
     truth = np.eye(task.outputs)[y.astype(int)]
 
     def loss(log_temperature: float) -> float:

@@ -7,10 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightgbm as lgb
 import numpy as np
 import pyarrow.parquet as pq
-from lightgbm.callback import CallbackEnv
 from pydantic import Field
 
 from ledgerlm.config import Conf
@@ -20,6 +18,7 @@ from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Block, decode_rows, encode_rows
 
 if TYPE_CHECKING:
+    from lightgbm.callback import CallbackEnv
     from pyspark.sql import DataFrame
 
 # A worker without enough rows cannot bin its share of the features, and its silence would hang the others.
@@ -126,6 +125,7 @@ def _shards(folder: Path, workers: int) -> list[list[str]]:
 
 def _train_worker(config: dict[str, Any]) -> None:
     """Training loop of one Ray Train worker."""
+    import lightgbm as lgb
     import ray.train
     from ray.train.lightgbm import RayTrainReportCallback, get_network_params
 

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
-from pyspark.ml import Estimator, Pipeline, PipelineModel
-from pyspark.ml.classification import GBTClassifier, LogisticRegression, RandomForestClassifier
-from pyspark.ml.feature import MaxAbsScaler, VectorAssembler
-from pyspark.ml.functions import array_to_vector, vector_to_array
-from pyspark.ml.regression import GBTRegressor, LinearRegression, RandomForestRegressor
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -25,6 +20,9 @@ from ledgerlm.heads.scoring import REASONS
 from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.heads.vectors import KEY, Block, to_matrix
 from ledgerlm.lake.schemas import VECTOR
+
+if TYPE_CHECKING:
+    from pyspark.ml import Estimator, PipelineModel
 
 MllibKind = Literal["logistic_regression", "random_forest", "gbt"]
 _DENSE = "vector"
@@ -56,6 +54,9 @@ def fit_mllib(
     Raises:
         ConfigError: for gbt with more than two classes, which MLlib does not have.
     """
+    from pyspark.ml import Pipeline
+    from pyspark.ml.feature import MaxAbsScaler, VectorAssembler
+
     rows = dense_rows(joined, blocks, keep=("label",))
     stages: list[Any] = [
         VectorAssembler(inputCols=[_DENSE], outputCol="assembled"),
@@ -71,6 +72,9 @@ def fit_mllib(
 
 
 def _estimator(task: Task, kind: MllibKind, conf: MllibConf, seed: int) -> Estimator[Any]:
+    from pyspark.ml.classification import GBTClassifier, LogisticRegression, RandomForestClassifier
+    from pyspark.ml.regression import GBTRegressor, LinearRegression, RandomForestRegressor
+
     linear: dict[str, Any] = {"maxIter": conf.max_iter, "regParam": conf.reg_param, "elasticNetParam": conf.elastic_net}
     forest: dict[str, Any] = {"numTrees": conf.max_iter, "maxDepth": conf.max_depth, "seed": seed}
     trees: dict[str, Any] = {
@@ -98,6 +102,8 @@ def dense_rows(joined: DataFrame, blocks: Sequence[Block], keep: Sequence[str] =
     Returns:
         client_id, as_of, the kept columns, and `vector`.
     """
+    from pyspark.ml.functions import array_to_vector
+
     kept = [*KEY, *keep]
     fields = [joined.schema[name] for name in kept]
     schema = T.StructType([*fields, T.StructField(_DENSE, T.ArrayType(T.FloatType(), containsNull=False))])
@@ -121,6 +127,9 @@ def score_mllib(joined: DataFrame, blocks: Sequence[Block], task: Task, folder: 
     Returns:
         The columns of `scoring.score_rows`; MLlib gives no reasons, so that array is empty.
     """
+    from pyspark.ml import PipelineModel
+    from pyspark.ml.functions import vector_to_array
+
     model = PipelineModel.load(folder.absolute().as_uri())
     scored = model.transform(dense_rows(joined, blocks))
     if task.kind == "regression":

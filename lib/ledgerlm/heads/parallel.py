@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-from scipy import sparse
+from typing import TYPE_CHECKING
 
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, raw_outputs, train
 from ledgerlm.heads.tasks import Floats, Ints, Task
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,21 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
-from pyspark.ml import Pipeline, PipelineModel
-from pyspark.ml.feature import (
-    PCA,
-    Imputer,
-    OneHotEncoder,
-    StandardScaler,
-    StringIndexer,
-    StringIndexerModel,
-    VectorAssembler,
-    VectorSlicer,
-)
-from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
@@ -28,6 +16,9 @@ from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.mllib import dense_rows
 from ledgerlm.heads.vectors import KEY, Block
+
+if TYPE_CHECKING:
+    from pyspark.ml import PipelineModel
 
 # Spark's PCA holds a matrix of columns x columns on the driver.
 _MOST_APPENDED = 4000
@@ -74,6 +65,9 @@ def fit_structured(training: DataFrame, blocks: Sequence[Block], conf: Structure
         ConfigError: an attribute that the rows lack.
         DataError: too wide vectors.
     """
+    from pyspark.ml import Pipeline
+    from pyspark.ml.feature import StringIndexerModel
+
     unknown = [name for name in (*conf.numeric, *conf.categorical) if name not in training.columns]
     if unknown:
         raise ConfigError(f"no client attribute '{unknown[0]}': {nearest(unknown[0], training.columns)}")
@@ -108,6 +102,8 @@ def structured_features(rows: DataFrame, fitted: Structured) -> DataFrame:
     Returns:
         client_id, as_of, features map<string, float> without zeros; key (client_id, as_of).
     """
+    from pyspark.ml.functions import vector_to_array
+
     made = fitted.model.transform(_typed(rows, fitted.blocks, fitted.conf))
     names = F.array(*(F.lit(name) for name in fitted.names))
     values = vector_to_array(F.col("structured"), "float32")
@@ -132,6 +128,16 @@ def _directions(block: Block, conf: StructuredConf) -> int:
 
 
 def _stages(conf: StructuredConf, blocks: Sequence[Block]) -> list[Any]:
+    from pyspark.ml.feature import (
+        PCA,
+        Imputer,
+        OneHotEncoder,
+        StandardScaler,
+        StringIndexer,
+        VectorAssembler,
+        VectorSlicer,
+    )
+
     stages: list[Any] = []
     parts: list[str] = []
     if conf.numeric:

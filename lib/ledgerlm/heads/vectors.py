@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy import sparse
 
 from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+    from scipy import sparse
 
 Times = NDArray[np.datetime64]
 KEY = ("client_id", "as_of")
@@ -244,6 +244,8 @@ def _group(column: str) -> str:
 
 def to_matrix(batch: pa.RecordBatch | pa.Table, blocks: Sequence[Block]) -> sparse.csr_matrix:
     """Turns rows of `join_sources` into a matrix; a feature that a row lacks is zero, an unknown one is ignored."""
+    from scipy import sparse
+
     parts = []
     for block in blocks:
         column = batch.column(block.column)
@@ -258,6 +260,8 @@ def to_matrix(batch: pa.RecordBatch | pa.Table, blocks: Sequence[Block]) -> spar
 
 
 def _from_maps(column: pa.MapArray, block: Block) -> sparse.csr_matrix:
+    from scipy import sparse
+
     offsets = column.offsets.to_numpy()
     keys, values = (child.slice(offsets[0], offsets[-1] - offsets[0]) for child in (column.keys, column.items))
     places = pc.index_in(keys, value_set=pa.array(block.names, pa.string()))
@@ -274,6 +278,8 @@ def _from_maps(column: pa.MapArray, block: Block) -> sparse.csr_matrix:
 
 
 def _from_arrays(column: pa.ListArray, block: Block) -> sparse.csr_matrix:
+    from scipy import sparse
+
     width = len(block.names)
     dense = np.zeros((len(column), width), np.float32)
     there = column.is_valid().to_numpy(zero_copy_only=False)
@@ -357,6 +363,8 @@ def encode_rows(
 
 def decode_rows(table: pa.Table | pa.RecordBatch, width: int) -> sparse.csr_matrix:
     """The matrix that `encode_rows` took apart."""
+    from scipy import sparse
+
     places, values = (
         column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         for column in (table.column("places"), table.column("values"))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ledgerlm.evaluation.metrics import COMPARED, METRICS, value
 from ledgerlm.heads.calibration import Calibrator, Method, fit_calibrator
+from ledgerlm.heads.metrics import COMPARED, METRICS, value
 from ledgerlm.heads.tasks import Floats, Task
 
 if TYPE_CHECKING:

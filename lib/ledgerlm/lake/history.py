@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ledgerlm.errors import DataError
 from ledgerlm.lake.home import Home
 from ledgerlm.lake.slices import WHOLE, Slice, overlap
 
@@ -166,9 +167,19 @@ def _local(log: Path) -> Iterator[Commit]:
     numbered = sorted(((int(file.stem), file) for file in files if file.stem.isdigit()), reverse=True)
     for version, file in numbered:
         with file.open(encoding="utf-8") as lines:
-            infos = (json.loads(line).get("commitInfo") for line in lines if line.startswith('{"commitInfo"'))
+            infos = (_parsed(line, file).get("commitInfo") for line in lines if line.startswith('{"commitInfo"'))
             info: Mapping[str, Any] = next((one for one in infos if one), {})
         yield _commit(version, info.get("operation"), info.get("userMetadata"), info.get("operationMetrics"))
+
+
+def _parsed(line: str, file: Path) -> Mapping[str, Any]:
+    try:
+        found: Mapping[str, Any] = json.loads(line)
+    except ValueError as error:
+        raise DataError(
+            f"{file} is damaged: {error}; restore the table from a copy, or move its folder away and run again"
+        ) from error
+    return found
 
 
 def _commit(version: int, operation: str | None, signature: str | None, metrics: Mapping[str, Any] | None) -> Commit:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import re
+from typing import TYPE_CHECKING
 
 from ledgerlm.errors import DataError, EngineError, LedgerError
+
+if TYPE_CHECKING:
+    from ledgerlm.runs.plan import Stage
 
 _CAUSE = re.compile(r"Caused by: [\w.$]*?(\w+)(?:Exception|Error): (.+)")
 # Spark's error classes whose cause is a text of the pipeline or the spec: a condition, a column, a cast.
@@ -18,18 +22,30 @@ _OF_A_SETTING = (
     "MISSING_",
     "AMBIGUOUS_",
 )
+# Settings that hold a SQL condition.
+_CONDITIONS = ("where", "only")
 
 
-def as_ledger_error(error: Exception, stage: str) -> LedgerError | None:
+def of_machine(error: OSError) -> LedgerError | None:
+    """What an error of the file system means to the user; None for any other."""
+    place = error.filename or "no file named"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return EngineError(f"the disk is full ({place}); make room and run again")
+    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        return EngineError(f"{place} cannot be written or read: {error.strerror}; change its rights")
+    if error.filename and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+        return EngineError(
+            f"{place}: {error.strerror}; was it taken away while the run went on? Put it back, or look where the "
+            "pipeline names it"
+        )
+    return None
+
+
+def as_ledger_error(error: Exception, stage: Stage) -> LedgerError | None:
     """What a stage's foreign error means to the user; None for one that only a developer can read."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return EngineError(
-            f"stage {stage}: the disk is full ({error.filename or 'no file named'}); make room and run again"
-        )
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return EngineError(
-            f"stage {stage}: {error.filename} cannot be written or read: {error.strerror}; change its rights"
-        )
+    if isinstance(error, OSError):
+        told = of_machine(error)
+        return None if told is None else type(told)(f"stage {stage.name}: {told}")
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
@@ -37,13 +53,19 @@ def as_ledger_error(error: Exception, stage: str) -> LedgerError | None:
         text = first_line(str(error))
         if any(f"[{name}" in text for name in _OF_A_SETTING):
             return DataError(
-                f"stage {stage}: Spark cannot read a condition or column of its settings: {text}; look at "
-                f"stages.{stage} of the pipeline and at the data set spec"
+                f"stage {stage.name}: Spark cannot read a condition or column of its settings: {text}; look at "
+                f"{_conditions(stage) or f'stages.{stage.name} of the pipeline'} and at the data set spec"
             )
-        return EngineError(f"stage {stage}: Spark failed: {cause(str(error)) or text}")
+        return EngineError(f"stage {stage.name}: Spark failed: {cause(str(error)) or text}")
     if isinstance(error, Py4JError):
-        return EngineError(f"stage {stage}: Spark failed: {cause(str(error)) or first_line(str(error))}")
+        return EngineError(f"stage {stage.name}: Spark failed: {cause(str(error)) or first_line(str(error))}")
     return None
+
+
+def _conditions(stage: Stage) -> str:
+    """The stage's SQL conditions as the pipeline has them: `stages.NAME.KEY: 'CONDITION'`."""
+    found = ((key, getattr(stage.conf, key, None)) for key in _CONDITIONS)
+    return " and ".join(f"stages.{stage.name}.{key}: {value!r}" for key, value in found if value)
 
 
 def first_line(text: str) -> str:

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 _GONE = "not there"
 
 
+def matches(place: str) -> list[Path] | None:
+    """What a path or a glob names on this machine, in order of names; None for a URL of another file system."""
+    parts = urlparse(place)
+    if SCHEME.match(place) and parts.scheme != "file":
+        return None
+    pattern = unquote(parts.path) if parts.scheme == "file" else place
+    return [Path(one) for one in sorted(glob.glob(pattern))]  # noqa: PTH207 (the pattern is absolute)
+
+
 class Hashes:
     """Content hashes of files of this machine, remembered below `out` by size and time of change.
 
@@ -40,11 +49,9 @@ class Hashes:
         A Delta table is known by its newest version. On another file system, names, lengths and times of change stand
         for the content, since reading it would cost as much as the work.
         """
-        parts = urlparse(place)
-        if SCHEME.match(place) and parts.scheme != "file":
+        roots = matches(place)
+        if roots is None:
             return self._listed(place)
-        pattern = unquote(parts.path) if parts.scheme == "file" else place
-        roots = [Path(one) for one in sorted(glob.glob(pattern))]  # noqa: PTH207 (the pattern is absolute)
         return digest([self._of_root(root) for root in roots]) if roots else _GONE
 
     def _of_root(self, root: Path) -> Any:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ledgerlm.config import Conf
 from ledgerlm.lake.slices import Reads, Slice, Writes
+from ledgerlm.runs.registry import SHIPPED
 
 if TYPE_CHECKING:
     from ledgerlm.events.spec import DataSetSpec
@@ -120,6 +121,4 @@ class Job:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Runs this job's stages of a pipeline; the same as `ledgerlm NAME ARGV`. Returns the exit code."""
-        from ledgerlm.jobs.cli import main as cli  # the command line knows every job, so it is imported late
-
-        return cli([self.name, *(sys.argv[1:] if argv is None else argv)])
+        return SHIPPED.main([self.name, *(sys.argv[1:] if argv is None else argv)])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +9,15 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from ledgerlm.config import SCHEME, Conf, find_file, load_yaml, nearest, parse
+from ledgerlm.config import SCHEME, Conf, find_file, load_yaml, parse
 from ledgerlm.engines.ray import RayConf
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.spec import DataSetSpec, load_spec
 from ledgerlm.lake.home import Home
-from ledgerlm.runs.job import Job
 from ledgerlm.runs.plan import Stage, StagePlan, plan
+from ledgerlm.runs.registry import SHIPPED, Registry
 
-# Modules of `jobs/` that are commands of the command line, but no stage of a pipeline.
-_COMMANDS = {"cli", "run", "doctor"}
 _PROTOCOL = "protocol.yaml"
 
 
@@ -106,41 +101,14 @@ class Pipeline:
         return {**self.conf.model_dump(mode="json"), "out": str(self.out), "engine_profile": engine, "stages": stages}
 
 
-def job_names() -> list[str]:
-    """The verbs that a pipeline can name: the modules of `jobs/`."""
-    import ledgerlm.jobs
-
-    modules = (module.name for module in pkgutil.iter_modules(ledgerlm.jobs.__path__))
-    return sorted(name for name in modules if name not in _COMMANDS and not name.startswith("_"))
-
-
-def job_about(name: str) -> str:
-    """What the module of a job says about itself, read without importing its engines."""
-    import ledgerlm.jobs
-
-    source = Path(ledgerlm.jobs.__path__[0]) / f"{name}.py"
-    return ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
-
-
-def load_job(name: str) -> Job:
-    """The job of a verb; only its module is imported.
-
-    Raises:
-        ConfigError: when there is no such job.
-    """
-    if name not in job_names():
-        raise ConfigError(f"no job '{name}': {nearest(name, job_names())}")
-    job: Job = importlib.import_module(f"ledgerlm.jobs.{name}").JOB
-    return job
-
-
-def load_pipeline(name: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
+def load_pipeline(name: str | Path, overrides: Sequence[str] = (), *, jobs: Registry = SHIPPED) -> Pipeline:
     """Reads and checks a pipeline file with all that it names, before anything starts.
 
     Args:
         name: pipeline file: a path, or a file of the shipped `conf/`. A data set spec stands for the pipeline of
             `conf/protocol.yaml` on that data set, with the settings under `protocol` of the spec.
         overrides: `key.sub=value` items that win over the file.
+        jobs: the verbs that it may name.
 
     Raises:
         ConfigError: naming file, key and the nearest valid key.
@@ -158,7 +126,7 @@ def load_pipeline(name: str | Path, overrides: Sequence[str] = ()) -> Pipeline:
         engine = engine.model_copy(update={"spark": spark})
     data_file = find_file(conf.data, beside=file.parent)
     spec = load_spec(data_file, overrides=_flat("source", conf.source))
-    stages = [_stage(stage, settings or {}, file) for stage, settings in conf.stages.items()]
+    stages = [_stage(stage, settings or {}, file, jobs) for stage, settings in conf.stages.items()]
     return Pipeline(
         conf=conf,
         file=file,
@@ -193,10 +161,11 @@ def _of_spec(file: Path) -> dict[str, Any]:
     return {"pipeline": spec.name, "title": spec.title, "data": str(file), "stages": spec.protocol}
 
 
-def _stage(name: str, settings: dict[str, Any], file: Path) -> Stage:
-    verb = str(settings.get("job", name))
-    if verb not in job_names():
-        raise ConfigError(f"{file}: stages.{name}: no job '{verb}': {nearest(verb, job_names())}")
-    job = load_job(verb)
+def _stage(name: str, settings: dict[str, Any], file: Path, jobs: Registry) -> Stage:
+    where = f"{file}: stages.{name}"
+    try:
+        job = jobs.job(str(settings.get("job", name)))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     values = {key: value for key, value in settings.items() if key != "job"}
-    return Stage(name=name, job=job, conf=parse(job.conf, values, source=f"{file}: stages.{name}"))
+    return Stage(name=name, job=job, conf=parse(job.conf, values, source=where))

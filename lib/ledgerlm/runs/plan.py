@@ -94,9 +94,17 @@ def _planned(
         reads=stage.job.reads_of(scope),
         writes=stage.job.writes_of(scope),
         stages=tuple(dict.fromkeys([*wanted, *needed])),
-        files={str(name): find_file(name, beside=file.parent) for name in references(stage.conf, FileName)},
+        files=_files(stage, file),
         folders={one: Path(one).expanduser().absolute() for one in models if one not in names},
     )
+
+
+def _files(stage: Stage, file: Path) -> dict[str, Path]:
+    """The files that a stage's configuration names."""
+    try:
+        return {str(name): find_file(name, beside=file.parent) for name in references(stage.conf, FileName)}
+    except ConfigError as error:
+        raise ConfigError(f"{file}: stages.{stage.name}: {error}") from error
 
 
 def _latest(jobs: Iterable[str], before: Sequence[Stage]) -> list[str]:

@@ -6,11 +6,11 @@ what it wrote are its own.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,10 +97,16 @@ class Runner:
         Raises:
             ConfigError: another process runs this pipeline, nothing can be written to `out`, or no stage has the verb.
         """
+        with self._locked(), self.progress.running():
+            return self._run(only=only, fresh=fresh)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keeps other runs out of `out`."""
+        lock = FileLock(self.pipeline.out / "runs.lock", timeout=0)
         try:
             self.pipeline.out.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.pipeline.out / "runs.lock", timeout=0), self.progress.running():
-                return self._run(only=only, fresh=fresh)
+            lock.acquire()
         except Timeout as error:
             raise ConfigError(
                 f"{self.pipeline.out} is in use by another run of pipeline {self.pipeline.name}; wait for it or give "
@@ -111,6 +117,10 @@ class Runner:
                 f"out: nothing can be written to {self.pipeline.out}: {error.strerror or error}; give another folder "
                 "with --set out=FOLDER"
             ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _run(self, *, only: str | None, fresh: bool) -> Run:
         started_at = now()
@@ -131,14 +141,7 @@ class Runner:
         return found
 
     def outlook(self, only: str | None) -> list[tuple[StagePlan, bool]]:
-        """The chosen stages, each with whether it stands and will be skipped; nothing is done.
-
-        Raises:
-            ConfigError: when nothing can be written to `out`.
-        """
-        there = next(one for one in (self.pipeline.out, *self.pipeline.out.parents) if one.exists())
-        if not os.access(there, os.W_OK):
-            raise ConfigError(f"out: {self.pipeline.out} cannot be written; give another folder with --set out=FOLDER")
+        """The chosen stages, each with whether it stands and will be skipped; nothing is done."""
         found: list[tuple[StagePlan, bool]] = []
         redone: set[str] = set()
         for plan in self.chosen(only):
@@ -314,7 +317,7 @@ class _Attempt:
         except LedgerError:
             raise
         except Exception as error:
-            told = as_ledger_error(error, self.record.name)
+            told = as_ledger_error(error, self._plan.stage)
             if told is None:
                 raise
             raise told from error

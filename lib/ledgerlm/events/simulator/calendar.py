@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 
-import holidays
 from pyspark.sql import Column
 from pyspark.sql import functions as F
 
@@ -41,6 +40,8 @@ class Calendar:
 
     def is_holiday(self, day: Column) -> Column:
         """Whether a day index is a public holiday."""
+        import holidays
+
         closed = holidays.country_holidays(self.country, years=sorted({date.year for date in self.days}))
         return day.isin([index for index, date in enumerate(self.days) if date in closed])
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import expit, logit
-from sklearn.linear_model import LogisticRegression
 
 from ledgerlm.heads.tasks import Floats
 
@@ -21,6 +19,8 @@ def fit_stacking(raw: Floats, y: Floats) -> tuple[float, ...]:
     Returns:
         Weight of each member, then the bias.
     """
+    from sklearn.linear_model import LogisticRegression
+
     fitted = LogisticRegression(C=1.0).fit(raw, y)
     return (*map(float, fitted.coef_[0]), float(fitted.intercept_[0]))
 
@@ -33,6 +33,8 @@ def late_logit(probabilities: Floats, raw: Floats, weights: Sequence[float]) -> 
         raw: log-odds of the members, rows x members.
         weights: from `fit_stacking`; empty for the average.
     """
+    from scipy.special import logit
+
     if weights:
         return np.asarray(raw @ np.asarray(weights[:-1]) + weights[-1])
     return np.asarray(logit(np.clip(probabilities.mean(axis=1), 1e-9, 1 - 1e-9)))
@@ -40,4 +42,6 @@ def late_logit(probabilities: Floats, raw: Floats, weights: Sequence[float]) -> 
 
 def probability(log_odds: Floats) -> Floats:
     """1 / (1 + exp(-log-odds))."""
+    from scipy.special import expit
+
     return np.asarray(expit(log_odds))

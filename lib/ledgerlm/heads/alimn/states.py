@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyspark.ml.functions import array_to_vector, vector_to_array
-from pyspark.ml.stat import Summarizer
 from pyspark.sql import functions as F
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
@@ -84,6 +82,9 @@ def states_of(sentences: DataFrame, read: DataFrame, as_of: DataFrame) -> DataFr
         client_id, as_of, sentences array<struct<document, domain, state, text>> in order (empty where nothing is said),
         mean array<float> of the states (null where nothing is said); key (client_id, as_of).
     """
+    from pyspark.ml.functions import array_to_vector, vector_to_array
+    from pyspark.ml.stat import Summarizer
+
     known = sentences.join(read.where("reason IS NULL"), on="text", how="inner")
     entry = F.struct("place", "document", "domain", "state", "text")
     gathered = known.groupBy(*KEY).agg(

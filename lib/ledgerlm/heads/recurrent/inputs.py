@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING
 
-import holidays
 from pyspark.sql import functions as F
 
 from ledgerlm.baselines.agg import ABSENT, histories
@@ -95,6 +94,8 @@ def holiday_calendar(spark: SparkSession, countries: Sequence[str], first: dt.da
     Raises:
         ConfigError: for a country that the library does not know.
     """
+    import holidays
+
     known = holidays.list_supported_countries()
     if unknown := [country for country in countries if country not in known]:
         raise ConfigError(f"holidays.countries: no calendar of {', '.join(unknown)}; give ISO 3166 codes such as GB")

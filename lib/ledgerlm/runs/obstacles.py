@@ -1,0 +1,49 @@
+"""What a run would stumble over, as far as it is seen without work: places that are not there, or not to be written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ledgerlm.runs.hashes import matches
+from ledgerlm.runs.job import Scope
+from ledgerlm.runs.pipeline import Pipeline
+from ledgerlm.runs.plan import StagePlan
+
+
+def unwritable(pipeline: Pipeline) -> list[str]:
+    """A line for each of the run's own folders on this machine that nothing can be written to."""
+    places = {"out": pipeline.out, "lake": pipeline.home.folder}
+    if places["lake"] is not None and places["lake"].is_relative_to(pipeline.out):
+        del places["lake"]
+    return [
+        f"{key}: nothing can be written to {place}: {why}; give another folder with --set {key}=FOLDER"
+        for key, place in places.items()
+        if place is not None and (why := _refused(place))
+    ]
+
+
+def _refused(place: Path) -> str | None:
+    """Why nothing can be written to a folder, which need not be there yet."""
+    there = next(one for one in (place, *place.parents) if one.exists())
+    if not there.is_dir():
+        return f"{there} is a file"
+    return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not yours to write to"
+
+
+def missing(plan: StagePlan, pipeline: Pipeline) -> list[str]:
+    """A line for each source and model folder of a stage that is not there; no other machine is asked."""
+    stage, source = plan.stage, pipeline.spec.source
+    scope = Scope(name=stage.name, conf=stage.conf, spec=pipeline.spec)
+    lines = []
+    for place in stage.job.sources(scope) if stage.job.sources else ():
+        if matches(place) == []:
+            hint = source.needs if source and source.path and place.startswith(source.path) else ""
+            lines.append(f"stages.{stage.name}: nothing at {place}; {hint or 'give the path of files that are there'}")
+    for name, folder in plan.folders.items():
+        if not folder.is_dir():
+            lines.append(
+                f"stages.{stage.name}: model '{name}' is no stage, and there is no folder {folder}; give a model's "
+                "folder, or a stage before it that makes one"
+            )
+    return lines
