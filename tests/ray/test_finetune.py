@@ -35,8 +35,6 @@ from ledgerlm.training.settings import WorkersConf
 from tests.small_lake import BEFORE
 
 SHAPE = LlamaShape(width=32, layers=2, heads=2, ffn=64)
-# Its steps are slow enough that a kill comes before the end.
-HEAVY = SHAPE.model_copy(update={"ffn": 4096})
 TRAINING = TrainingConf(
     batch_tokens=512, learning_rate=1e-2, epochs=4, max_tokens=40_000, precision="fp32", evaluations=2
 )
@@ -90,12 +88,14 @@ def worker(staged: Path, folder: Path, stage: int, **training: object) -> Backbo
     )
 
 
-def heavy(conf: BackboneRankConf) -> BackboneRankConf:
-    return conf.model_copy(update={"shape": HEAVY})
-
-
 def losses(folder: Path) -> dict[float, float]:
     return {line["step"]: line["loss"] for line in read_metrics(folder / "metrics.jsonl") if "loss" in line}
+
+
+@pytest.fixture
+def looked_at_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These trainings take two seconds: whoever kills one must see its lines at once."""
+    monkeypatch.setattr("ledgerlm.training.launch._POLL_SECONDS", 0.02)
 
 
 def kill_a_rank() -> None:
@@ -137,11 +137,12 @@ def test_adapters_train_on_two_ranks_and_the_best_is_merged(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("looked_at_often")
 @pytest.mark.parametrize("stage", [1, 3])
 def test_fewer_ranks_go_on_where_more_were_killed(
     ray_engine: RayEngine, staged: Path, tmp_path: Path, stage: int
 ) -> None:
-    whole = finetune(heavy(worker(staged, tmp_path / "whole", stage)), WorkersConf(), on_progress=lambda line: None)
+    whole = finetune(worker(staged, tmp_path / "whole", stage), WorkersConf(), on_progress=lambda line: None)
     killed: list[float] = []
 
     def kill(line: Mapping[str, float]) -> None:
@@ -149,7 +150,7 @@ def test_fewer_ranks_go_on_where_more_were_killed(
             killed.append(line["step"])
             kill_a_rank()
 
-    often = heavy(worker(staged, tmp_path / "cut", stage, checkpoint_minutes=1e-6))
+    often = worker(staged, tmp_path / "cut", stage, checkpoint_minutes=1e-6)
     with pytest.raises(EngineError):
         finetune(often, WorkersConf(retries=0), on_progress=kill)
     reached = max(losses(tmp_path / "cut"))
@@ -165,8 +166,9 @@ def test_fewer_ranks_go_on_where_more_were_killed(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("looked_at_often")
 def test_a_killed_rank_changes_nothing(ray_engine: RayEngine, staged: Path, tmp_path: Path) -> None:
-    whole = finetune(heavy(worker(staged, tmp_path / "whole", 1)), WorkersConf(), on_progress=lambda line: None)
+    whole = finetune(worker(staged, tmp_path / "whole", 1), WorkersConf(), on_progress=lambda line: None)
     killed: list[float] = []
 
     def kill(line: Mapping[str, float]) -> None:
@@ -175,7 +177,7 @@ def test_a_killed_rank_changes_nothing(ray_engine: RayEngine, staged: Path, tmp_
             kill_a_rank()
 
     # ZeRO-2 shards gradients too, which must not change a number either.
-    often = heavy(worker(staged, tmp_path / "cut", 2, checkpoint_minutes=1e-6))
+    often = worker(staged, tmp_path / "cut", 2, checkpoint_minutes=1e-6)
     resumed = finetune(often, WorkersConf(), on_progress=kill)
     assert killed
     expected, found = losses(tmp_path / "whole"), losses(tmp_path / "cut")
