@@ -14,9 +14,9 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf, HeadRef
 from ledgerlm.errors import DataError
 from ledgerlm.events.goals import GoalRule
+from ledgerlm.events.symbols import symbols_of
 from ledgerlm.heads.populations import PopulationConf, adapted, class_counts, with_ratios
 from ledgerlm.heads.scoring import with_deciles
-from ledgerlm.jobs.label import symbols_of
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 
@@ -84,11 +84,11 @@ def _ratios(ctx: Context, conf: AdaptConf, task: Task, scores: DataFrame) -> Dat
     learnt = labels.join(clients, on="client_id", how="inner").where(conf.where).select("client_id", "as_of")
     if learnt.isEmpty():
         raise DataError(f"task {task.name}: no label where {conf.where}")
-    settings = PopulationConf(
-        symbols=tuple(symbols_of(ctx, conf.task, conf.symbols)), by=conf.by, days=conf.days, weight=conf.weight
-    )
-    asked = scores.select("client_id", "as_of").unionByName(learnt)
     dictionaries = ctx.maybe("dictionaries")
+    rules = {one.stage.name: one.stage.conf for one in ctx.given.planned("label")}
+    symbols = conf.symbols or symbols_of(conf.task, rules, ctx.facts, dictionaries)
+    settings = PopulationConf(symbols=symbols, by=conf.by, days=conf.days, weight=conf.weight)
+    asked = scores.select("client_id", "as_of").unionByName(learnt)
     counted = class_counts(ctx.read("events"), clients, asked, task, settings, dictionaries=dictionaries)
     return with_ratios(ctx.keep(counted), learnt, task, conf.weight)
 

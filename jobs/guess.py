@@ -12,9 +12,9 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf
 from ledgerlm.errors import DataError
 from ledgerlm.events.goals import GoalRule
+from ledgerlm.events.symbols import symbols_of
 from ledgerlm.heads.guessing import GuessingConf, guesses, symbol_rows
 from ledgerlm.heads.scoring import with_deciles
-from ledgerlm.jobs.label import symbols_of
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 
@@ -38,11 +38,13 @@ class GuessConf(Conf):
 def run(ctx: Context, conf: GuessConf) -> StageResult:
     """Counts on the chosen rows and scores all rows of the task, one head for each method."""
     task = ctx.task(conf.task)
-    settings = GuessingConf(symbols=symbols_of(ctx, conf.task, conf.symbols), orders=conf.orders, weight=conf.weight)
+    dictionaries = ctx.maybe("dictionaries")
+    rules = {one.stage.name: one.stage.conf for one in ctx.given.planned("label")}
+    symbols = conf.symbols or symbols_of(conf.task, rules, ctx.facts, dictionaries)
+    settings = GuessingConf(symbols=symbols, orders=conf.orders, weight=conf.weight)
     labels = ctx.read("labels").where(F.col("task") == task.name).drop("run_id")
     known = labels.join(ctx.read("clients").drop("run_id"), on="client_id", how="inner")
     counted = known.where(conf.where).select("client_id", "as_of", "label")
-    dictionaries = ctx.maybe("dictionaries")
     read = ctx.keep(symbol_rows(ctx.read("events"), known, settings, dictionaries))
     rows, training = read.count(), counted.count()
     if not training:

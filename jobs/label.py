@@ -7,17 +7,15 @@ from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
-from ledgerlm.config import Conf
-from ledgerlm.errors import ConfigError, DataError
-from ledgerlm.events.goals import GoalRule, GoalsConf, goal_labels, task_name
+from ledgerlm.errors import DataError
+from ledgerlm.events.goals import GoalsConf, goal_labels
+from ledgerlm.events.labelling import LabelConf
 from ledgerlm.events.next_category import (
     NextCategoryConf,
     find_classes,
     next_category_examples,
-    symbol_rules,
     with_category,
 )
 from ledgerlm.events.simulator import SimulatorConf
@@ -27,28 +25,6 @@ from ledgerlm.runs.job import Job, StageResult
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
-
-
-class LabelConf(Conf):
-    """Rules of the label job; each task's labels replace its earlier ones."""
-
-    next_category: dict[str, NextCategoryConf] = Field(
-        default_factory=dict, description="task name -> which category of a set comes next"
-    )
-
-    goals: GoalsConf | None = Field(None, description="what a client does first after a cut: tasks TASK_30d ...")
-
-    @model_validator(mode="after")
-    def _something(self) -> LabelConf:
-        if not self.next_category and self.goals is None:
-            raise ValueError("no rule: give next_category, goals, or both")
-        return self
-
-    @property
-    def tasks(self) -> list[str]:
-        """Tasks whose labels are replaced."""
-        goals = [task_name(self.goals, days) for days in self.goals.horizons] if self.goals else []
-        return [*self.next_category, *goals]
 
 
 def run(ctx: Context, conf: LabelConf) -> StageResult:
@@ -74,27 +50,6 @@ def run(ctx: Context, conf: LabelConf) -> StageResult:
         rows_out=kept,
         facts={"tasks": facts, "left_out": candidates - kept, "report": [_section(facts)]},
     )
-
-
-def symbols_of(ctx: Context, task: str, given: Sequence[GoalRule] = ()) -> Sequence[GoalRule]:
-    """What an event counts as for a task: as given, or what the label stage of the task counts.
-
-    Raises:
-        ConfigError: nothing is given, and no label stage makes the task.
-    """
-    if given:
-        return given
-    made = [(one.stage, one.stage.conf) for one in ctx.given.planned(JOB.name)]
-    found = [(stage, conf) for stage, conf in made if isinstance(conf, LabelConf) and task in conf.tasks]
-    if not found:
-        raise ConfigError(f"{ctx.stage}.symbols: no label stage makes task '{task}', so give what an event counts as")
-    stage, rules = found[-1]
-    if task in rules.next_category:
-        field = rules.next_category[task].field
-        classes = ctx.facts(stage.name)["tasks"][task]["classes"]
-        return symbol_rules(classes, field, ctx.maybe("dictionaries"))
-    assert rules.goals is not None
-    return rules.goals.rules
 
 
 def _next_category(ctx: Context, rules: NextCategoryConf) -> tuple[DataFrame, dict[str, Any]]:

@@ -4,14 +4,61 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from typing import Literal
 
+from pydantic import Field
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from ledgerlm.config import Conf
 from ledgerlm.errors import DataError
 from ledgerlm.events.spec import SplitSpec
+from ledgerlm.lake.made import Made, Rows
 
 _HASH_DIGITS = 12  # hexadecimal digits of the SHA-256 that the hash rule looks at: 48 bits
+
+
+class SplitConf(Conf):
+    """Settings of the split job."""
+
+    rule: Literal["hash", "time"] = Field(
+        "hash", description="hash: a share of the labelled clients by a hash of their id; time: those labelled last"
+    )
+    share: float = Field(0.3, gt=0, lt=1, description="share of labelled clients that are test clients")
+    seed: int = Field(42, description="of the hash")
+
+
+def split_anew(clients: DataFrame, labels: DataFrame, conf: SplitConf, *, name: str) -> Made:
+    """A split of another rule than the data set's, which stands beside it under its name.
+
+    Args:
+        clients: the `clients` table; its own split is not looked at.
+        labels: the `labels` table.
+        conf: the rule.
+        name: of the split.
+
+    Returns:
+        `splits` (stage, client_id, split) of every client.
+
+    Raises:
+        DataError: for the rule `time`, when all labels are of one instant.
+    """
+    plain = clients.select("client_id")
+    if conf.rule == "time":
+        marked = with_newest_split(plain, labels, conf.share)
+    else:
+        rule = SplitSpec(rule="hash", share=conf.share, seed=conf.seed)
+        marked = with_split(plain, labels.select("client_id").distinct(), rule)
+    return Made(
+        rows_in=clients.count(),
+        tables={
+            "splits": Rows(
+                frame=marked.select(F.lit(name).alias("stage"), "client_id", "split"), slice={"stage": (name,)}
+            )
+        },
+        facts={"rule": conf.rule},
+        tell=lambda own: {row["split"]: row["count"] for row in own["splits"].groupBy("split").count().collect()},
+    )
 
 
 def shuffled_test_ids(ids: Iterable[str], share: float, seed: int = 42) -> list[str]:
