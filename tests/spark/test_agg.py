@@ -13,13 +13,14 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.baselines.agg import (
+    Agg,
     aggregate,
     attribute_features,
     histories,
     learn_codes,
     observe,
 )
-from ledgerlm.errors import DataError
+from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.events.asked import after_last, asked
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
@@ -158,7 +159,7 @@ def test_histories_end_at_the_labels_or_at_the_default(spark: SparkSession) -> N
     assert rows == {("a", START), ("b", END)}
     assert {row.client_id for row in asked(clients, None, END).collect()} == {"a", "b"}
     assert after_last(events(spark, ("a", 1.5, 1, "X", 1))) == datetime(2020, 3, 4)
-    with pytest.raises(DataError, match="nothing to aggregate"):
+    with pytest.raises(DataError, match="no history to tell"):
         after_last(events(spark, ("a", 1, 1, "X", 1)).limit(0))
 
 
@@ -241,5 +242,10 @@ def test_the_job_writes_every_client_and_a_rerun_changes_nothing(spark: SparkSes
         assert "dept=Y:count" not in found["b", "agg"]
         assert found["c", "agg"] == {}
         assert found["a", "attributes"] == {"terms": 12}
-    codes = json.loads((tmp_path / "artefacts" / "features" / "agg" / "codes.json").read_text())
-    assert codes["dept"] == ["X"]
+    model = Agg.load(tmp_path / "artefacts" / "features" / "agg")
+    assert model.codes["dept"] == ("X",)
+    again = model.transform(frame, until(spark, "a", "b")).collect()
+    assert {row.client_id: row.features for row in again} == {name: found[name, "agg"] for name in "ab"}
+    (tmp_path / "artefacts" / "features" / "agg" / "agg.json").write_text("{}")
+    with pytest.raises(ArtefactError, match="run aggregate again"):
+        Agg.load(tmp_path / "artefacts" / "features" / "agg")

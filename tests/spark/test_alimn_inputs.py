@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.backbone.model import backbone_id, new_llama
 from ledgerlm.backbone.settings import LlamaShape
-from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.errors import ArtefactError, ConfigError, DataError
 from ledgerlm.events.ingest import ingest_events
 from ledgerlm.events.labels import client_attributes, first_events, labels_of
 from ledgerlm.events.spec import load_spec
@@ -25,7 +25,7 @@ from ledgerlm.heads.alimn.states import (
     state_definition,
     states_of,
 )
-from ledgerlm.heads.structured import StructuredConf, fit_structured, structured_features
+from ledgerlm.heads.structured import Structured, StructuredConf, fit_structured
 from ledgerlm.heads.vectors import Source, join_sources, learn_blocks
 from ledgerlm.text.sentences import TextSource, notes, sentences_of
 from ledgerlm.text.tokenizer import train_tokenizer
@@ -145,13 +145,18 @@ def table(spark: SparkSession) -> DataFrame:
     return frame.withColumn("as_of", F.lit(AS_OF))
 
 
+def unkept(frame: DataFrame) -> DataFrame:
+    """So few rows are soon computed again."""
+    return frame
+
+
 CONF = StructuredConf(numeric=("age",), categorical=("job",), components=2)
 
 
 def features_of(spark: SparkSession, training: DataFrame) -> dict[str, dict[str, float]]:
     rows = table(spark)
     blocks = learn_blocks(training.select("client_id", "as_of", "s0_v"))
-    found = structured_features(rows, fit_structured(training, blocks, CONF))
+    found = fit_structured(training, blocks, CONF, keep=unkept).transform(rows)
     return {row["client_id"]: row["features"] for row in found.collect()}
 
 
@@ -166,6 +171,19 @@ def test_structured_features_are_standardised_and_one_hot(spark: SparkSession) -
     assert found["s0"]["job=(unknown)"] == found["s1"]["job=(unknown)"] == 1
     # An absent age is the median of the training clients, which is here their mean: zero, and zeros are left out.
     assert abs(found["s1"].get("age", 0.0)) < 0.1
+
+
+def test_a_pipeline_that_was_saved_says_the_same(spark: SparkSession, tmp_path: Path) -> None:
+    rows = table(spark)
+    blocks = learn_blocks(rows.where("split = 'train'").select("client_id", "as_of", "s0_v"))
+    fitted = fit_structured(rows.where("split = 'train'"), blocks, CONF, keep=unkept)
+    fitted.save(tmp_path)
+    again = Structured.load(tmp_path)
+    assert again.card == fitted.card
+    one, other = (model.transform(rows).orderBy("client_id").collect() for model in (fitted, again))
+    assert one == other
+    with pytest.raises(ArtefactError, match="run prepare"):
+        Structured.load(tmp_path / "nowhere")
 
 
 def test_a_planted_leak_from_test_clients_is_seen(spark: SparkSession) -> None:
@@ -187,10 +205,10 @@ def test_each_appended_vector_has_directions_of_its_own(spark: SparkSession) -> 
     ]
     frame = spark.createDataFrame(rows, "client_id string, s0_wide array<float>, s1_narrow array<float>")
     frame = frame.withColumn("as_of", F.lit(AS_OF))
-    fitted = fit_structured(frame, learn_blocks(frame), StructuredConf(components=2))
+    fitted = fit_structured(frame, learn_blocks(frame), StructuredConf(components=2), keep=unkept)
     directions = ["wide:direction:0", "wide:direction:1", "narrow:direction:0", "narrow:direction:1"]
-    assert list(fitted.names) == directions
-    found = {row["client_id"]: row["features"] for row in structured_features(frame, fitted).collect()}
+    assert list(fitted.card.names) == directions
+    found = {row["client_id"]: row["features"] for row in fitted.transform(frame).collect()}
     kept = np.array([[found[name].get(f"narrow:direction:{place}", 0.0) for place in range(2)] for name, *_ in rows])
     narrow = np.array([vector for *_, vector in rows])
     rest = narrow - narrow.mean(0)
@@ -202,8 +220,8 @@ def test_the_same_part_of_two_sources_is_told_apart(spark: SparkSession) -> None
     rows = [(f"t{n}", [float(n)], [float(n % 3)]) for n in range(9)]
     frame = spark.createDataFrame(rows, "client_id string, s0_mean array<float>, s1_mean array<float>")
     frame = frame.withColumn("as_of", F.lit(AS_OF))
-    fitted = fit_structured(frame, learn_blocks(frame), StructuredConf(components=1))
-    found = structured_features(frame, fitted).where("client_id = 't8'").first()
+    fitted = fit_structured(frame, learn_blocks(frame), StructuredConf(components=1), keep=unkept)
+    found = fitted.transform(frame).where("client_id = 't8'").first()
     assert found is not None
     assert set(found["features"]) == {"s0_mean:direction:0", "s1_mean:direction:0"}
 
@@ -221,10 +239,12 @@ def test_prepare_job_fits_on_training_rows_only(spark: SparkSession) -> None:
             )
         },
     )
-    fitted = fit_structured(joined.join(rows.drop("as_of", "s0_v"), "client_id"), learn_blocks(joined), CONF)
-    assert fitted.names == ("age", "job=x", "job=y", "job=(unknown)", "v:direction:0")
+    fitted = fit_structured(
+        joined.join(rows.drop("as_of", "s0_v"), "client_id"), learn_blocks(joined), CONF, keep=unkept
+    )
+    assert fitted.card.names == ("age", "job=x", "job=y", "job=(unknown)", "v:direction:0")
     with pytest.raises(ConfigError, match=r"no client attribute 'aeg'.*age"):
-        fit_structured(rows, [], StructuredConf(numeric=("aeg",)))
+        fit_structured(rows, [], StructuredConf(numeric=("aeg",)), keep=unkept)
 
 
 def test_the_newest_labels_are_the_test(spark: SparkSession) -> None:

@@ -8,8 +8,10 @@ from decimal import Decimal
 import pytest
 from pyspark.sql import SparkSession
 
-from ledgerlm.errors import ConfigError
+from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.goals import CutsConf, GoalRule, GoalsConf, goal_labels
+from ledgerlm.events.labelling import LabelConf, label_events
+from ledgerlm.events.next_category import NextCategoryConf
 
 CUT = datetime(2024, 6, 1, tzinfo=UTC)
 EVENTS = "client_id string, event_id string, event_time timestamp, event_seq long, amount decimal(18,4), mcc string"
@@ -58,6 +60,35 @@ def test_first_goal_after_the_cut_within_the_horizon(spark: SparkSession) -> Non
         ("d", "next_goal_30d"): "none", ("d", "next_goal_60d"): "travel",
         ("e", "next_goal_30d"): "none", ("e", "next_goal_60d"): "none",
     }  # fmt: skip
+
+
+def test_labels_of_all_rules_with_their_counts(spark: SparkSession) -> None:
+    rows = [event(client, -day, code) for client in "ab" for day, code in ((5, "5411"), (4, "7011"), (3, "5411"))]
+    rows += [event("a", 1, "7011")]
+    clients = spark.createDataFrame([("a", "train"), ("b", "test")], "client_id string, split string")
+    categories = NextCategoryConf(categories={"shop": ("5411",), "hotel": ("7011",)}, min_history=1)
+    conf = LabelConf(next_category={"next": categories}, goals=CONF.model_copy(update={"horizons": (30,)}))
+    events = spark.createDataFrame([*rows, event("b", 40, "0")], EVENTS)
+    made = label_events(events, clients, conf, seed=1, keep=lambda frame: frame)
+    tasks = made.facts["tasks"]
+    assert tasks["next"] == {
+        "classes": {"hotel": ["7011"], "shop": ["5411"]},
+        "candidates": 7,
+        "kept": 5,
+        "clients": 2,
+        "dropped": {"short history": 2},
+        "labels": {"hotel": {"train": 2, "test": 1}, "shop": {"train": 1, "test": 1}},
+    }
+    # Without a dictionary a goal is told by its code, which nobody calls a hotel.
+    assert tasks["next_goal_30d"]["labels"] == {"none": {"train": 1, "test": 1}}
+    assert (made.rows_in, made.rows_out, made.facts["left_out"]) == (9, 7, 2)
+    assert list(made.tables) == ["labels"], "nobody knows the truth"
+    assert made.tables["labels"].slice == {"task": ("next", "next_goal_30d")}
+    found = made.tables["labels"].frame.groupBy("task").count().collect()
+    assert {row["task"]: row["count"] for row in found} == {"next": 5, "next_goal_30d": 2}
+    rare = LabelConf(next_category={"next": categories.model_copy(update={"min_history": 3})})
+    with pytest.raises(DataError, match="no example of shop among training clients"):
+        label_events(events, clients, rare, seed=1, keep=lambda frame: frame)
 
 
 def test_what_lies_beyond_the_data_is_not_called_none(spark: SparkSession) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ledgerlm.errors import DataError
 from ledgerlm.events.ingest import ingest_events
 from ledgerlm.events.labels import client_attributes, first_events, labels_of
 from ledgerlm.events.spec import load_spec
+from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.record import Records
@@ -76,9 +78,28 @@ def test_tables_and_facts_and_a_rerun_after_a_kill_changes_nothing(spark: SparkS
     assert before == {name: table(name) for name in before}
 
 
-def test_mostly_bad_files_stop_with_the_figures(spark: SparkSession, tmp_path: Path) -> None:
+def test_a_spec_that_does_not_fit_leaves_the_tables_as_they_were(spark: SparkSession, tmp_path: Path) -> None:
+    record = small_pipeline(tmp_path, 0.5).run().stages[0].record
+    assert list(record.tables) == ["quarantine", "dictionaries", "clients", "labels", "events"], "events come last"
     with pytest.raises(DataError, match=r"1 of 4 rows are bad \(bad_time: 1\)"):
         small_pipeline(tmp_path, 0.1).run()
+    lake = Lake(str(tmp_path / "out" / "lake"), spark)
+    for table, written in record.tables.items():
+        assert lake.version(table) == written.version + (table == "quarantine")
+    assert lake.read("quarantine").where("reason = 'bad_time'").count() == 1
+
+
+def test_a_data_set_without_labels_leaves_labels_to_others(spark: SparkSession, tmp_path: Path) -> None:
+    runner = small_pipeline(tmp_path, 0.5)
+    (tmp_path / "small.yaml").write_text(re.sub("labels:\n.*\n", "", SPEC))
+    runner = Runner(load_pipeline(tmp_path / "run.yaml"), Progress())
+    for fresh in (False, True):
+        record = runner.run(fresh=fresh).stages[0].record
+        assert (record.rows_out, record.facts["labels"]) == (2, {})
+        assert record.facts["label_rows"] == {"in": 0, "out": 0, "quarantined": 0, "duplicates": 0}
+    lake = Lake(str(tmp_path / "out" / "lake"), spark)
+    assert not lake.exists("labels")
+    assert {row["split"] for row in lake.read("clients").collect()} == {"train"}
 
 
 def test_complete_journey(spark: SparkSession) -> None:

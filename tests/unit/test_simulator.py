@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from ledgerlm.config import parse
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.simulator import ATTRIBUTES, FIELDS, SimulatorConf, benchmark_conf, load_world, task_classes
+from ledgerlm.events.simulator.bank import SimulateConf
 from ledgerlm.events.simulator.calendar import calendar_of
 from ledgerlm.events.spec import load_spec
-from ledgerlm.jobs.simulate import SimulateConf
 
 
 def test_both_banks_name_the_same_things_by_different_codes() -> None:

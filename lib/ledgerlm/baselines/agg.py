@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
 
 from pydantic import Field
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
-from ledgerlm.errors import DataError
+from ledgerlm.errors import ArtefactError, DataError
+from ledgerlm.events.asked import AsOfConf
+from ledgerlm.events.dictionaries import with_description
+from ledgerlm.events.spec import DataSetSpec
+from ledgerlm.lake.made import Made, Rows
 
 Codes = dict[str, list[str]]
+ATTRIBUTES = "attributes"
+"""The feature set of client attributes."""
 
 # Stands for an absent code, as in a compact document.
 ABSENT = "-"
@@ -33,6 +41,150 @@ class AggConf(Conf):
     )
     calendar: bool = Field(True, description="take hour (where there is one) and weekday of an event as codes")
     max_codes: int = Field(200, ge=1, description="most frequent codes of a column that get features of their own")
+
+
+class AggregateConf(AggConf, AsOfConf):
+    """Settings of the aggregate job."""
+
+    feature_set: str = Field("agg", description="name of the features written")
+    described: tuple[str, ...] = Field(
+        (), description="fields whose codes are read as their descriptions, so that banks with other codes agree"
+    )
+    attributes: tuple[str, ...] = Field(
+        (), description="client attributes to write as feature set `attributes`; none that a task predicts"
+    )
+
+    @property
+    def feature_sets(self) -> tuple[str, ...]:
+        """Names of the sets that are made."""
+        return (self.feature_set, *((ATTRIBUTES,) if self.attributes else ()))
+
+
+class Agg(Conf):
+    """Agg as it was fitted: which codes have features of their own, and which numbers are summed up."""
+
+    codes: dict[str, tuple[str, ...]] = Field(description="field -> its most frequent codes, most frequent first")
+    categorical: tuple[str, ...] = Field(description="columns of codes")
+    numeric: tuple[str, ...] = Field(description="columns of numbers beside the amount")
+    whole: tuple[str, ...] = Field(description="numbers aggregated over the whole history")
+    by_code: tuple[str, ...] = Field(description="numbers aggregated for each code")
+    hour: bool = Field(description="the hour is a code")
+    weekday: bool = Field(description="the weekday is a code")
+
+    @classmethod
+    def fit(cls, events: DataFrame, as_of: DataFrame, conf: AggConf, spec: DataSetSpec) -> Agg:
+        """Learns which codes are frequent.
+
+        Args:
+            events: the `events` table.
+            as_of: client_id, as_of of training clients alone, so that no test client shapes a feature.
+            conf: what is aggregated.
+            spec: the data set, for what the configuration leaves out.
+        """
+        numeric = _names(conf.numeric, spec, "numeric")
+        amounts = ("amount", "log_amount") if spec.amount else ()
+        open_model = cls(
+            codes={},
+            categorical=_names(conf.categorical, spec, "categorical"),
+            numeric=numeric,
+            whole=(*amounts, "log_days", *numeric),
+            by_code=conf.by_code if conf.by_code is not None else ("log_amount",) if spec.amount else numeric,
+            hour=conf.calendar and spec.time.has_clock,
+            weekday=conf.calendar,
+        )
+        found = learn_codes(open_model.histories(events, as_of), conf.max_codes)
+        return open_model.model_copy(update={"codes": {field: tuple(kept) for field, kept in found.items()}})
+
+    def histories(self, events: DataFrame, as_of: DataFrame) -> DataFrame:
+        """The events before each `as_of`, as `aggregate` takes them."""
+        observed = observe(
+            events, categorical=self.categorical, numeric=self.numeric, hour=self.hour, weekday=self.weekday
+        )
+        return histories(observed, as_of)
+
+    def transform(self, events: DataFrame, as_of: DataFrame) -> DataFrame:
+        """The features of each history.
+
+        Args:
+            events: the `events` table.
+            as_of: client_id, as_of of every row wanted; distinct.
+
+        Returns:
+            client_id, as_of, features map<string, float> without zeros; key (client_id, as_of).
+        """
+        rows = self.histories(events, as_of)
+        return aggregate(rows, as_of, self.codes, numeric=self.whole, by_code=self.by_code)
+
+    def save(self, folder: Path) -> None:
+        """Writes `agg.json`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "agg.json").write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Agg:
+        """Reads what `save` wrote.
+
+        Raises:
+            ArtefactError: the folder holds no such model.
+        """
+        try:
+            return cls.model_validate_json((folder / "agg.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ArtefactError(f"{folder}: no model of Agg that can be read: {error}; run aggregate again") from error
+
+
+def aggregate_histories(
+    events: DataFrame,
+    clients: DataFrame,
+    as_of: DataFrame,
+    conf: AggregateConf,
+    *,
+    spec: DataSetSpec,
+    folder: Path,
+    dictionaries: DataFrame | None = None,
+) -> Made:
+    """Fits Agg on training clients and gives everyone's features, and attributes of clients as a set of their own.
+
+    Args:
+        events: the `events` table.
+        clients: the `clients` table.
+        as_of: client_id, as_of of every row wanted; distinct.
+        conf: settings.
+        spec: the data set.
+        folder: where the fitted model goes.
+        dictionaries: the `dictionaries` table, for `described`.
+
+    Returns:
+        `features` of each set, a row for every row of `as_of`. Facts: `feature_sets`, and how many `codes` of each
+        field have features.
+
+    Raises:
+        DataError: an attribute that the clients lack.
+    """
+    for field in conf.described:
+        events = with_description(events, dictionaries, field, field)
+    training = as_of.join(clients.where("split = 'train'").select("client_id"), on="client_id", how="leftsemi")
+    model = Agg.fit(events, training, conf, spec)
+    model.save(folder)
+    sets = {conf.feature_set: model.transform(events, as_of)}
+    if conf.attributes:
+        sets[ATTRIBUTES] = attribute_features(clients, as_of, conf.attributes)
+    named = [rows.withColumn("feature_set", F.lit(name)) for name, rows in sets.items()]
+    return Made(
+        rows_in=as_of.count() * len(sets),
+        tables={
+            "features": Rows(frame=reduce(DataFrame.unionByName, named), slice={"feature_set": conf.feature_sets}),
+        },
+        artefacts=(folder,),
+        facts={
+            "feature_sets": list(conf.feature_sets),
+            "codes": {field: len(kept) for field, kept in model.codes.items()},
+        },
+    )
+
+
+def _names(chosen: tuple[str, ...] | None, spec: DataSetSpec, kind: str) -> tuple[str, ...]:
+    return tuple(field.name for field in spec.fields if field.kind == kind) if chosen is None else chosen
 
 
 def observe(

@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
+
+from ledgerlm.config import Conf, ModelRef
+from ledgerlm.errors import DataError
+from ledgerlm.lake.made import Made, Rows
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -22,6 +27,42 @@ BAG = T.StructType(
     ]
 )
 _TOKENISED_AT_ONCE = 64  # documents
+
+
+class CountConf(Conf):
+    """Settings of the count job."""
+
+    format: str = Field("compact", description="format of the documents")
+    backbone: ModelRef | None = Field(
+        None, description="finetune stage or backbone folder whose tokenizer is used; left out, the latest such stage"
+    )
+    feature_set: str = Field("bag_of_tokens", description="name of the features written")
+
+
+def count_tokens(documents: DataFrame, tokenizer: Path, conf: CountConf) -> Made:
+    """The bags of the documents of one format as a feature set.
+
+    Args:
+        documents: the `documents` table.
+        tokenizer: folder of the tokenizer.
+        conf: format, and the name of the set.
+
+    Returns:
+        `features`, a row for each document. Facts: `feature_sets`, `tokenizer`.
+
+    Raises:
+        DataError: no document of the format.
+    """
+    chosen = documents.where(F.col("format") == conf.format)
+    rows = chosen.count()
+    if not rows:
+        raise DataError(f"no documents of format '{conf.format}'; add a serialize stage with that format")
+    features = bag_of_tokens(chosen, tokenizer).withColumn("feature_set", F.lit(conf.feature_set))
+    return Made(
+        rows_in=rows,
+        tables={"features": Rows(frame=features, slice={"feature_set": (conf.feature_set,)})},
+        facts={"feature_sets": [conf.feature_set], "tokenizer": tokenizer.name},
+    )
 
 
 def bag_of_tokens(documents: DataFrame, tokenizer: Path) -> DataFrame:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from functools import reduce
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
-from ledgerlm.errors import ConfigError
+from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.dictionaries import with_description
 
 if TYPE_CHECKING:
@@ -165,6 +165,32 @@ def goal_labels(
         F.col("place").cast("double").alias("label"),
         F.get(names, F.col("place")).alias("label_text"),
     )
+
+
+def count_goals(labels: DataFrame, clients: DataFrame) -> dict[str, dict[str, Any]]:
+    """How many labels there are.
+
+    Args:
+        labels: from `goal_labels`.
+        clients: the `clients` table.
+
+    Returns:
+        Of each task `candidates` and `kept`, which are the same; `dropped`, nothing; `labels`: of each class those of
+        `train` and `test` clients.
+
+    Raises:
+        DataError: there are none.
+    """
+    of_split = labels.join(clients.select("client_id", "split"), on="client_id", how="inner")
+    found: dict[str, dict[str, Any]] = {}
+    for row in of_split.groupBy("task", "label_text", "split").count().orderBy("task", "label_text").collect():
+        one = found.setdefault(row["task"], {"candidates": 0, "kept": 0, "dropped": {}, "labels": {}})
+        one["labels"].setdefault(row["label_text"], {"train": 0, "test": 0})[row["split"]] = row["count"]
+        one["candidates"] += row["count"]
+        one["kept"] += row["count"]
+    if not found:
+        raise DataError("goals: no client has enough events before a cut whose horizon the events cover; see cuts")
+    return found
 
 
 def _instant(day: dt.date) -> Column:

@@ -1,12 +1,22 @@
-"""Labels made from events by rules: the settings of the label job, and what they name."""
+"""Labels made from events by rules: the next merchant category (with the truth where it is known), the next goal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from typing import Any
+
 from pydantic import Field, model_validator
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
-from ledgerlm.events.goals import GoalsConf, task_name
-from ledgerlm.events.next_category import NextCategoryConf
+from ledgerlm.engines.frames import Keep
+from ledgerlm.events.goals import GoalsConf, count_goals, goal_labels, task_name
+from ledgerlm.events.next_category import NextCategoryConf, find_next_category
+from ledgerlm.events.simulator import SimulatorConf
+from ledgerlm.events.simulator.upcoming import knows_classes, true_next_category
+from ledgerlm.lake.made import Made, Rows
 
 
 class LabelConf(Conf):
@@ -29,3 +39,63 @@ class LabelConf(Conf):
         """Tasks whose labels are replaced."""
         goals = [task_name(self.goals, days) for days in self.goals.horizons] if self.goals else []
         return (*self.next_category, *goals)
+
+
+def label_events(
+    events: DataFrame,
+    clients: DataFrame,
+    conf: LabelConf,
+    *,
+    dictionaries: DataFrame | None = None,
+    banks: Sequence[SimulatorConf] = (),
+    seed: int,
+    keep: Keep,
+) -> Made:
+    """Makes the labels of each task.
+
+    Args:
+        events: the `events` table.
+        clients: the `clients` table.
+        conf: the rules.
+        dictionaries: the `dictionaries` table, if there is one.
+        banks: where the events are simulated, how.
+        seed: of all samples.
+        keep: examples are counted and written.
+
+    Returns:
+        `labels` (client_id, task, as_of, label, label_text) and, for the next category of simulated banks, `bayes`
+        (client_id, task, as_of, probabilities); rows in are candidates. Facts: `tasks`, of each its counts, and how
+        many candidates were `left_out`.
+
+    Raises:
+        DataError: a rule that finds nothing.
+    """
+    labels: list[DataFrame] = []
+    truths: list[DataFrame] = []
+    tasks: dict[str, Mapping[str, Any]] = {}
+    for task, rules in conf.next_category.items():
+        found = find_next_category(events, clients, rules, dictionaries=dictionaries, seed=seed, keep=keep)
+        tasks[task] = found.counts
+        labels.append(_of_task(found.examples, task, "label", "label_text"))
+        told = [bank for bank in banks if rules.field == "mcc" and knows_classes(found.classes, bank)]
+        truth = [true_next_category(found.examples, events, found.classes, bank) for bank in told]
+        truths += [_of_task(one, task, "probabilities") for one in truth]
+    if conf.goals is not None:
+        goals = keep(goal_labels(events, clients, conf.goals, dictionaries))
+        tasks |= count_goals(goals, clients)
+        labels.append(goals)
+    candidates, kept = (sum(one[name] for one in tasks.values()) for name in ("candidates", "kept"))
+    return Made(
+        rows_in=candidates,
+        rows_out=kept,
+        tables={name: _rows(frames, conf) for name, frames in (("labels", labels), ("bayes", truths)) if frames},
+        facts={"tasks": tasks, "left_out": candidates - kept},
+    )
+
+
+def _rows(frames: Sequence[DataFrame], conf: LabelConf) -> Rows:
+    return Rows(frame=reduce(DataFrame.unionByName, frames), slice={"task": conf.tasks})
+
+
+def _of_task(rows: DataFrame, task: str, *values: str) -> DataFrame:
+    return rows.select("client_id", F.lit(task).alias("task"), "as_of", *values)

@@ -9,14 +9,17 @@ are told by their descriptions, so that banks with different codes agree.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from operator import or_
+from typing import Any
 
 from pydantic import Field, model_validator
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, nearest
+from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
 from ledgerlm.events.dictionaries import with_description
 from ledgerlm.events.goals import GoalRule
@@ -49,6 +52,72 @@ class NextCategoryConf(Conf):
         if len(set(told)) < len(told):
             raise ValueError("categories: a description stands in two classes; each may be in one")
         return self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NextCategory:
+    """The examples of one task.
+
+    Attributes:
+        examples: from `next_category_examples`, without those left out.
+        classes: from `find_classes`.
+        counts: `classes`; `candidates`, of which `kept` (of `clients`) and `dropped` by reason; `labels`: of each class
+            those of `train` and `test` clients.
+    """
+
+    examples: DataFrame
+    classes: Classes
+    counts: Mapping[str, Any]
+
+
+def find_next_category(
+    events: DataFrame,
+    clients: DataFrame,
+    conf: NextCategoryConf,
+    *,
+    dictionaries: DataFrame | None,
+    seed: int,
+    keep: Keep,
+) -> NextCategory:
+    """Finds the classes and the examples of a task, and counts them.
+
+    Args:
+        events: the `events` table.
+        clients: the `clients` table.
+        conf: the rules.
+        dictionaries: the `dictionaries` table, if there is one.
+        seed: of the sample.
+        keep: the examples are counted and written: too dear to make twice.
+
+    Raises:
+        DataError: no such field, fewer than two classes, or a class without an example of a training client.
+    """
+    categorised = with_category(events, dictionaries, conf.field)
+    classes = find_classes(categorised, clients, conf)
+    judged = keep(next_category_examples(categorised, clients, classes, conf, seed=seed))
+    of_split = judged.join(clients.select("client_id", "split"), on="client_id", how="inner")
+    # At most reasons x classes x 2 rows.
+    rows = of_split.groupBy("reason", "label_text", "split").count().collect()
+    labels = {name: {"train": 0, "test": 0} for name in classes}
+    dropped: dict[str, int] = {}
+    for row in rows:
+        if row["reason"] is None:
+            labels[row["label_text"]][row["split"]] = row["count"]
+        else:
+            dropped[row["reason"]] = dropped.get(row["reason"], 0) + row["count"]
+    if missing := [name for name, count in labels.items() if not count["train"]]:
+        raise DataError(f"next_category: no example of {', '.join(missing)} among training clients; lower min_history")
+    examples = judged.where("reason IS NULL")
+    kept = sum(sum(count.values()) for count in labels.values())
+    counts = {
+        "classes": {name: list(texts) for name, texts in classes.items()},
+        "candidates": kept + sum(dropped.values()),
+        "kept": kept,
+        "clients": examples.select("client_id").distinct().count(),
+        "dropped": dict(sorted(dropped.items())),
+        "labels": labels,
+    }
+    return NextCategory(examples=examples, classes=classes, counts=counts)
 
 
 def with_category(events: DataFrame, dictionaries: DataFrame | None, field: str) -> DataFrame:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
 from ledgerlm.config import Conf, nearest
-from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.engines.frames import Keep
+from ledgerlm.errors import ArtefactError, ConfigError, DataError
 from ledgerlm.heads.mllib import dense_rows
-from ledgerlm.heads.vectors import KEY, Block
+from ledgerlm.heads.vectors import KEY, Block, Source, component_names, join_sources, learn_blocks
+from ledgerlm.lake.made import Made, Rows
 
 if TYPE_CHECKING:
     from pyspark.ml import PipelineModel
@@ -34,24 +36,137 @@ class StructuredConf(Conf):
     components: int = Field(16, ge=1, description="directions that each appended vector is projected on")
 
 
+class PrepareConf(StructuredConf):
+    """Settings of the prepare job."""
+
+    feature_set: str = Field("structured", pattern=r"^[A-Za-z0-9_]+$", description="name of the features written")
+    append: tuple[Source, ...] = Field((), description="vectors appended to the attributes: features or embeddings")
+
+    @model_validator(mode="after")
+    def _something(self) -> PrepareConf:
+        if not (self.numeric or self.categorical or self.append):
+            raise ValueError("name client attributes under numeric or categorical, or vectors under append")
+        return self
+
+
+class StructuredCard(Conf):
+    """What a fitted pipeline is, beside MLlib's own files."""
+
+    conf: StructuredConf = Field(description="its settings")
+    names: tuple[str, ...] = Field(description="features in order")
+    blocks: tuple[Block, ...] = Field(description="columns of the appended vectors; none when nothing is appended")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Structured:
     """A fitted pipeline.
 
     Attributes:
         model: MLlib's pipeline model.
-        conf: its settings.
-        names: features in order.
-        blocks: columns of the appended vectors; none when nothing is appended.
+        card: what it is.
     """
 
     model: PipelineModel
-    conf: StructuredConf
-    names: tuple[str, ...]
-    blocks: tuple[Block, ...]
+    card: StructuredCard
+
+    def transform(self, rows: DataFrame) -> DataFrame:
+        """The features of rows.
+
+        Args:
+            rows: as the training rows, of any clients. A category unseen in training becomes `NAME=(unknown)`.
+
+        Returns:
+            client_id, as_of, features map<string, float> without zeros; key (client_id, as_of).
+        """
+        from pyspark.ml.functions import vector_to_array
+
+        made = self.model.transform(_typed(rows, self.card.blocks, self.card.conf))
+        names = F.array(*(F.lit(name) for name in self.card.names))
+        values = vector_to_array(F.col("structured"), "float32")
+        return made.select(
+            *KEY, F.map_filter(F.map_from_arrays(names, values), lambda _, value: value != 0).alias("features")
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes MLlib's files below `pipeline`, and `structured.json`."""
+        self.model.write().overwrite().save(_pipeline(folder))
+        (folder / "structured.json").write_text(self.card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Structured:
+        """Reads what `save` wrote; a Spark session must be there.
+
+        Raises:
+            ArtefactError: the folder holds no such pipeline.
+        """
+        try:
+            card = StructuredCard.model_validate_json((folder / "structured.json").read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise ArtefactError(f"{folder}: no structured features that can be read: {error}; run prepare") from error
+        from pyspark.ml import PipelineModel
+
+        return cls(model=PipelineModel.load(_pipeline(folder)), card=card)
 
 
-def fit_structured(training: DataFrame, blocks: Sequence[Block], conf: StructuredConf) -> Structured:
+def _pipeline(folder: Path) -> str:
+    return (folder / "pipeline").absolute().as_uri()
+
+
+def prepare_features(
+    clients: DataFrame,
+    keys: DataFrame,
+    conf: PrepareConf,
+    *,
+    tables: Mapping[str, DataFrame],
+    facts: Callable[[str], Mapping[str, Any]],
+    folder: Path,
+    keep: Keep,
+) -> Made:
+    """Fits the pipeline on training clients and gives everyone's features.
+
+    Args:
+        clients: the `clients` table.
+        keys: client_id, as_of of the rows wanted; distinct. One without an appended vector is left out.
+        conf: attributes and vectors.
+        tables: the `features` and `embeddings` tables, as far as `append` names them.
+        facts: gives the facts of a finished stage by its name, or by its job's.
+        folder: where the fitted pipeline goes.
+        keep: rows are read by each stage of the fit, then once more by all clients.
+
+    Returns:
+        `features`, a row for each key. Facts: `feature_set`, `features` (how many), `appended` (columns),
+        `training_rows`.
+
+    Raises:
+        ConfigError: an attribute that the clients lack.
+        DataError: too wide vectors, or vectors of different length.
+    """
+    sources = tuple(source.pinned(facts) for source in conf.append)
+    rows = keys.join(clients.drop("run_id"), on="client_id", how="inner")
+    if sources:
+        rows = rows.join(join_sources(sources, tables), on=list(KEY), how="inner")
+    rows = keep(rows)
+    counted = {row["split"]: row["count"] for row in rows.groupBy("split").count().collect()}
+    training = rows.where("split = 'train'")
+    appended = training.drop(*(name for name in clients.columns if name != "client_id"))
+    blocks = learn_blocks(appended, named=component_names(conf.append, facts)) if sources else []
+    fitted = fit_structured(training, blocks, conf, keep=keep)
+    fitted.save(folder)
+    found = fitted.transform(rows).withColumn("feature_set", F.lit(conf.feature_set))
+    return Made(
+        rows_in=sum(counted.values()),
+        tables={"features": Rows(frame=found, slice={"feature_set": (conf.feature_set,)})},
+        artefacts=(folder,),
+        facts={
+            "feature_set": conf.feature_set,
+            "features": len(fitted.card.names),
+            "appended": sum(len(block.features) for block in blocks),
+            "training_rows": counted.get("train", 0),
+        },
+    )
+
+
+def fit_structured(training: DataFrame, blocks: Sequence[Block], conf: StructuredConf, *, keep: Keep) -> Structured:
     """Fits Imputer, StandardScaler, StringIndexer, OneHotEncoder and PCA; nothing of them sees other rows.
 
     Args:
@@ -60,6 +175,7 @@ def fit_structured(training: DataFrame, blocks: Sequence[Block], conf: Structure
         blocks: vectors to append; the pipeline standardises each, projects it by a PCA of its own (one over all would
             give the directions to the widest), and standardises the result.
         conf: the attributes.
+        keep: the rows are read by each step.
 
     Raises:
         ConfigError: an attribute that the rows lack.
@@ -74,11 +190,7 @@ def fit_structured(training: DataFrame, blocks: Sequence[Block], conf: Structure
     width = sum(len(block.features) for block in blocks)
     if width > _MOST_APPENDED:
         raise DataError(f"{width} appended features, {_MOST_APPENDED} are the most; take fewer sources or codes")
-    rows = _typed(training, blocks, conf).persist(StorageLevel.MEMORY_AND_DISK)
-    try:
-        model = Pipeline(stages=_stages(conf, blocks)).fit(rows)
-    finally:
-        rows.unpersist()
+    model = Pipeline(stages=_stages(conf, blocks)).fit(keep(_typed(training, blocks, conf)))
     names = [*conf.numeric]
     for stage in model.stages:
         if isinstance(stage, StringIndexerModel):
@@ -89,27 +201,8 @@ def fit_structured(training: DataFrame, blocks: Sequence[Block], conf: Structure
         # The same part of two sources, say of two layers, is told apart by its column.
         title = block.group if groups[block.group] == 1 else block.column
         names += [f"{title}:direction:{place}" for place in range(_directions(block, conf))]
-    return Structured(model=model, conf=conf, names=tuple(names), blocks=tuple(blocks))
-
-
-def structured_features(rows: DataFrame, fitted: Structured) -> DataFrame:
-    """Applies a fitted pipeline.
-
-    Args:
-        rows: as the training rows, of any clients. A category unseen in training becomes `NAME=(unknown)`.
-        fitted: from `fit_structured`.
-
-    Returns:
-        client_id, as_of, features map<string, float> without zeros; key (client_id, as_of).
-    """
-    from pyspark.ml.functions import vector_to_array
-
-    made = fitted.model.transform(_typed(rows, fitted.blocks, fitted.conf))
-    names = F.array(*(F.lit(name) for name in fitted.names))
-    values = vector_to_array(F.col("structured"), "float32")
-    return made.select(
-        *KEY, F.map_filter(F.map_from_arrays(names, values), lambda _, value: value != 0).alias("features")
-    )
+    settings = StructuredConf.model_validate({name: getattr(conf, name) for name in StructuredConf.model_fields})
+    return Structured(model=model, card=StructuredCard(conf=settings, names=tuple(names), blocks=tuple(blocks)))
 
 
 def _typed(rows: DataFrame, blocks: Sequence[Block], conf: StructuredConf) -> DataFrame:

@@ -31,8 +31,9 @@ class Made:
     """What a verb made.
 
     Attributes:
-        rows_in: rows read from its main input.
-        tables: table -> rows, in the order in which they are written; the first is the main one.
+        rows_in: rows read from its main input; left out, as many as came out, for a verb that reads nothing.
+        tables: table -> rows, in the order in which they are written, after what is set aside.
+        main: the table whose rows are counted; left out, the first.
         rows_out: rows of the main table as the verb counted them; left out, those that were written. Another number
             written is an error.
         aside: rows for `quarantine` (`reason`, `detail`, `source_file`, `payload`); None where nothing can be bad.
@@ -44,8 +45,9 @@ class Made:
         report: sections of the report (`title`, `note`, `blocks`).
     """
 
-    rows_in: int
+    rows_in: int | None = None
     tables: Mapping[str, Rows] = field(default_factory=dict)
+    main: str | None = None
     rows_out: int | None = None
     aside: DataFrame | None = None
     quarantined: int | None = None

@@ -111,34 +111,36 @@ class Context:
         return self.write("quarantine", rows, {"stage": (self.stage,)})
 
     def publish(self, made: Made) -> StageResult:
-        """Writes what a verb made, in its order, checks that no row vanished, and tells what was done.
+        """Writes what a verb made, checks that no row vanished, and tells what was done.
 
         Raises:
             DataError: when other numbers of rows were written than the verb counted, or rows vanished.
         """
-        for table, rows in made.tables.items():
-            self.write(table, rows.frame, rows.slice)
+        # What is set aside comes first: whoever sees a table of this stage finds what it left out.
         aside = 0 if made.aside is None else self.quarantine(made.aside).rows
         if made.aside is None:
             self._clear_quarantine()
-        first = next(iter(made.tables), None)
-        written = self.tables.written[first].rows if first is not None else made.rows_out
+        for table, rows in made.tables.items():
+            self.write(table, rows.frame, rows.slice)
+        main = made.main or next(iter(made.tables), None)
+        written = self.tables.written[main].rows if main is not None else made.rows_out
         rows_out = made.rows_out if made.rows_out is not None else written or 0
+        rows_in = rows_out if made.rows_in is None else made.rows_in
         wanted = aside if made.quarantined is None else made.quarantined
-        if (written if first is not None else rows_out) != rows_out or aside < wanted:
+        if (written if main is not None else rows_out) != rows_out or aside < wanted:
             raise DataError(
                 f"stage {self.stage}: {rows_out:,} rows and {wanted:,} to set aside were made, but {written:,} were "
-                f"written to {first} and {aside:,} set aside; were its inputs changed meanwhile? Run it again"
+                f"written to {main} and {aside:,} set aside; were its inputs changed meanwhile? Run it again"
             )
-        if self.plan.stage.job.rows == "balance" and made.rows_in != rows_out + wanted + made.duplicates:
+        if self.plan.stage.job.rows == "balance" and rows_in != rows_out + wanted + made.duplicates:
             raise DataError(
-                f"stage {self.stage}: {made.rows_in:,} rows in, but {rows_out:,} out, {wanted:,} quarantined and "
+                f"stage {self.stage}: {rows_in:,} rows in, but {rows_out:,} out, {wanted:,} quarantined and "
                 f"{made.duplicates:,} duplicates; run it again"
             )
         told = {} if made.tell is None else made.tell({table: self.own(table) for table in made.tables})
         report = {"report": list(made.report)} if made.report else {}
         return StageResult(
-            rows_in=made.rows_in,
+            rows_in=rows_in,
             rows_out=rows_out,
             quarantined=wanted,
             duplicates=made.duplicates,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Sequence
 from functools import reduce
@@ -13,7 +14,10 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, nearest
-from ledgerlm.errors import ConfigError
+from ledgerlm.engines.frames import Keep
+from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.events.asked import AsOfConf, asked
+from ledgerlm.lake.made import Made, Rows
 from ledgerlm.text.sanitise import sanitise
 
 if TYPE_CHECKING:
@@ -23,6 +27,7 @@ KEY = ("client_id", "as_of")
 _PLACE = re.compile(r"\{(\w+)\}")
 _ENDS = r"(?<=[.!?;])\s+"
 _LENGTH = 400  # characters kept of a sentence
+_EXAMPLE_LENGTH = 1500  # characters of the example in the report
 
 
 class TextSource(Conf):
@@ -44,6 +49,61 @@ class TextSource(Conf):
         if self.of == "clients" and (not self.sentences or self.text is not None):
             raise ValueError("of: clients needs 'sentences' and no 'text'")
         return self
+
+
+class DescribeConf(AsOfConf):
+    """Settings of the describe job."""
+
+    sources: tuple[TextSource, ...] = Field(min_length=1, description="where sentences come from")
+    most: int = Field(24, ge=1, description="newest sentences kept of a client")
+
+
+def describe_clients(
+    events: DataFrame,
+    clients: DataFrame,
+    conf: DescribeConf,
+    *,
+    end: dt.datetime,
+    labels: DataFrame | None = None,
+    keep: Keep,
+) -> Made:
+    """Gathers what is said of each client, as sentences and as documents of format `notes`.
+
+    Args:
+        events: the `events` table.
+        clients: the `clients` table.
+        conf: where sentences come from.
+        end: end of what is told of clients without a label.
+        labels: the `labels` table, if there is one.
+        keep: sentences are counted, and written twice.
+
+    Returns:
+        `sentences` and `documents`; rows in are whose history is asked for. Facts: `as_of`, `domains` (domain ->
+        sentences), `clients_described` and an `example`.
+
+    Raises:
+        ConfigError: a source names a column that is not there.
+        DataError: not one sentence was found.
+    """
+    as_of = asked(clients, labels, end, conf)
+    sentences = keep(sentences_of(events, clients, as_of, conf.sources, conf.most))
+    counted = sentences.groupBy("domain").agg(F.count(F.lit(1)).alias("rows")).orderBy("domain").collect()
+    domains = {row["domain"]: row["rows"] for row in counted}
+    if not domains:
+        raise DataError("not one sentence was found: look at the sources' `where` and `text`, and at the events table")
+    documents = keep(notes(sentences, as_of))
+    example = documents.orderBy(F.desc("event_count_used"), "client_id").first()
+    return Made(
+        rows_in=as_of.count(),
+        rows_out=sum(domains.values()),
+        tables={"sentences": Rows(frame=sentences), "documents": Rows(frame=documents, slice={"format": ("notes",)})},
+        facts={
+            "as_of": end.isoformat(),
+            "domains": domains,
+            "clients_described": documents.count(),
+            "example": example["text"][:_EXAMPLE_LENGTH] if example is not None else "",
+        },
+    )
 
 
 def sentences_of(

@@ -178,7 +178,8 @@ def with_as_of(events: DataFrame, labels: DataFrame | None, as_of: dt.datetime) 
     default = F.lit(as_of.isoformat(sep=" ")).cast("timestamp")
     if labels is None:
         return events.withColumn("as_of", default)
-    own = labels.select("client_id", F.col("as_of").alias("_own")).distinct()
+    # Shuffled by client alone, which serves the distinct as well as the join.
+    own = labels.select("client_id", F.col("as_of").alias("_own")).repartition("client_id").distinct()
     # A hash join needs no sort of the events by client beside the window's, and its shuffle serves the window.
     joined = events.join(own.hint("shuffle_hash"), on="client_id", how="left")
     return joined.withColumn("as_of", F.coalesce("_own", default)).drop("_own")
@@ -373,58 +374,4 @@ def _assemble(ranked: DataFrame, shown: Sequence[Shown], form: Format) -> DataFr
         "token_estimate",
         hashed.alias("input_hash"),
         F.lit(form.serializer).alias("serializer"),
-    )
-
-
-def check_documents(
-    documents: DataFrame,
-    events: DataFrame,
-    labels: DataFrame | None,
-    as_of: dt.datetime,
-    *,
-    spec: DataSetSpec,
-    conf: DocumentConf,
-) -> DataFrame:
-    """Counts again, from the events, what every document must hold: finds leaks, lost events and missing documents.
-
-    Args:
-        documents: documents of the format of `conf`.
-        events: the events table.
-        labels: as they were given to `serialize`.
-        as_of: as it was given to `serialize`.
-        spec: the data set.
-        conf: as it was given to `serialize`.
-
-    Returns:
-        One row a client and `as_of`: client_id, as_of, events_before, events_after (at or after `as_of`),
-        event_count_used, event_count_cut, and `fault`: null, `missing` (no document), `unknown` (a document, but no
-        event before its `as_of`), `leak` (an event at or after `as_of`), `lost` (fewer events than there are) or
-        `text` (not as many events in the text as counted).
-    """
-    before = F.col("event_time") < F.col("as_of")
-    counted = with_as_of(events.select("client_id", "event_time"), labels, as_of)
-    counted = counted.groupBy("client_id", "as_of").agg(
-        F.count_if(before).alias("events_before"), F.count_if(~before).alias("events_after")
-    )
-    rows = counted.join(documents, on=["client_id", "as_of"], how="full")
-    known = F.coalesce("events_before", F.lit(0))
-    held = F.col("event_count_used") + F.col("event_count_cut")
-    form, shown = FORMATS[conf.format], shown_fields(spec, conf)
-    around = (form.head(shown) + form.foot).count("\n") - 1
-    breaks = F.col("event_count_used") * (1 + form.between.count("\n") * (len(shown) - 1)) + around
-    found = F.length("text") - F.length(F.replace("text", F.lit("\n"), F.lit("")))
-    fault = (
-        F.when(F.col("text").isNull(), F.when(known > 0, F.lit("missing")))
-        .when((F.col("last_event_time") >= F.col("as_of")) | ((held > known) & (known > 0)), F.lit("leak"))
-        .when(known == 0, F.lit("unknown"))
-        .when(held < known, F.lit("lost"))
-        .when(found != breaks, F.lit("text"))
-    )
-    return rows.select(
-        "client_id",
-        "as_of",
-        known.alias("events_before"),
-        F.coalesce("events_after", F.lit(0)).alias("events_after"),
-        *(F.coalesce(name, F.lit(0)).alias(name) for name in ("event_count_used", "event_count_cut")),
-        fault.alias("fault"),
     )
