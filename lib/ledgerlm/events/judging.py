@@ -1,0 +1,309 @@
+"""Raw rows become typed events, or carry the reason why they cannot be one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ledgerlm.events.attributes import joined
+from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLACE, ROW
+from ledgerlm.events.identity import damaged_id, identity, nobody, present
+from ledgerlm.events.numbers import decimal_amount, fits, number, product
+from ledgerlm.events.quality import Reason, masked, recoded
+from ledgerlm.events.sources import currency_at, in_plain_form, raw, read_file, type_of
+from ledgerlm.events.spec import AmountSpec, DataSetSpec, FieldSpec, SignSpec, source_of
+from ledgerlm.events.spec_times import FILE_ORDER
+from ledgerlm.events.times import hours_later, local, time_of
+from ledgerlm.lake.schemas import AMOUNT
+
+DETAIL_LENGTH = 200  # characters of an offending value that the detail quotes
+_ID_LENGTH = 32  # hexadecimal digits of a hashed id: 128 bits
+_ONE, _ZERO = r"(?i)^(?:1(?:\.0+)?|true)$", r"(?i)^(?:0(?:\.0+)?|false)$"
+NOTED = ("_signed", "_rounded", "_unordered", "_clock")
+"""What the settings of a spec decided about a row: counted, and written nowhere."""
+
+
+def judged_rows(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
+    """The rows of all event files.
+
+    Returns:
+        client_id, _id, event_time, _order, amount, currency, `f_NAME` of each field, source_file, reason and detail
+        (null for a good row), payload, PATH, BLOCK, PLACE, `_unmatched_N` of each join, ODD, and the flags of `NOTED`.
+
+    Raises:
+        SpecError: no source, nothing at its path, or files that are not as the spec says.
+    """
+    places = range(len(source_of(spec).files))
+    return reduce(DataFrame.unionByName, [_judged(_read(spark, spec, place), spec) for place in places])
+
+
+def aside(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
+    """The judged rows that have a reason, as quarantine takes them; without the raw row if the spec wants that."""
+    keep = spec.pseudonymise is None or spec.pseudonymise.keep_payload
+    payload = F.col("payload") if keep else F.lit(None).cast("string")
+    detail = F.col("detail") if keep else F.lit(None).cast("string")
+    bad = rows.where(F.col("reason").isNotNull())
+    return bad.select("reason", detail.alias("detail"), FILE, payload.alias("payload"))
+
+
+def first_reason(*faults: tuple[Column, Reason, Column]) -> tuple[Column, Column]:
+    """Reason and detail of the first fault that applies.
+
+    Args:
+        faults: condition, reason, and the offending value.
+    """
+    reason = F.coalesce(*(F.when(condition, name.value) for condition, name, _ in faults))
+    detail = F.coalesce(*(F.when(condition, F.left(value, F.lit(DETAIL_LENGTH))) for condition, _, value in faults))
+    return reason, detail
+
+
+def _read(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
+    """One file entry with the columns that the spec needs, join columns included."""
+    source = source_of(spec)
+    file = source.files[place]
+    columns = {column for join in spec.joins for column in join.columns}
+    needed = {name: key for name, key in _needed(spec).items() if name not in columns or name in file.constants}
+    rows = read_file(
+        spark,
+        file,
+        source,
+        needed=needed,
+        optional={column for field in spec.fields if field.optional for column in field.columns},
+        numbers=_number_columns(spec),
+        times={spec.time.column} - {""},
+    )
+    for number_of_join, join in enumerate(spec.joins):
+        rows = joined(spark, rows, join, number_of_join, source)
+    return rows
+
+
+def _needed(spec: DataSetSpec) -> dict[str, str]:
+    """Column to the key of the spec that names it."""
+    needed = {spec.client: "client"} | dict.fromkeys(spec.time.parts, "time.column")
+    if spec.time.order and spec.time.order != FILE_ORDER:
+        needed[spec.time.order] = "time.order"
+    if spec.time.hour:
+        needed[spec.time.hour] = "time.hour"
+    needed |= dict.fromkeys(spec.event_id.columns, "event_id.columns")
+    if spec.amount is not None:
+        needed[spec.amount.column] = "amount.column"
+        if spec.amount.times:
+            needed[spec.amount.times] = "amount.times"
+        if isinstance(spec.amount.sign, SignSpec):
+            needed[spec.amount.sign.column] = "amount.sign.column"
+        if spec.amount.currency_column:
+            needed[spec.amount.currency_column] = "amount.currency_column"
+    for place, field in enumerate(spec.fields):
+        for column in field.columns:
+            needed.setdefault(column, f"fields.{place}.{'flags' if field.flags else 'column'}")
+    return needed | {join.key: f"joins.{place}.key" for place, join in enumerate(spec.joins)}
+
+
+def _number_columns(spec: DataSetSpec) -> set[str]:
+    columns = {field.column for field in spec.fields_of("numeric")}
+    of_amount = {spec.amount.column, spec.amount.times} if spec.amount else set()
+    return columns | {column for column in of_amount if column}
+
+
+def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
+    """Typed columns, and reason and detail of rows that cannot be an event."""
+    time = _time(rows, spec)
+    numeric = {field.name: field for field in spec.fields_of("numeric")}
+    typed = rows.withColumns(
+        {
+            "client_id": identity(raw(spec.client)),
+            "_id": _raw_id(spec),
+            "event_time": time,
+            "_raw_time": F.concat_ws(" ", *(raw(name).cast("string") for name in spec.time.parts)),
+            "_order": _order(spec),
+            "_raw_amount": present(raw(spec.amount.column), spec.amount.nulls) if spec.amount else _none(),
+            **{f"_raw_{name}": present(raw(field.column), field.nulls) for name, field in numeric.items()},
+            **{f"_n_{name}": _number(field) for name, field in numeric.items()},
+        }
+    ).withColumns(_amount(spec))
+    reason, detail = _reason(spec)
+    return typed.select(
+        "client_id",
+        "_id",
+        "event_time",
+        "_order",
+        "amount",
+        "currency",
+        *(_value(field, spec).alias(f"f_{field.name}") for field in spec.fields),
+        FILE,
+        F.coalesce(F.col(FAULT), reason).alias("reason"),
+        F.when(F.col(FAULT).isNull(), detail).alias("detail"),
+        F.col(PAYLOAD).alias("payload"),
+        PATH,
+        BLOCK,
+        PLACE,
+        *(f"_unmatched_{place}" for place in range(len(spec.joins))),
+        "_signed",
+        "_rounded",
+        _unordered(spec).alias("_unordered"),
+        _has_clock(spec).alias("_clock"),
+        ODD,
+    )
+
+
+def _none() -> Column:
+    return F.lit(None).cast("string")
+
+
+def _time(rows: DataFrame, spec: DataSetSpec) -> Column:
+    form = spec.time
+    if form.columns:
+        texts = [present(raw(name).cast("string")) for name in form.columns]
+        # Unlike concat_ws, concat is null when a part is.
+        joined_text = F.concat(texts[0], *(part for text in texts[1:] for part in (F.lit(" "), text)))
+        time = time_of(joined_text, rows.select(joined_text).schema[0].dataType, form)
+    else:
+        time = time_of(raw(form.column), type_of(rows, form.column), form)
+    if form.hour:
+        hour = number(present(raw(form.hour)))
+        whole = F.when(hour.between(0, 23) & (hour == F.floor(hour)), hour)
+        time = hours_later(time, whole, form.zone)
+    return time
+
+
+def _order(spec: DataSetSpec) -> Column:
+    if not spec.time.order or spec.time.order == FILE_ORDER:
+        return F.lit(0).cast("decimal(38,9)")
+    return present(raw(spec.time.order)).try_cast("decimal(38,9)")
+
+
+def _unordered(spec: DataSetSpec) -> Column:
+    """Whether the order column holds something that is no number."""
+    if not spec.time.order or spec.time.order == FILE_ORDER:
+        return F.lit(False)
+    return F.col("_order").isNull()
+
+
+def _has_clock(spec: DataSetSpec) -> Column:
+    shown = local(F.col("event_time"), spec.time.zone)
+    return F.coalesce(shown != F.date_trunc("day", shown), F.lit(False))
+
+
+def _raw_id(spec: DataSetSpec) -> Column:
+    if not spec.event_id.columns:
+        return F.substring(F.sha2(F.col(ROW), 256), 1, _ID_LENGTH)
+    parts = [identity(raw(column)) for column in spec.event_id.columns]
+    if len(parts) > 1:
+        parts = [F.replace(F.replace(part, F.lit("\\"), F.lit("\\\\")), F.lit("|"), F.lit(r"\|")) for part in parts]
+    # Unlike concat_ws, concat is null when a part is.
+    return F.concat(parts[0], *(part for one in parts[1:] for part in (F.lit("|"), one)))
+
+
+def _amount(spec: DataSetSpec) -> dict[str, Column]:
+    """amount and currency, the amount null where it cannot be told; and what the settings decided."""
+    if spec.amount is None:
+        no = F.lit(False)
+        return {"amount": F.lit(None).cast(AMOUNT), "currency": _none(), "_signed": no, "_rounded": no}
+    conf = spec.amount
+    written = F.when(F.col("_raw_amount").isNotNull(), in_plain_form(conf.column))
+    if conf.times:
+        exact = product(written, in_plain_form(conf.times), conf.scale)
+        amount = product(written, in_plain_form(conf.times), conf.scale, rounded=conf.round)
+        rounded = exact.isNull() & amount.isNotNull()
+    else:
+        amount = decimal_amount(written, conf.scale, rounded=conf.round)
+        rounded = amount.isNotNull() & ~fits(written, conf.scale)
+    signed = F.coalesce(amount < 0, F.lit(False)) if conf.sign != "as_is" else F.lit(False)
+    currency, agree = _currency(conf)
+    return {
+        "amount": F.when(agree, _with_sign(amount, conf)),
+        "currency": currency,
+        "_signed": signed,
+        "_rounded": rounded if conf.round else F.lit(False),
+    }
+
+
+def _with_sign(amount: Column, conf: AmountSpec) -> Column:
+    if conf.sign == "negative":
+        return -amount
+    if not isinstance(conf.sign, SignSpec):
+        return amount
+    code = identity(raw(conf.sign.column))
+    magnitude = F.abs(amount) if conf.sign.signed == "column" else amount
+    return F.when(code.isin(*conf.sign.negative), -magnitude).when(code.isin(*conf.sign.positive), magnitude)
+
+
+def _currency(conf: AmountSpec) -> tuple[Column, Column]:
+    """The currency, and whether all that is said about it agrees."""
+    stated = F.lit(conf.currency).cast("string")
+    if conf.currency_column:
+        stated = identity(raw(conf.currency_column))
+    at = currency_at(conf.column)
+    return F.coalesce(stated, at), F.coalesce(stated == at, F.lit(True))
+
+
+def _number(field: FieldSpec) -> Column:
+    return F.when(present(raw(field.column), field.nulls).isNotNull(), number(in_plain_form(field.column)))
+
+
+def _value(field: FieldSpec, spec: DataSetSpec) -> Column:
+    if field.kind == "numeric":
+        return F.col(f"_n_{field.name}")
+    if field.flags:
+        ones = (F.when(present(raw(column)).rlike(_ONE), word) for column, word in field.flags.items())
+        return F.nullif(F.concat_ws("|", *ones), F.lit(""))
+    text = present(raw(field.column), field.nulls) if field.kind == "text" else identity(raw(field.column), field.nulls)
+    if field.extract:
+        text = present(F.regexp_extract(text, field.extract, 1))
+    text = recoded(text, field.values)
+    return masked(text, spec.mask, spec.mask_words) if field.kind == "text" else text
+
+
+def _reason(spec: DataSetSpec) -> tuple[Column, Column]:
+    def said(name: str, value: Column) -> Column:
+        return F.concat(F.lit(f"{name}: "), F.coalesce(F.nullif(value.cast("string"), F.lit("")), F.lit("absent")))
+
+    raw_time = said(" ".join(spec.time.parts), F.col("_raw_time"))
+    time = F.col("event_time")
+    client = F.col("client_id")
+    parts = [(name, identity(raw(name))) for name in spec.event_id.columns]
+    flags = [(name, present(raw(name))) for field in spec.fields for name in field.flags]
+    numeric = [
+        (field.column, F.col(f"_raw_{field.name}"), F.col(f"_n_{field.name}")) for field in spec.fields_of("numeric")
+    ]
+    return first_reason(
+        (client.isNull(), Reason.NO_CLIENT, said(spec.client, raw(spec.client))),
+        (damaged_id(client) | nobody(client), Reason.DAMAGED_ID, said(spec.client, client)),
+        (F.col("_id").isNull(), Reason.NO_EVENT_ID, F.lit("event_id: " + ", ".join(spec.event_id.columns) + " absent")),
+        *((damaged_id(part), Reason.DAMAGED_ID, said(name, part)) for name, part in parts),
+        (time.isNull(), Reason.BAD_TIME, raw_time),
+        (time < F.lit(spec.time.first_day).cast("timestamp"), Reason.TIME_BEFORE_RANGE, raw_time),
+        (time >= F.lit(spec.time.far_future).cast("timestamp"), Reason.TIME_IN_FAR_FUTURE, raw_time),
+        *(_amount_faults(spec.amount) if spec.amount else ()),
+        *((value.isNotNull() & n.isNull(), Reason.BAD_NUMBER, said(name, value)) for name, value, n in numeric),
+        *((~value.rlike(f"{_ONE}|{_ZERO}"), Reason.BAD_FLAG, said(name, value)) for name, value in flags),
+    )
+
+
+def _amount_faults(conf: AmountSpec) -> list[tuple[Column, Reason, Column]]:
+    parts = [F.concat(F.lit(f"{conf.column}: "), F.col("_raw_amount"))]
+    faults = []
+    if isinstance(conf.sign, SignSpec):
+        code = raw(conf.sign.column).cast("string")
+        parts.append(F.concat(F.lit(f"{conf.sign.column}: "), F.coalesce(code, F.lit("absent"))))
+        if conf.sign.signed == "refuse":
+            faults.append((F.col("_signed"), Reason.SIGNED_AMOUNT, F.concat_ws(", ", *parts)))
+    if conf.times:
+        parts.append(F.concat(F.lit(f"{conf.times}: "), F.coalesce(raw(conf.times).cast("string"), F.lit("absent"))))
+    bad = F.col("_raw_amount").isNotNull() & F.col("amount").isNull()
+    return [*faults, (bad, Reason.BAD_AMOUNT, F.concat_ws(", ", *parts))]
+
+
+def counters(spec: DataSetSpec) -> Mapping[str, Column]:
+    """What is counted while rows are judged, by name."""
+    return {
+        "rows": F.count(F.lit(1)),
+        **{f"reason_{reason}": F.count_if(F.col("reason") == reason.value) for reason in Reason},
+        **{f"unmatched_{place}": F.count_if(f"_unmatched_{place}") for place in range(len(spec.joins))},
+        **{name: F.count_if(F.col(name) & F.col("reason").isNull()) for name in NOTED},
+        "odd": F.count_if(ODD),
+        "open": F.count_if(F.col(ODD) & (F.col("reason") == Reason.UNCLOSED_QUOTE.value)),
+    }
