@@ -34,11 +34,12 @@ from ledgerlm.backbone.settings import (
     base_context,
     base_rate,
 )
-from ledgerlm.config import FileName, ModelRef, load_yaml
+from ledgerlm.config import FileName, ModelRef, StageName, load_yaml
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.lake.lake import Lake
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
+from ledgerlm.text.rewrites import rewrites_of
 from ledgerlm.training.artefacts import aside, finish
 from ledgerlm.training.log import curve, read_metrics, speed
 from ledgerlm.training.settings import METRICS, WorkersConf, placed
@@ -60,6 +61,9 @@ class FinetuneConf(TrainingConf):
         min_length=1,
         description="what is read how often in an epoch: document formats, and `enriched` for the rewrites; "
         "0.25 reads another quarter each epoch; the first one's held-out loss is the curve",
+    )
+    enrich: StageName | None = Field(
+        None, description="the enrich stage whose rewrites `enriched` stands for; left out, the only one there is"
     )
     variants: int | None = Field(
         None, ge=1, description="how many rewrites of a document `enriched` stands for; left out, all there are"
@@ -117,8 +121,10 @@ class FinetuneConf(TrainingConf):
     def _fits(self) -> FinetuneConf:
         if min(self.formats.values()) < 0 or not any(self.formats.values()):
             raise ValueError(f"formats {self.formats} must be 0 or more, and one above 0")
-        if (self.variants or self.enriched_formats) and ENRICHED not in self.formats:
-            raise ValueError(f"variants and enriched_formats choose rewrites, but formats {self.formats} read none")
+        if (self.enrich or self.variants or self.enriched_formats) and ENRICHED not in self.formats:
+            raise ValueError(
+                f"enrich, variants and enriched_formats choose rewrites, but formats {self.formats} read none"
+            )
         if self.lora is not None and self.base is None:
             raise ValueError("lora needs a base whose weights are frozen")
         context = self.context or CONTEXT
@@ -230,7 +236,7 @@ def _texts_of(read: Callable[[str], DataFrame], conf: FinetuneConf) -> DataFrame
     return training_texts(
         read("clients"),
         read("documents"),
-        read("enriched_documents") if ENRICHED in conf.formats else None,
+        rewrites_of(read("enriched_documents"), conf.enrich, key="enrich") if ENRICHED in conf.formats else None,
         formats=list(conf.formats),
         variants=conf.variants,
         enriched_formats=conf.enriched_formats,

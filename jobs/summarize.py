@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
 
-from pydantic import Field
-
-from ledgerlm.enrich.recipes.writer import VERSION, RecipeConf
-from ledgerlm.enrich.staging import as_documents
-from ledgerlm.jobs.enrich import PoolJobConf, expect, finished, write_texts
+from ledgerlm.enrich.writing import SummarizeConf, choose_documents, expectation, write_texts
+from ledgerlm.evaluation.report.texts import texts_section
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 
 
-class SummarizeConf(PoolJobConf, RecipeConf):
-    """Settings of the summarize job."""
-
-    clients: Literal["train", "all"] = Field(
-        "all", description="whose documents; embedding needs all, training the training ones"
-    )
-
-
 def run(ctx: Context, conf: SummarizeConf) -> StageResult:
-    """Lets the pool make one text of each document, and commits them as documents of the recipe's format."""
-    made = write_texts(ctx, conf)
-    serializer = f"{conf.recipe}/{VERSION}/{made.facts['engine']}"
-    rows = as_documents(made.texts, made.sources, max_events=conf.max_events, serializer=serializer)
-    written = ctx.write("documents", rows, {"format": (conf.format,)})
-    return finished(ctx, made, written)
+    """Writes one text of each document as a document of the recipe's format, and sets aside what is not faithful."""
+    chosen = choose_documents(ctx.read("documents"), ctx.read("clients") if conf.clients == "train" else None, conf)
+    texts = write_texts(
+        chosen,
+        conf,
+        ray=ctx.ray,
+        folder=ctx.staging,
+        seed=ctx.seed,
+        progress=ctx.progress,
+        failpoint=ctx.failpoint,
+    )
+    ctx.quarantine(texts.refused)  # first, so that they can be looked at where too few were kept
+    texts.check(conf.min_kept)
+    return ctx.publish(texts.documents(conf, [texts_section(ctx.stage, texts.facts)]))
+
+
+def expect(ctx: Context, conf: SummarizeConf) -> list[str]:
+    """What the stage would take: texts, tokens, time and cost."""
+    clients = ctx.maybe("clients") if conf.clients == "train" else None
+    return [expectation(ctx.maybe("documents"), clients, conf)]
 
 
 JOB = Job(
@@ -38,6 +40,7 @@ JOB = Job(
     run=run,
     reads=("documents", "clients"),
     writes=lambda stage: {"documents": {"format": (stage.conf.format,)}},
+    rows="balance",
     expect=expect,
 )
 main = JOB.main

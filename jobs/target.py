@@ -4,54 +4,26 @@ from __future__ import annotations
 
 import sys
 
-from pydantic import Field
-from pyspark.sql import functions as F
-
-from ledgerlm.applications.backtest import backtest_block
-from ledgerlm.applications.target import Campaign, campaign_lists, campaign_policy, campaign_totals
-from ledgerlm.jobs.recommend import (
-    ApplicationConf,
-    blocked_block,
-    blocked_counts,
-    examples_block,
-    played,
-    prepare,
-    result,
-)
+from ledgerlm.applications.pricing import Known
+from ledgerlm.applications.scored import choose_scores
+from ledgerlm.applications.target import TargetConf, target
+from ledgerlm.evaluation.report.offers import offers_section
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 
 
-class TargetConf(ApplicationConf):
-    """Settings of the target job."""
-
-    campaigns: tuple[Campaign, ...] = Field(min_length=1, description="the campaigns, each with cost and budget")
-
-
 def run(ctx: Context, conf: TargetConf) -> StageResult:
-    """Fills each campaign's list from the most profitable client down, and looks what it would have earned."""
-    ready = prepare(ctx, conf, conf.campaigns)
-    policy = campaign_policy(conf.campaigns, conf.policy)
-    judged = campaign_lists(
-        ready.candidates, conf.campaigns, ready.clients, policy, days=conf.evidence.days, contacts=ready.contacts
+    """Writes the list of each campaign, from the most profitable client down."""
+    scored = choose_scores(ctx.read("scores"), ctx.heads(conf.scores), ctx.task(conf.task), conf)
+    known = Known(
+        events=ctx.read("events"),
+        clients=ctx.read("clients"),
+        labels=ctx.read("labels"),
+        dictionaries=ctx.maybe("dictionaries"),
     )
-    kept = ctx.keep(judged)
-    blocked = blocked_counts(kept)
-    chosen = kept.where("blocked IS NULL")
-    rows = chosen.drop("blocked").withColumn("head_id", F.lit(ready.head_id))
-    written = ctx.write("campaign_lists", rows, {"head_id": (ready.head_id,)})
-    columns = ["campaign", "clients", "expected_responses", "cost", "expected_profit"]
-    totals = [[row[name] for name in columns] for row in campaign_totals(chosen).orderBy("campaign").collect()]
-    tried = played(ctx, ready, policy, conf.campaigns)
-    blocks = [
-        {"kind": "table", "heading": "Campaigns", "columns": columns, "rows": totals},
-        examples_block(chosen.where("rank <= 3"), "expected_value"),
-        blocked_block(blocked),
-        backtest_block(tried, "Backtest"),
-    ]
-    return result(
-        ctx, "Campaign lists", table="campaign_lists", written=written, blocked=blocked, tried=tried, blocks=blocks
-    )
+    chosen = target(scored, known, conf, seed=ctx.seed, keep=ctx.keep)
+    section = offers_section(ctx.stage, "Campaign lists", "Campaigns", chosen)
+    return ctx.publish(chosen.made(ctx.stage, [section]))
 
 
 JOB = Job(
@@ -61,7 +33,7 @@ JOB = Job(
     run=run,
     finds=True,
     reads=("events", "clients", "labels", "dictionaries?", "scores"),
-    writes=lambda stage: {"campaign_lists": {"head": (stage.conf.scores,)}},
+    writes=lambda stage: {"campaign_lists": {"stage": (stage.name,)}},
 )
 main = JOB.main
 

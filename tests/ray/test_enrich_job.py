@@ -72,8 +72,10 @@ def test_training_documents_are_enriched_and_none_is_lost(
     record, facts = stage.record, stage.record.facts
     assert (record.rows_in, record.rows_out, record.quarantined) == (8, 6, 2)
     first = rows(spark, folder, "enriched_documents")
-    assert {(row[0], row[2]) for row in first} == {(f"c{n}", variant) for n in range(3) for variant in range(2)}
-    assert {row[8] for row in first} == {"hash-c0", "hash-c1", "hash-c2"}
+    assert {(row[0], row[2], row[3]) for row in first} == {
+        (f"c{n}", "enrich", variant) for n in range(3) for variant in range(2)
+    }
+    assert {row[9] for row in first} == {"hash-c0", "hash-c1", "hash-c2"}
     assert {row[1] for row in first} == {
         row.as_of for row in Lake(str(folder / "lake"), spark).read("documents").collect()
     }
@@ -90,11 +92,12 @@ def test_training_documents_are_enriched_and_none_is_lost(
     assert len(rows(spark, folder, "quarantine")) == 2
 
 
-def test_a_stage_that_must_not_run_says_why(ray_engine: RayEngine, folder: Path) -> None:
+def test_a_stage_that_must_not_run_says_why(spark: SparkSession, ray_engine: RayEngine, folder: Path) -> None:
     with pytest.raises(DataError, match="no document of format 'lines'"):
         enrich(folder, source="lines")
     with pytest.raises(DataError, match=r"only 75\.0% of the rewrites passed"):
         enrich(folder, min_kept=0.9)
+    assert len(rows(spark, folder, "quarantine")) == 2, "what was refused is there to be looked at"
     with pytest.raises(ConfigError, match="more than cost"):
         enrich(folder, cost={"output_million": 1e6, "at_most": 1})
 
@@ -127,7 +130,7 @@ def test_tokens_time_and_cost_are_known_before_anything_starts(spark: SparkSessi
         "output_million": 1e6,
     }
     priced = runner(folder, enrich={"engine": "openai", "options": options, "cost": cost, "pool": {"workers": 1}})
-    [line] = priced.expectation(priced.pipeline.stages[0])
+    [line] = priced.expectation(priced.pipeline.plans[0])
     told = sum(len(TEXT.format(amount=10 * n)) for n in range(3)) + len("days|amount\n+0d|1|2")
     prompt = load_prompt("prompts/fixed.yaml").characters
     read, written = told + 4 * prompt, 2 * told
@@ -138,4 +141,4 @@ def test_tokens_time_and_cost_are_known_before_anything_starts(spark: SparkSessi
     assert not (folder / "runs").exists() and not (folder / "lake" / "enriched_documents").exists()
     (folder / "empty").mkdir()
     early = runner(folder / "empty", enrich={})
-    assert "once the stage that writes documents has run" in early.expectation(early.pipeline.stages[0])[0]
+    assert "once the stage that writes documents has run" in early.expectation(early.pipeline.plans[0])[0]

@@ -207,6 +207,7 @@ def lake(spark: SparkSession, tmp_path: Path) -> Path:
         "as_of",
         F.lit(0).alias("variant"),
         F.lit("prose").alias("format"),
+        F.lit("enrich").alias("stage"),
         F.lit("template").alias("engine"),
         F.lit("p").alias("prompt_id"),
         F.lit(1).cast("long").alias("seed"),

@@ -15,13 +15,17 @@ from ledgerlm.applications.backtest import backtest
 from ledgerlm.applications.cross_sell import Holding, Product, holders, without_holders
 from ledgerlm.applications.offers import EvidenceConf, Offer, candidates, goal_counts
 from ledgerlm.applications.policy import PolicyConf
-from ledgerlm.applications.recommend import recommend
-from ledgerlm.applications.target import Campaign, campaign_lists, campaign_policy, campaign_totals
+from ledgerlm.applications.pricing import Known, Priced
+from ledgerlm.applications.recommend import ranked_offers
+from ledgerlm.applications.scored import Scored
+from ledgerlm.applications.target import Campaign, TargetConf, target
+from ledgerlm.engines.frames import Keeper
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.goals import GoalRule
 from ledgerlm.heads.tasks import Task
 
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
+KEEP = Keeper().keep
 TASK = Task(name="goal", kind="multiclass", classes=(0.0, 1.0), class_names=("travel", "home"))
 EVIDENCE = EvidenceConf(
     rules=(GoalRule(name="travel", fields={"mcc": ("7011",)}), GoalRule(name="home", fields={"mcc": ("5200",)})),
@@ -45,6 +49,17 @@ def scores(spark: SparkSession, p: dict[str, float]) -> DataFrame:
     )
 
 
+def priced_of(said: DataFrame, people: DataFrame, priced: DataFrame) -> Priced:
+    """A catalogue that was priced; nobody's outcome is known."""
+    return Priced(
+        scored=Scored(task=TASK, head_id="h", as_of=AS_OF, rows=said),
+        clients=people,
+        contacts=None,
+        outcomes=said.select("client_id", "as_of", F.lit("").alias("label_text")).limit(0),
+        candidates=priced,
+    )
+
+
 def test_offers_are_priced_explained_and_limited(spark: SparkSession) -> None:
     said = scores(spark, {"a": 0.95, "b": 0.5, "c": 0.05})
     events = spark.createDataFrame(
@@ -65,7 +80,7 @@ def test_offers_are_priced_explained_and_limited(spark: SparkSession) -> None:
     assert a["value"] == pytest.approx(0.95 * 10 - 1, abs=1e-5)
     assert a["lift"] == pytest.approx(0.95 / np.mean([0.95, 0.5, 0.05]), rel=1e-5)
     assert a["frequency_value"] == pytest.approx((2 + 5 * 2 / 3) / (2 + 5) * 10 - 1, rel=1e-5)
-    chosen = recommend(priced, OFFERS, people, PolicyConf(per_client=1), days=30)
+    chosen = ranked_offers(priced_of(said, people, priced), OFFERS, PolicyConf(per_client=1), days=30, keep=KEEP)
     told = {(row["client_id"], row["offer"]): row for row in chosen.collect()}
     assert {key: row["blocked"] for key, row in told.items()} == {
         ("a", "card"): None, ("a", "loan"): "no_value", ("b", "card"): None, ("b", "loan"): "not_eligible",
@@ -89,12 +104,20 @@ def test_campaigns_keep_their_budgets_and_take_the_best(spark: SparkSession) -> 
         Campaign(name="trips", goal="travel", acceptance=0.5, value=20, cost=2, budget=60),
         Campaign(name="homes", goal="home", acceptance=0.5, value=20, cost=2, budget=41),
     )
-    priced = candidates(said, TASK, campaigns, goal_counts(events, said, EVIDENCE, None), EVIDENCE)
-    policy = campaign_policy(campaigns, PolicyConf(per_client=1))
-    chosen = campaign_lists(priced, campaigns, people, policy, days=30).where("blocked IS NULL").persist()
-    totals = {row["campaign"]: row for row in campaign_totals(chosen).collect()}
+    labels = spark.createDataFrame(
+        [], "client_id string, task string, as_of timestamp, label double, label_text string, run_id string"
+    )
+    known = Known(events=events, clients=people.withColumn("run_id", F.lit("")), labels=labels)
+    conf = TargetConf(
+        task="goal", campaigns=campaigns, evidence=EVIDENCE, policy=PolicyConf(per_client=1), backtest="true"
+    )
+    found = target(Scored(task=TASK, head_id="h", as_of=AS_OF, rows=said), known, conf, seed=1, keep=KEEP)
+    totals = {row["campaign"]: row for row in found.totals}
     assert (totals["trips"]["clients"], totals["trips"]["cost"]) == (30, 60)
     assert (totals["homes"]["clients"], totals["homes"]["cost"]) == (20, 40)
+    assert found.count == 50
+    assert found.count + sum(found.blocked.values()) == 2 * len(p)
+    chosen = found.rows
     rows = chosen.where("campaign = 'trips'").orderBy("rank").collect()
     assert [row["rank"] for row in rows] == list(range(1, 31))
     best = sorted(p.values(), reverse=True)[:30]
@@ -133,7 +156,7 @@ def test_backtest_tells_knowledge_from_frequency_and_chance(spark: SparkSession)
         "client_id string, as_of timestamp, label_text string",
     )
     people = came.select("client_id")
-    found = backtest(priced, came, people, PolicyConf(quotas={"card": 100}), seed=1)
+    found = backtest(priced, came, people, PolicyConf(quotas={"card": 100}), seed=1, keep=KEEP)
     assert found["clients"] == 600
     assert all(found[method]["contacts"] == 100 for method in ("scores", "frequency", "random"))
     assert found["scores"]["hits"] > 95
@@ -144,7 +167,7 @@ def test_backtest_tells_knowledge_from_frequency_and_chance(spark: SparkSession)
     assert found["frequency"]["gain"] < found["random"]["gain"]
     # A head that knows nothing gains nothing over chance.
     blind = priced.withColumn("value", F.pmod(F.xxhash64("client_id", F.lit(7)), F.lit(1000)) / 1000 + 0.001)
-    lost = backtest(blind, came, people, PolicyConf(quotas={"card": 100}), seed=1)
+    lost = backtest(blind, came, people, PolicyConf(quotas={"card": 100}), seed=1, keep=KEEP)
     assert lost["random"]["gain_low"] < 0 < lost["random"]["gain_high"]
 
 

@@ -46,6 +46,7 @@ def fill(spark: SparkSession, root: Path, prefix: str) -> None:
         "as_of",
         "variant",
         F.element_at(F.array(F.lit("html"), F.lit("json"), F.lit("yaml")), F.col("variant") + 1).alias("format"),
+        F.lit("enrich").alias("stage"),
         F.lit("template").alias("engine"),
         F.lit("p").alias("prompt_id"),
         F.lit(1).cast("long").alias("seed"),

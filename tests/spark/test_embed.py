@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 from pyspark.errors import PythonException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.embedder import Embedder, resolve_definition
 from ledgerlm.backbone.model import LlamaShape, backbone_id, new_llama
 from ledgerlm.backbone.spark_embed import EmbedSettings, embed
+from ledgerlm.errors import ConfigError
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
@@ -149,49 +152,96 @@ def test_job_writes_vectors_quarantine_facts_and_component_names(
     assert run_job(tmp_path, backbone).run().stages[0].skipped
 
 
-def test_rewrites_are_embedded_under_a_definition_of_their_own(
+def test_only_a_changed_document_is_embedded_again(
     spark: SparkSession, documents: DataFrame, backbone: Path, tmp_path: Path
 ) -> None:
     lake = Lake(str(tmp_path / "lake"), spark)
     lake.write("documents", documents, by=BEFORE)
-    rewrites = [
+    first = run_job(tmp_path, backbone).run().stages[0].record.facts
+    assert (first["reused"], first["embedded"]) == (0, len(TEXTS) - 2)
+    before = {row["client_id"]: row for row in lake.read("embeddings").collect()}
+
+    # One text is another, one client is gone, and of one it is known that more events came before the same text.
+    c03 = F.col("client_id") == "c03"
+    c05 = F.col("client_id") == "c05"
+    later = (
+        documents.where("client_id <> 'c04'")
+        .withColumn("text", F.when(c03, F.concat("text", F.lit("\n+1d|B|7"))).otherwise(F.col("text")))
+        .withColumn("input_hash", F.when(c03, "another").otherwise(F.col("input_hash")))
+        .withColumn("event_count_used", F.col("event_count_used") + c03.cast("int"))
+        .withColumn("event_count_cut", F.col("event_count_cut") + c05.cast("int"))
+    )
+    lake.write("documents", later, by=replace(BEFORE, attempt="later"))
+    record = run_job(tmp_path, backbone).run().stages[0].record
+    assert (record.facts["reused"], record.facts["embedded"]) == (len(TEXTS) - 5, 2)
+    assert (record.rows_in, record.rows_out, record.quarantined) == (len(TEXTS) - 1, len(TEXTS) - 3, 2)
+    assert record.facts["widths"] == first["widths"]
+    after = {row["client_id"]: row for row in lake.read("embeddings").collect()}
+    assert set(before) - set(after) == {"c04"}
+    assert after["c03"]["input_hash"] == "another"
+    assert after["c03"]["parts"]["mean"] != before["c03"]["parts"]["mean"]
+    assert after["c05"]["event_count_cut"] == before["c05"]["event_count_cut"] + 1
+    for client in set(after) - {"c03", "c05"}:
+        assert after[client].asDict() | {"run_id": ""} == before[client].asDict() | {"run_id": ""}
+    assert {json.loads(row["payload"])["client_id"] for row in lake.read("quarantine").collect()} == {"empty", "bare"}
+    # Done again by force, nothing is left to embed but what can have no vector.
+    forced = run_job(tmp_path, backbone).run(fresh=True).stages[0].record
+    assert (forced.facts["reused"], forced.facts["embedded"], forced.quarantined) == (len(TEXTS) - 3, 0, 2)
+    assert forced.facts["widths"] == first["widths"]
+
+
+REWRITES = (
+    "client_id string, as_of timestamp, stage string, variant int, format string, engine string, prompt_id string, "
+    "seed long, text string, input_hash string"
+)
+
+
+def rewrites(spark: SparkSession, *stages: str) -> DataFrame:
+    """Two variants of five clients' documents by each stage."""
+    rows = [
         (
-            f"c{client:02d}",
+            f"c{n:02d}",
             AS_OF,
+            stage,
             variant,
             "json",
             "engine-1",
             "prompt-1",
             1,
-            f'{{"one line": {client}}}',
-            f"hash of c{client:02d}",
+            f'{{"{stage}": {n}}}',
+            f"hash of c{n:02d}",
         )
-        for client in range(1, 6)
+        for stage in stages
+        for n in range(1, 6)
         for variant in range(2)
     ]
-    columns = (
-        "client_id string, as_of timestamp, variant int, format string, engine string, prompt_id string, seed long, "
-        "text string, input_hash string"
-    )
-    frame = spark.createDataFrame(rewrites, columns)
-    lake.write("enriched_documents", frame, by=BEFORE)
+    return spark.createDataFrame(rows, REWRITES)
+
+
+def run_on_rewrites(folder: Path, backbone: Path, *stages: str, **settings: object) -> StageRecord:
+    """Runs an embed stage on what enrich stages have written, which are recorded as finished."""
     facts = {"max_events": 3, "engine": "engine-1", "prompt": "prompt-1"}
-    Records(tmp_path).save(
-        StageRecord(name="enrich", job="enrich", engine="ray", fingerprint="", attempt=1, done=True, facts=facts)
-    )
-    (tmp_path / "spec.yaml").write_text(SPEC)
+    for stage in stages:
+        Records(folder).save(
+            StageRecord(name=stage, job="enrich", engine="ray", definition="", attempt=stage, done=True, facts=facts)
+        )
     definition = {"last_k": 2, "dtype": "fp32"}
-    settings = {
-        "source": "enriched",
-        "variant": 1,
-        "backbone": str(backbone),
-        "partitions": 1,
-        "definition": definition,
-    }
-    stages = {"enrich": {}, "embed": settings}
-    content = {"pipeline": "small", "out": str(tmp_path), "data": str(tmp_path / "spec.yaml"), "stages": stages}
-    (tmp_path / "run.yaml").write_text(json.dumps(content))
-    record = Runner(load_pipeline(tmp_path / "run.yaml"), Progress()).run(only="embed").stages[0].record
+    embed_stage = {"source": "enriched", "variant": 1, "backbone": str(backbone), "partitions": 1}
+    wanted = {stage: {"job": "enrich"} for stage in stages}
+    wanted["embed"] = {**embed_stage, "definition": definition, **settings}
+    (folder / "spec.yaml").write_text(SPEC)
+    content = {"pipeline": "small", "out": str(folder), "data": str(folder / "spec.yaml"), "stages": wanted}
+    (folder / "run.yaml").write_text(json.dumps(content))
+    return Runner(load_pipeline(folder / "run.yaml"), Progress()).run(only="embed").stages[0].record
+
+
+def test_rewrites_are_embedded_under_a_definition_of_their_own(
+    spark: SparkSession, documents: DataFrame, backbone: Path, tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path / "lake"), spark)
+    lake.write("documents", documents, by=BEFORE)
+    lake.write("enriched_documents", rewrites(spark, "enrich"), by=BEFORE)
+    record = run_on_rewrites(tmp_path, backbone, "enrich")
     assert (record.rows_in, record.rows_out) == (5, 5)
     assert record.facts["definition"]["text_format"] == "enriched/engine-1/prompt-1/1"
     assert record.facts["definition"]["header"] and record.facts["definition"]["fields"] == ["text"]
@@ -201,3 +251,27 @@ def test_rewrites_are_embedded_under_a_definition_of_their_own(
         events = TEXTS[client].count("\n")
         assert row["event_count_used"] == min(3, events)
         assert row["event_count_used"] + row["event_count_cut"] == events + 2
+    # Another text of the same document is another text, though the document's hash is the same.
+    changed = F.when(F.col("client_id") == "c02", F.lit("another rewrite")).otherwise(F.col("text"))
+    again = rewrites(spark, "enrich").withColumn("text", changed)
+    lake.write("enriched_documents", again, by=replace(BEFORE, attempt="later"))
+    record = run_on_rewrites(tmp_path, backbone, "enrich")
+    assert (record.facts["reused"], record.facts["embedded"]) == (4, 1)
+
+
+def test_rewrites_of_two_stages_are_never_mixed(
+    spark: SparkSession, documents: DataFrame, backbone: Path, tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path / "lake"), spark)
+    lake.write("documents", documents, by=BEFORE)
+    lake.write("enriched_documents", rewrites(spark, "enrich_json", "enrich_yaml"), by=BEFORE)
+    stages = ("enrich_json", "enrich_yaml")
+    with pytest.raises(ConfigError, match="enrich_json, enrich_yaml wrote rewrites; choose one of them with enrich"):
+        run_on_rewrites(tmp_path, backbone, *stages)
+    one = run_on_rewrites(tmp_path, backbone, *stages, enrich="enrich_json")
+    assert (one.rows_in, one.rows_out) == (5, 5)
+    # The other stage wrote with the same engine and prompt: its vectors stand beside these.
+    other = run_on_rewrites(tmp_path, backbone, *stages, enrich="enrich_yaml")
+    assert (other.rows_out, other.facts["reused"]) == (5, 0)
+    assert lake.read("embeddings").groupBy("definition_id").count().collect()[0]["count"] == 5
+    assert lake.read("embeddings").count() == 10

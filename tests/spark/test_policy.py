@@ -10,10 +10,12 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.applications.policy import PolicyConf, apply_policy
+from ledgerlm.engines.frames import Keeper
 from ledgerlm.errors import ConfigError
 
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
 MANY = 3000
+KEEP = Keeper().keep
 
 
 def clients(spark: SparkSession) -> DataFrame:
@@ -41,14 +43,16 @@ def test_opt_out_eligibility_rest_and_cap(spark: SparkSession) -> None:
     earlier = [("c", AS_OF - timedelta(days=3)), ("d", AS_OF - timedelta(days=20)), ("b", AS_OF + timedelta(days=1))]
     contacts = spark.createDataFrame(earlier, "client_id string, contact_time timestamp")
     policy = PolicyConf(opt_out="stop = 'yes'", per_client=2, period_days=30, rest_days=7)
-    found = apply_policy(asked, clients(spark), policy, eligibility={"loan": "package = 'premium'"}, contacts=contacts)
+    found = apply_policy(
+        asked, clients(spark), policy, keep=KEEP, eligibility={"loan": "package = 'premium'"}, contacts=contacts
+    )
     assert set(found.columns) == {*asked.columns, "blocked"}
     assert reasons(found) == {
         ("a", "card"): "opt_out", ("gone", "card"): "opt_out", ("b", "loan"): "not_eligible", ("b", "card"): None,
         ("c", "card"): "rest", ("d", "card"): None, ("d", "loan"): "client_cap",
     }  # fmt: skip
     with pytest.raises(ConfigError, match="no condition over client_id, stop, package"):
-        apply_policy(asked, clients(spark), PolicyConf(opt_out="nothing = 1"))
+        apply_policy(asked, clients(spark), PolicyConf(opt_out="nothing = 1"), keep=KEEP)
 
 
 def test_quotas_and_budget_take_the_best_and_hold(spark: SparkSession) -> None:
@@ -62,7 +66,7 @@ def test_quotas_and_budget_take_the_best_and_hold(spark: SparkSession) -> None:
         (1 + F.pmod(F.hash("client_id", F.lit(1)), F.lit(3))).cast("double").alias("cost"),
     )
     policy = PolicyConf(quotas={"card": 200}, budget=1500.0)
-    found = apply_policy(asked, everyone, policy).toPandas()
+    found = apply_policy(asked, everyone, policy, keep=KEEP).toPandas()
     counts = Counter(found["blocked"].fillna("allowed"))
     assert sum(counts.values()) == MANY
     cards = found[found["offer"] == "card"]

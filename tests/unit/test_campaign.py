@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ledgerlm.evaluation.campaign import Economy, best_cutoff, curves, decile_rows, fairness_rows
+from ledgerlm.applications.campaign import Economy
+from ledgerlm.evaluation.campaign import best_cutoff, curves, decile_rows, fairness_rows
 from ledgerlm.evaluation.uplift import (
     Experiment,
     qini_coefficient,

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
 
 from ledgerlm.applications.policy import PolicyConf, apply_policy, best_rows
+from ledgerlm.engines.frames import Keep
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -26,6 +26,7 @@ def backtest(
     *,
     eligibility: Mapping[str, str] | None = None,
     seed: int,
+    keep: Keep,
 ) -> dict[str, Any]:
     """Plays the policy three times on the same clients and looks what came.
 
@@ -33,12 +34,13 @@ def backtest(
     as many contacts as the scores made. A contact earns `payoff` when the goal came and costs `cost`.
 
     Args:
-        candidates: from `offers.candidates`, those of clients in `outcomes`; persisted, since they are read often.
+        candidates: from `offers.candidates`, those of clients in `outcomes`; kept, since they are read often.
         outcomes: client_id, as_of, label_text (the goal that came).
         clients: the `clients` table.
         policy: caps, quotas and budget, which hold for each of the three.
         eligibility: offer -> SQL condition over client columns.
         seed: of the random order.
+        keep: for the rows of each method.
 
     Returns:
         `clients`, and for each method `contacts`, `hits`, `hit_rate`, `value` (earned, less costs) and
@@ -56,12 +58,12 @@ def backtest(
     contacts: int | None = None
     joined = people.select(*_KEY)
     for method in METHODS:
-        judged = apply_policy(ranked[method], clients, policy, eligibility=eligibility)
-        allowed = judged.where("blocked IS NULL").localCheckpoint(storageLevel=StorageLevel.DISK_ONLY)
+        judged = apply_policy(ranked[method], clients, policy, keep=keep, eligibility=eligibility)
+        allowed = keep(judged.where("blocked IS NULL"))
         if contacts is None:
             contacts = allowed.count()
         else:
-            allowed = best_rows(allowed, contacts)
+            allowed = best_rows(allowed, contacts, keep=keep)
         joined = joined.join(_earned(allowed, people, method), on=list(_KEY), how="left")
     names = [f"{method}_{part}" for method in METHODS for part in ("value", "contacts", "hits")]
     return _figures(joined.fillna(0, subset=names))
@@ -105,25 +107,3 @@ def _figures(joined: DataFrame) -> dict[str, Any]:
         mean, reach = row[f"{rival}_gain"], _Z * (row[f"{rival}_deviation"] or 0.0) / row["clients"] ** 0.5
         found[rival] |= {"gain": mean, "gain_low": mean - reach, "gain_high": mean + reach}
     return found
-
-
-def backtest_block(found: Mapping[str, Any], heading: str) -> dict[str, Any]:
-    """The backtest as a table of the report."""
-    rows = [
-        [
-            method,
-            one["contacts"],
-            one["hits"],
-            None if one["hit_rate"] is None else round(one["hit_rate"], 4),
-            round(one["value"], 2),
-            round(one["value_per_client"], 3),
-            "" if "gain" not in one else f"{one['gain']:+.3f} [{one['gain_low']:+.3f}, {one['gain_high']:+.3f}]",
-        ]
-        for method, one in ((method, found[method]) for method in METHODS if method in found)
-    ]
-    columns = ["ranked by", "contacts", "goal came", "share", "earned", "for each client", "gain of the scores over it"]
-    note = (
-        f"{found['clients']:,} clients whose outcome is known and that no head has seen. The rivals may make as many "
-        "contacts; the gain is for each client, with its 95 % interval."
-    )
-    return {"kind": "table", "heading": heading, "columns": columns, "rows": rows, "note": note}

@@ -6,13 +6,18 @@ Who holds a product is told by a condition over client columns, by recent events
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from pyspark.sql import functions as F
 
 from ledgerlm.applications.offers import Offer
+from ledgerlm.applications.pricing import Chosen, Known, OffersConf, choose, price
+from ledgerlm.applications.recommend import TOTALS, ranked_offers
+from ledgerlm.applications.scored import Scored
 from ledgerlm.config import Conf
+from ledgerlm.engines.frames import Keep
 from ledgerlm.events.goals import GoalRule, with_goal
 
 if TYPE_CHECKING:
@@ -32,6 +37,46 @@ class Product(Offer):
 
     kind: Literal["cross_sell", "up_sell"] = Field("cross_sell", description="up_sell: a better one of what they hold")
     held: Holding = Field(description="who has it already and is no candidate")
+
+
+class CrossSellConf(OffersConf):
+    """Settings of the cross_sell job."""
+
+    products: tuple[Product, ...] = Field(min_length=1, description="the products, each with how it shows who has it")
+
+
+def cross_sell(scored: Scored, known: Known, conf: CrossSellConf, *, seed: int, keep: Keep) -> Chosen:
+    """Leaves out who holds a product, ranks the others, and looks what the candidates would have brought.
+
+    Args:
+        scored: from `choose_scores`.
+        known: the tables of the clients.
+        conf: products, evidence and policy.
+        seed: of the backtest.
+        keep: for frames that are read again.
+
+    Returns:
+        Rows for `cross_sell`: client_id, as_of, product, kind, rank (1 is best), goal, probability, expected_value,
+        reason, head_id; key (client_id, as_of, product). `blocked` counts holders as `held`.
+    """
+    priced = price(scored, known, conf.products, conf, keep=keep)
+    held = keep(holders(known.events, priced.clients, priced.candidates, conf.products, known.dictionaries))
+    free = replace(priced, candidates=keep(without_holders(priced.candidates, held)))
+    ranked = ranked_offers(free, conf.products, conf.policy, days=conf.evidence.days, keep=keep)
+    judged = with_kind(ranked, conf.products).withColumnRenamed("offer", "product")
+    found = choose(
+        free,
+        judged,
+        conf.products,
+        conf.policy,
+        table="cross_sell",
+        name="product",
+        totals=TOTALS,
+        by=("kind",),
+        seed=seed,
+        keep=keep,
+    )
+    return replace(found, blocked={"held": held.count(), **found.blocked})
 
 
 def holders(

@@ -9,9 +9,10 @@ from pydantic import Field
 from pyspark.errors import AnalysisException
 from pyspark.sql import Window
 from pyspark.sql import functions as F
-from pyspark.storagelevel import StorageLevel
+from pyspark.sql import types as T
 
 from ledgerlm.config import Conf
+from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def apply_policy(
     clients: DataFrame,
     policy: PolicyConf,
     *,
+    keep: Keep,
     eligibility: Mapping[str, str] | None = None,
     contacts: DataFrame | None = None,
 ) -> DataFrame:
@@ -52,6 +54,7 @@ def apply_policy(
             budget, and any other columns; key (client_id, as_of, offer).
         clients: the `clients` table.
         policy: the rules.
+        keep: for the rows between two steps.
         eligibility: offer -> SQL condition over client columns; an offer without one is for everybody.
         contacts: client_id, contact_time of earlier contacts.
 
@@ -65,8 +68,8 @@ def apply_policy(
     judged = _barred(candidates, clients, policy, eligibility or {})
     judged = _rested(judged, contacts, policy)
     judged = _client_cap(judged, policy)
-    judged = _quotas(judged.drop("_used"), policy.quotas) if policy.quotas else judged.drop("_used")
-    return judged if policy.budget is None else _budget(judged, policy.budget)
+    judged = _quotas(judged.drop("_used"), policy.quotas, keep) if policy.quotas else judged.drop("_used")
+    return judged if policy.budget is None else _budget(judged, policy.budget, keep)
 
 
 def best_first() -> list[Column]:
@@ -74,14 +77,14 @@ def best_first() -> list[Column]:
     return [F.desc("value"), F.xxhash64("client_id", "offer"), F.asc("client_id"), F.asc("offer")]
 
 
-def best_rows(rows: DataFrame, count: int) -> DataFrame:
+def best_rows(rows: DataFrame, count: int, *, keep: Keep) -> DataFrame:
     """The `count` rows with the highest value, in no stated order."""
-    return _running(rows, F.lit(True), F.lit(1.0)).where(F.col(_TOTAL) <= count).drop(_TOTAL)
+    return _running(rows, F.lit(True), F.lit(1.0), keep=keep).where(F.col(_TOTAL) <= count).drop(_TOTAL)
 
 
-def with_rank(rows: DataFrame, by: str) -> DataFrame:
+def with_rank(rows: DataFrame, by: str, *, keep: Keep) -> DataFrame:
     """Adds `rank` int: the place of each row by value, from 1, among those with the same `by`."""
-    ranked = _running(rows, F.lit(True), F.lit(1.0), by=F.col(by))
+    ranked = _running(rows, F.lit(True), F.lit(1.0), by=F.col(by), keep=keep)
     return ranked.withColumn("rank", F.col(_TOTAL).cast("int")).drop(_TOTAL)
 
 
@@ -133,40 +136,60 @@ def _client_cap(judged: DataFrame, policy: PolicyConf) -> DataFrame:
     return judged.withColumn("blocked", F.coalesce("blocked", F.when(above, "client_cap")))
 
 
-def _quotas(judged: DataFrame, quotas: Mapping[str, int]) -> DataFrame:
+def _quotas(judged: DataFrame, quotas: Mapping[str, int], keep: Keep) -> DataFrame:
     most = F.create_map(*(F.lit(part) for pair in quotas.items() for part in pair))
     quota = F.try_element_at(most, F.col("offer"))
     concerned = F.col("blocked").isNull() & quota.isNotNull()
-    placed = _running(judged, concerned, F.lit(1.0), by=F.col("offer"))
+    placed = _running(judged, concerned, F.lit(1.0), by=F.col("offer"), keep=keep)
     above = concerned & (F.col(_TOTAL) > quota)
     return placed.withColumn("blocked", F.when(above, "quota").otherwise(F.col("blocked"))).drop(_TOTAL)
 
 
-def _budget(judged: DataFrame, budget: float) -> DataFrame:
+def _budget(judged: DataFrame, budget: float, keep: Keep) -> DataFrame:
     concerned = F.col("blocked").isNull()
-    placed = _running(judged, concerned, F.col("cost").cast("double"))
+    placed = _running(judged, concerned, F.col("cost").cast("double"), keep=keep)
     above = concerned & (F.col(_TOTAL) > budget)
     return placed.withColumn("blocked", F.when(above, "budget").otherwise(F.col("blocked"))).drop(_TOTAL)
 
 
-def _running(rows: DataFrame, concerned: Column, amount: Column, *, by: Column | None = None) -> DataFrame:
+def _running(rows: DataFrame, concerned: Column, amount: Column, *, keep: Keep, by: Column | None = None) -> DataFrame:
     """Adds `_total`: the sum of `amount` over the concerned rows from the best one to this one, for each `by`.
 
     One order of all rows would bring them to one task. So the rows are parted by quantiles of the value, the groups'
-    sums are added up (a few hundred rows), and only within a group are rows put in order.
+    sums are added up (a few hundred rows, which come here), and only within a group are rows put in order.
     """
-    shares = [place / _GROUPS for place in range(1, _GROUPS)]
     marked = rows.withColumns({"_by": F.when(concerned, F.lit("") if by is None else by), "_amount": amount})
-    # Read three times, and each step of a policy reads the one before: a plan that kept its past would grow threefold
-    # with each of them.
-    kept = marked.localCheckpoint(storageLevel=StorageLevel.DISK_ONLY)
-    borders = kept.groupBy("_by").agg(F.percentile_approx("value", shares, 10_000).alias("_borders"))
+    # Read three times: for the borders, for the sums, and for the answer.
+    kept = keep(marked)
     group = F.size(F.filter("_borders", lambda border: border > F.col("value")))
-    parted = kept.join(F.broadcast(borders), on="_by", how="left").withColumn("_group", group).drop("_borders")
-    sums = parted.where("_by IS NOT NULL").groupBy("_by", "_group").agg(F.sum("_amount").alias("_sum"))
-    so_far = Window.partitionBy("_by").orderBy("_group").rowsBetween(Window.unboundedPreceding, -1)
-    before = sums.select("_by", "_group", F.coalesce(F.sum("_sum").over(so_far), F.lit(0.0)).alias("_before"))
+    parted = kept.join(F.broadcast(_borders(kept)), on="_by", how="left").withColumn("_group", group)
+    parted = parted.drop("_borders")
     within = Window.partitionBy("_by", "_group").orderBy(*best_first()).rowsBetween(Window.unboundedPreceding, 0)
-    joined = parted.join(F.broadcast(before), on=["_by", "_group"], how="left")
+    joined = parted.join(F.broadcast(_sums_before(parted)), on=["_by", "_group"], how="left")
     total = F.when(F.col("_by").isNotNull(), F.col("_before") + F.sum("_amount").over(within))
     return joined.withColumn(_TOTAL, total).drop("_by", "_group", "_before", "_amount")
+
+
+# Borders and sums are few and come here. Joined as frames they would take the plan of all rows along, and each step
+# of a policy, which reads the one before, would have three times its plan.
+
+
+def _borders(kept: DataFrame) -> DataFrame:
+    """_by, _borders array<double>: the quantiles of the value that part its rows into groups."""
+    shares = [place / _GROUPS for place in range(1, _GROUPS)]
+    found = kept.where("_by IS NOT NULL").groupBy("_by")
+    quantiles = found.agg(F.percentile_approx("value", shares, 10_000).alias("_borders"))
+    schema = T.StructType([*quantiles.schema])
+    return kept.sparkSession.createDataFrame([tuple(row) for row in quantiles.collect()], schema)
+
+
+def _sums_before(parted: DataFrame) -> DataFrame:
+    """_by, _group, _before double: what the groups before a group sum up to."""
+    sums = parted.where("_by IS NOT NULL").groupBy("_by", "_group").agg(F.sum("_amount").alias("_sum"))
+    running: dict[str, float] = {}
+    rows = []
+    for row in sums.orderBy("_by", "_group").collect():
+        before = running.get(row["_by"], 0.0)
+        rows.append((row["_by"], row["_group"], before))
+        running[row["_by"]] = before + row["_sum"]
+    return parted.sparkSession.createDataFrame(rows, "_by string, _group int, _before double")

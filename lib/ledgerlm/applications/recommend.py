@@ -5,42 +5,76 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pydantic import Field
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from ledgerlm.applications.offers import Offer, eligibility, reason_in_words
 from ledgerlm.applications.policy import PolicyConf, apply_policy, best_first
+from ledgerlm.applications.pricing import Chosen, Known, OffersConf, Priced, choose, price
+from ledgerlm.applications.scored import Scored
+from ledgerlm.engines.frames import Keep
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+TOTALS = {"clients": "count(1)", "mean probability": "avg(probability)", "expected worth": "sum(expected_value)"}
 
-def recommend(
-    candidates: DataFrame,
-    offers: Sequence[Offer],
-    clients: DataFrame,
-    policy: PolicyConf,
-    *,
-    days: int,
-    contacts: DataFrame | None = None,
-) -> DataFrame:
-    """Chooses each client's offers.
+
+class RecommendConf(OffersConf):
+    """Settings of the recommend job."""
+
+    offers: tuple[Offer, ...] = Field(min_length=1, description="the catalogue")
+
+
+def recommend(scored: Scored, known: Known, conf: RecommendConf, *, seed: int, keep: Keep) -> Chosen:
+    """Ranks the offers of each client, and looks what those that the policy allows would have earned.
 
     Args:
-        candidates: from `offers.candidates`.
+        scored: from `choose_scores`.
+        known: the tables of the clients.
+        conf: catalogue, evidence and policy.
+        seed: of the backtest.
+        keep: for frames that are read again.
+
+    Returns:
+        Rows for `recommendations`: client_id, as_of, rank (1 is best), offer, goal, probability, expected_value,
+        reason, head_id; key (client_id, as_of, offer).
+    """
+    priced = price(scored, known, conf.offers, conf, keep=keep)
+    judged = ranked_offers(priced, conf.offers, conf.policy, days=conf.evidence.days, keep=keep)
+    return choose(
+        priced,
+        judged,
+        conf.offers,
+        conf.policy,
+        table="recommendations",
+        name="offer",
+        totals=TOTALS,
+        seed=seed,
+        keep=keep,
+    )
+
+
+def ranked_offers(priced: Priced, offers: Sequence[Offer], policy: PolicyConf, *, days: int, keep: Keep) -> DataFrame:
+    """Each client's offers in order.
+
+    Args:
+        priced: from `price`.
         offers: the catalogue.
-        clients: the `clients` table.
         policy: `per_client` is the number of recommendations.
         days: of the evidence, for the reasons.
-        contacts: client_id, contact_time of earlier contacts.
+        keep: for the rows between two steps of the policy.
 
     Returns:
         client_id, as_of, rank (1 is best), offer, goal, probability, expected_value, reason, and `blocked`: null for
         what is recommended, else what forbade it (`no_value`: expected to lose money).
     """
-    worth = candidates.where("value > 0")
-    judged = apply_policy(worth, clients, policy, eligibility=eligibility(offers), contacts=contacts)
-    poor = candidates.where("value <= 0").withColumn("blocked", F.lit("no_value"))
+    worth = priced.candidates.where("value > 0")
+    judged = apply_policy(
+        worth, priced.clients, policy, keep=keep, eligibility=eligibility(offers), contacts=priced.contacts
+    )
+    poor = priced.candidates.where("value <= 0").withColumn("blocked", F.lit("no_value"))
     own = Window.partitionBy("client_id", "as_of", F.col("blocked").isNull()).orderBy(*best_first())
     ranked = judged.unionByName(poor).withColumn("rank", F.row_number().over(own))
     return ranked.select(

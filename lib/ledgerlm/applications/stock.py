@@ -9,6 +9,8 @@ for what was expected, corrects what is expected now.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +18,23 @@ from pydantic import Field
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from ledgerlm.applications.scored import Scored
 from ledgerlm.config import Conf
+from ledgerlm.engines.frames import Keep
+from ledgerlm.errors import DataError
+from ledgerlm.events.dictionaries import with_description
+from ledgerlm.lake.made import Made, Rows
 
 if TYPE_CHECKING:
     import datetime as dt
-    from collections.abc import Sequence
 
     from pyspark.sql import Column
 
     from ledgerlm.heads.tasks import Task
 
 _KEY = ("client_id", "as_of")
+_PLACE = ("as_of", "region", "category")
+_LARGEST = 12  # cells that a forecast shows
 _LEVEL = 0.9  # of the intervals
 # Purchases that every client is taken to have made beside his own, so that nobody's activity is zero.
 _PRIOR = 0.5
@@ -43,6 +51,133 @@ class StockConf(Conf):
     horizon: int = Field(30, ge=1, description="days after as_of that are forecast")
     window: int = Field(90, ge=1, description="days before as_of that tell a client's activity")
     season: bool = Field(True, description="correct by the same month of earlier years, where it was learnt from")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StockForecast:
+    """Purchases to expect.
+
+    Attributes:
+        rows: as_of, region, category, head_id, horizon_days, expected, low, high, before, observed (null where the
+            days are not over), reason; key (as_of, region, category).
+        scored: the scores that it was made from.
+        conf: what is counted.
+        clients: clients with a score at the instant.
+        cells: rows of `rows`.
+        largest: the largest expectations, as rows of `rows`.
+        tried: from `backtest`.
+    """
+
+    rows: DataFrame
+    scored: Scored
+    conf: StockConf
+    clients: int
+    cells: int
+    largest: Sequence[Mapping[str, Any]]
+    tried: Mapping[str, Any]
+
+    def made(self, stage: str, report: Sequence[Mapping[str, Any]] = ()) -> Made:
+        """For the lake: a stage's own forecast of this instant, so that those of other dates and stages stay.
+
+        Args:
+            stage: who writes.
+            report: sections of the report.
+        """
+        rows = self.rows.withColumn("stage", F.lit(stage))
+        return Made(
+            rows_in=self.clients,
+            rows_out=self.cells,
+            tables={"stock_forecasts": Rows(frame=rows, slice=self.scored.part(stage))},
+            facts={"backtest": dict(self.tried)},
+            report=report,
+        )
+
+
+def forecast_stock(
+    scored: Scored,
+    events: DataFrame,
+    clients: DataFrame,
+    dictionaries: DataFrame | None,
+    conf: StockConf,
+    *,
+    keep: Keep,
+) -> StockForecast:
+    """Learns at earlier dates what goals lead to, forecasts at the instant, and looks what came.
+
+    Args:
+        scored: from `choose_scores`; the scores of earlier dates are what is learnt from.
+        events: the `events` table.
+        clients: the `clients` table.
+        dictionaries: the `dictionaries` table, if there is one.
+        conf: what is counted.
+        keep: for frames that are read again.
+
+    Raises:
+        DataError: when no earlier date was scored whose horizon has ended.
+    """
+    goals = expected_goals(scored.rows, scored.task)
+    over = F.col("as_of") + F.make_dt_interval(F.lit(conf.horizon)) <= scored.instant
+    past, now = keep(goals.where(over)), keep(goals.where(F.col("as_of") == scored.instant))
+    if past.isEmpty():
+        raise DataError(
+            f"task {scored.task.name}: no scores {conf.horizon} days or more before the date of the forecast; "
+            "label and score earlier dates too"
+        )
+    told = with_description(events, dictionaries, conf.category, "_category")
+    bought = keep(purchases(told, conf, "_category"))
+    regions = clients.select("client_id", F.expr(conf.region).alias("region")).where("region IS NOT NULL")
+    expected = _expected(past, now, bought, regions, as_of=scored.instant, conf=conf, keep=keep)
+    forecast = keep(_observed_too(expected, now, bought, regions, conf))
+    rows = forecast.withColumns(
+        {
+            "head_id": F.lit(scored.head_id),
+            "horizon_days": F.lit(conf.horizon),
+            "reason": reason_in_words(conf),
+        }
+    ).drop("pace", "season")
+    largest = rows.orderBy(F.desc("expected"), "region", "category").limit(_LARGEST)
+    return StockForecast(
+        rows=rows,
+        scored=scored,
+        conf=conf,
+        clients=now.select(*_KEY).distinct().count(),
+        cells=forecast.count(),
+        largest=[row.asDict() for row in largest.collect()],
+        tried=backtest(forecast),
+    )
+
+
+def _expected(
+    past: DataFrame,
+    now: DataFrame,
+    bought: DataFrame,
+    regions: DataFrame,
+    *,
+    as_of: Column,
+    conf: StockConf,
+    keep: Keep,
+) -> DataFrame:
+    """as_of, region, category, expected, low, high, pace, season."""
+    paces, came = activity(bought, past, conf), outcomes(bought, past, conf)
+    shares = keep(learn_shares(past, paces, came))
+    dates = learning_dates(past)
+    held_out = held_out_cells(past, paces, came, regions, dates)
+    learnt = keep(held_out.join(observed(came, regions), on=list(_PLACE), how="left").fillna(0, subset=["observed"]))
+    forecast = cells(now, activity(bought, now, conf), shares, regions)
+    seasonal = with_season(forecast, learnt if conf.season else learnt.limit(0), as_of)
+    return with_interval(seasonal, dispersion(learnt), len(dates))
+
+
+def _observed_too(
+    forecast: DataFrame, now: DataFrame, bought: DataFrame, regions: DataFrame, conf: StockConf
+) -> DataFrame:
+    """Adds `before` and `observed` double, null where the days are not over."""
+    with_before = with_rivals(forecast, bought, now, regions, conf)
+    seen = observed(outcomes(bought, now, conf), regions)
+    end = bought.agg((F.date_trunc("day", F.max("event_time")) + F.make_dt_interval(F.lit(1))).alias("_end"))
+    over = F.col("as_of") + F.make_dt_interval(F.lit(conf.horizon)) <= F.col("_end")
+    joined = with_before.join(seen, on=list(_PLACE), how="left").crossJoin(F.broadcast(end))
+    return joined.withColumn("observed", F.when(over, F.coalesce("observed", F.lit(0)).cast("double"))).drop("_end")
 
 
 def purchases(events: DataFrame, conf: StockConf, category: str) -> DataFrame:
@@ -231,7 +366,7 @@ def with_rivals(
     seen = seen.where((F.col("event_time") < F.col("as_of")) & (F.col("event_time") >= start))
     scaled = F.count(F.lit(1)) * F.lit(conf.horizon / conf.window)
     counted = seen.groupBy("as_of", "region", "category").agg(scaled.alias("before"))
-    joined = forecast.join(counted, on=["as_of", "region", "category"], how="left")
+    joined = forecast.join(counted, on=list(_PLACE), how="left")
     return joined.withColumn("before", F.coalesce("before", F.lit(0.0)))
 
 

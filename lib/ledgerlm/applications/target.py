@@ -10,6 +10,9 @@ from pyspark.sql import functions as F
 
 from ledgerlm.applications.offers import Offer, eligibility, reason_in_words
 from ledgerlm.applications.policy import PolicyConf, apply_policy, with_rank
+from ledgerlm.applications.pricing import Chosen, Known, OffersConf, Priced, choose, price
+from ledgerlm.applications.scored import Scored
+from ledgerlm.engines.frames import Keep
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -21,6 +24,51 @@ class Campaign(Offer):
     budget: float | None = Field(None, gt=0, description="most that its contacts cost together, currency units")
 
 
+class TargetConf(OffersConf):
+    """Settings of the target job."""
+
+    campaigns: tuple[Campaign, ...] = Field(min_length=1, description="the campaigns, each with cost and budget")
+
+
+TOTALS = {
+    "clients": "count(1)",
+    "expected_responses": "sum(expected_response)",
+    "cost": "sum(cost)",
+    "expected_profit": "sum(expected_value)",
+}
+
+
+def target(scored: Scored, known: Known, conf: TargetConf, *, seed: int, keep: Keep) -> Chosen:
+    """Fills each campaign's list from the most profitable client down, and looks what it would have earned.
+
+    Args:
+        scored: from `choose_scores`.
+        known: the tables of the clients.
+        conf: campaigns, evidence and policy.
+        seed: of the backtest.
+        keep: for frames that are read again.
+
+    Returns:
+        Rows for `campaign_lists`: client_id, as_of, campaign, rank (1 is best), goal, probability, expected_response,
+        expected_value, cost, reason, head_id; key (client_id, as_of, campaign).
+    """
+    priced = price(scored, known, conf.campaigns, conf, keep=keep)
+    policy = campaign_policy(conf.campaigns, conf.policy)
+    judged = campaign_lists(priced, conf.campaigns, policy, days=conf.evidence.days, keep=keep)
+    return choose(
+        priced,
+        judged,
+        conf.campaigns,
+        policy,
+        table="campaign_lists",
+        name="campaign",
+        totals=TOTALS,
+        first="rank <= 3",
+        seed=seed,
+        keep=keep,
+    )
+
+
 def campaign_policy(campaigns: Sequence[Campaign], policy: PolicyConf) -> PolicyConf:
     """The policy with each campaign's budget as a quota of contacts, which all cost the same within a campaign."""
     quotas = {one.name: int(one.budget / one.cost) for one in campaigns if one.budget is not None and one.cost > 0}
@@ -29,23 +77,16 @@ def campaign_policy(campaigns: Sequence[Campaign], policy: PolicyConf) -> Policy
 
 
 def campaign_lists(
-    candidates: DataFrame,
-    campaigns: Sequence[Campaign],
-    clients: DataFrame,
-    policy: PolicyConf,
-    *,
-    days: int,
-    contacts: DataFrame | None = None,
+    priced: Priced, campaigns: Sequence[Campaign], policy: PolicyConf, *, days: int, keep: Keep
 ) -> DataFrame:
     """Chooses the clients of each campaign, the most profitable first.
 
     Args:
-        candidates: from `offers.candidates`, an offer being a campaign.
+        priced: from `price`, an offer being a campaign.
         campaigns: the campaigns.
-        clients: the `clients` table.
         policy: from `campaign_policy`.
         days: of the evidence, for the reasons.
-        contacts: client_id, contact_time of earlier contacts.
+        keep: for the rows between two steps.
 
     Returns:
         client_id, as_of, campaign, rank (within the campaign, 1 is best), goal, probability, expected_response
@@ -53,11 +94,12 @@ def campaign_lists(
     """
     accepted = {one.name: one.acceptance for one in campaigns}
     share = F.create_map(*(F.lit(part) for pair in accepted.items() for part in pair))
+    worth = priced.candidates.where("value > 0")
     judged = apply_policy(
-        candidates.where("value > 0"), clients, policy, eligibility=eligibility(campaigns), contacts=contacts
+        worth, priced.clients, policy, keep=keep, eligibility=eligibility(campaigns), contacts=priced.contacts
     )
-    poor = candidates.where("value <= 0").withColumn("blocked", F.lit("no_value"))
-    chosen = with_rank(judged.where("blocked IS NULL"), by="offer")
+    poor = priced.candidates.where("value <= 0").withColumn("blocked", F.lit("no_value"))
+    chosen = with_rank(judged.where("blocked IS NULL"), by="offer", keep=keep)
     rest = judged.where("blocked IS NOT NULL").unionByName(poor).withColumn("rank", F.lit(None).cast("int"))
     return chosen.unionByName(rest).select(
         "client_id",
@@ -71,14 +113,4 @@ def campaign_lists(
         "cost",
         reason_in_words(campaigns, days).alias("reason"),
         "blocked",
-    )
-
-
-def campaign_totals(lists: DataFrame) -> DataFrame:
-    """One row a campaign: clients, expected_responses, cost, expected_profit; from rows that are on the list."""
-    return lists.groupBy("campaign").agg(
-        F.count(F.lit(1)).alias("clients"),
-        F.sum("expected_response").alias("expected_responses"),
-        F.sum("cost").alias("cost"),
-        F.sum("expected_value").alias("expected_profit"),
     )

@@ -7,25 +7,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
-from ledgerlm.config import Conf
+from ledgerlm.applications.campaign import Economy
 from ledgerlm.evaluation.intervals import interval, resamples
 from ledgerlm.heads.tasks import Floats
 
 _POINTS = 101  # of a drawn curve
-
-
-class Economy(Conf):
-    """What a contact costs and what an answer is worth, in one unit of money."""
-
-    cost: float = Field(1.0, ge=0, description="cost of one contact")
-    value: float = Field(8.0, gt=0, description="worth of one answer")
-
-    @property
-    def threshold(self) -> float:
-        """Probability above which a contact pays."""
-        return self.cost / self.value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -279,6 +279,7 @@ RECOMMENDATIONS = Table(
     columns=(
         CLIENT,
         AS_OF,
+        _required("stage", STRING),
         _required("offer", STRING),
         _required("head_id", STRING),
         _required("rank", T.IntegerType()),
@@ -287,7 +288,7 @@ RECOMMENDATIONS = Table(
         _required("expected_value", DOUBLE),
         _required("reason", STRING),
     ),
-    key=("client_id", "as_of", "offer", "head_id"),
+    key=("client_id", "as_of", "stage", "offer"),
     checks={"worth_making": "expected_value > 0"},
 )
 CAMPAIGN_LISTS = Table(
@@ -295,6 +296,7 @@ CAMPAIGN_LISTS = Table(
     columns=(
         CLIENT,
         AS_OF,
+        _required("stage", STRING),
         _required("campaign", STRING),
         _required("head_id", STRING),
         _required("rank", T.IntegerType()),
@@ -305,7 +307,7 @@ CAMPAIGN_LISTS = Table(
         _required("cost", DOUBLE),
         _required("reason", STRING),
     ),
-    key=("client_id", "as_of", "campaign", "head_id"),
+    key=("client_id", "as_of", "stage", "campaign"),
     checks={"worth_making": "expected_value > 0"},
 )
 CROSS_SELL = Table(
@@ -313,6 +315,7 @@ CROSS_SELL = Table(
     columns=(
         CLIENT,
         AS_OF,
+        _required("stage", STRING),
         _required("product", STRING),
         _required("head_id", STRING),
         _required("kind", STRING),
@@ -322,13 +325,14 @@ CROSS_SELL = Table(
         _required("expected_value", DOUBLE),
         _required("reason", STRING),
     ),
-    key=("client_id", "as_of", "product", "head_id"),
+    key=("client_id", "as_of", "stage", "product"),
     checks={"kind_known": "kind IN ('cross_sell', 'up_sell')"},
 )
 STOCK_FORECASTS = Table(
     name="stock_forecasts",
     columns=(
         AS_OF,
+        _required("stage", STRING),
         _required("region", STRING),
         _required("category", STRING),
         _required("head_id", STRING),
@@ -340,7 +344,7 @@ STOCK_FORECASTS = Table(
         _optional("observed", DOUBLE),
         _required("reason", STRING),
     ),
-    key=("as_of", "region", "category", "head_id"),
+    key=("as_of", "stage", "region", "category"),
     checks={"interval_holds_it": "low <= expected AND expected <= high"},
 )
 

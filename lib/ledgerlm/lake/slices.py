@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -50,6 +51,15 @@ def literal(value: str) -> str:
     """A string literal of Spark SQL."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def instant(value: dt.datetime) -> str:
+    """The value of a timestamp column in a slice: one text for one instant, whatever the session's time zone.
+
+    Args:
+        value: with its zone.
+    """
+    return value.astimezone(dt.UTC).isoformat()
 
 
 def overlap(one: Slice, other: Slice) -> bool:

@@ -99,6 +99,10 @@ class Context:
         """The rows that this attempt has written of a table."""
         return self.tables.own(table)
 
+    def standing(self, table: str, part: Slice) -> DataFrame | None:
+        """Rows of a slice that this stage is about to replace, as earlier attempts left them; no input of the stage."""
+        return self.tables.standing(table, part)
+
     def write(self, table: str, frame: DataFrame, part: Slice = WHOLE) -> Written:
         """Replaces a table, or a slice of it, in one commit that this attempt does not repeat."""
         return self.tables.write(table, frame, part)

@@ -119,15 +119,26 @@ class Tables:
         record = self.written[table]
         return View(slices=(record.slice,)).of(self._lake().read(table, record.version))
 
+    def standing(self, table: str, part: Slice) -> DataFrame | None:
+        """Rows of a slice that this stage is about to replace, as earlier attempts left them; None without any.
+
+        They are no input of the stage: it takes from them what it would make again, and makes what is not there.
+        """
+        self._declared(table)
+        newest = self._history.newest(table)
+        return None if newest is None else View(slices=(part,)).of(self._lake().read(table, newest.version))
+
     def write(self, table: str, frame: DataFrame, part: Slice = WHOLE) -> Written:
         """Replaces a table, or a slice of it, in one commit; what this attempt has written is not written again."""
-        allowed = {write.table for write in self._plan.writes} | {"quarantine"}
-        if table not in allowed:
-            raise DataError(f"job {self._plan.stage.job.name} writes table {table} without declaring it")
+        self._declared(table)
         written = self._lake().write(table, frame, by=self._author, part=part)
         self.written[table] = TableRecord(version=written.version, rows=written.rows, slice=part, state=written.state)
         self._failpoint(f"after_{table}")
         return written
+
+    def _declared(self, table: str) -> None:
+        if table not in {write.table for write in self._plan.writes} | {"quarantine"}:
+            raise DataError(f"job {self._plan.stage.job.name} writes table {table} without declaring it")
 
     def holds_own_rows(self, table: str, part: Slice) -> bool:
         """Whether anybody has written the slice before."""

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ledgerlm.evaluation.campaign import Curves, CutOff, Economy
+from ledgerlm.applications.campaign import ContactList, Economy
+from ledgerlm.evaluation.campaign import Curves, CutOff
+from ledgerlm.evaluation.contacts import Judged
 from ledgerlm.heads.tasks import Floats
 
 DECILES = (
@@ -30,6 +32,28 @@ FAIRNESS = (
     "said less came",
 )
 QINI = ("score", "Qini coefficient", "low", "high", "uplift of its best third")
+
+
+def campaign_sections(judged: Judged, listed: ContactList, economy: Economy) -> list[dict[str, Any]]:
+    """All sections of a campaign.
+
+    Args:
+        judged: from `judge_contacts`.
+        listed: from `contact_list`.
+        economy: cost and value.
+    """
+    found = [profit_section("Campaign", judged.curves, judged.deciles, judged.cutoff, economy)]
+    if judged.uplifts is not None:
+        one = judged.uplifts
+        found.append(uplift_section(one.curves, one.rows, one.contacted, one.control))
+    if judged.fairness:
+        found.append(fairness_section(judged.fairness))
+    first = [[row["client_id"], row["probability"], row["expected_profit"], _reasons(row)] for row in listed.first]
+    return [*found, contacts_section(list(listed.outcomes.items()), first)]
+
+
+def _reasons(row: Mapping[str, Any]) -> str:
+    return "; ".join(f"{one['feature']} {one['contribution']:+.2f}" for one in row["reasons"])
 
 
 def profit_section(
