@@ -21,7 +21,7 @@ from ledgerlm.heads.alimn.settings import (
     LateFusion,
     NetworkConf,
 )
-from ledgerlm.heads.scoring import with_deciles
+from ledgerlm.heads.publish import with_deciles
 from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.heads.vectors import KEY, Block, Source, join_sources, learn_blocks
 from ledgerlm.runs.context import Context

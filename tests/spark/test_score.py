@@ -15,11 +15,14 @@ from pyspark.sql import functions as F
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.metrics import metrics_of, value
 from ledgerlm.evaluation.protocol import labelled_rows, read_rows
+from ledgerlm.heads import publish
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, train
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.head import HeadCard, hash_names, save_head
 from ledgerlm.heads.mllib import MllibConf, fit_mllib, score_mllib
-from ledgerlm.heads.scoring import score_rows, with_deciles
+from ledgerlm.heads.model import Head, score
+from ledgerlm.heads.publish import with_deciles
+from ledgerlm.heads.scoring import score_rows, scored_rows
 from ledgerlm.heads.tasks import Task, find_tasks
 from ledgerlm.heads.vectors import Block, Source, join_sources, learn_blocks, read_matrix
 from ledgerlm.lake.lake import conform
@@ -91,7 +94,12 @@ def save(folder: Path, task: Task, blocks: list[Block], model: Boosted) -> str:
 
 
 def with_names(scored: DataFrame) -> DataFrame:
-    return scored.drop("margin").withColumns({name: F.lit("x") for name in ("task", "head_id", "run_id")})
+    return scored.drop("margin").withColumns({name: F.lit("x") for name in ("task", "run_id")})
+
+
+def placed(said: DataFrame) -> DataFrame:
+    """With deciles, as one head's."""
+    return with_deciles(said.withColumn("head_id", F.lit("x")))
 
 
 def test_sources_join_on_client_and_time(
@@ -135,7 +143,7 @@ def test_scores_of_a_table_equal_those_of_the_matrix(
     y = world[1][[int(client[1:]) for client in matrix.client_ids]]
     model = train(matrix.x, y, BINARY, LightGBMConf(n_estimators=40), seed=1)
     head_id = save(tmp_path, BINARY, blocks, model)
-    scored = with_deciles(score_rows(joined, tmp_path, head_id)).cache()
+    scored = placed(score_rows(joined, tmp_path, head_id)).cache()
     rows = {row["client_id"]: row for row in scored.collect()}
     raw = dict(zip(matrix.client_ids, model.raw(matrix.x)[:, 0], strict=True))
     assert {client: row["margin"] for client, row in rows.items()} == raw
@@ -153,16 +161,117 @@ def test_scores_of_a_table_equal_those_of_the_matrix(
     conform(SCORES, with_names(scored))
     alone = score_rows(joined.where("client_id = 'c7'"), tmp_path, head_id).first()
     assert alone is not None
-    assert alone.asDict() == {key: v for key, v in rows["c7"].asDict().items() if key != "decile"}
+    assert alone.asDict() == {k: v for k, v in rows["c7"].asDict().items() if k not in ("decile", "head_id")}
 
 
 def test_deciles_of_equal_margins_are_of_one_size(spark: SparkSession) -> None:
     same = spark.range(1000).select(
         F.col("id").cast("string").alias("client_id"), F.lit(AS_OF).alias("as_of"), F.lit(0.5).alias("margin")
     )
-    sizes = [row["count"] for row in with_deciles(same).groupBy("decile").count().collect()]
+    sizes = [row["count"] for row in placed(same).groupBy("decile").count().collect()]
     assert len(sizes) == 10
     assert max(sizes) <= 101
+
+
+def test_deciles_are_among_clients_of_one_date_and_head(spark: SparkSession) -> None:
+    """All of the later date score higher than all of the earlier one; each date has a best tenth of its own."""
+    said = spark.range(400).select(
+        F.col("id").cast("string").alias("client_id"),
+        F.date_add(F.lit(AS_OF), (F.col("id") % 2).cast("int")).cast("timestamp").alias("as_of"),
+        (F.col("id") % 2 * 1000.0 + F.col("id")).alias("margin"),
+    )
+    heads = said.withColumn("head_id", F.lit("up")).unionByName(
+        said.withColumns({"head_id": F.lit("down"), "margin": -F.col("margin")})
+    )
+    found = with_deciles(heads).groupBy("head_id", "as_of", "decile").agg(F.count(F.lit(1)).alias("n"))
+    assert {row["n"] for row in found.collect()} == {20}
+    assert found.count() == 2 * 2 * 10
+    best = with_deciles(heads).where("decile = 1 AND head_id = 'down'").selectExpr("cast(client_id AS int) AS id")
+    assert sorted(row["id"] for row in best.collect()) == list(range(40))
+    few = with_deciles(heads.where("head_id = 'up' AND client_id IN ('0', '2', '4', '1')")).collect()
+    assert {row["client_id"]: row["decile"] for row in few} == {"4": 4, "2": 7, "0": 10, "1": 10}
+
+
+def test_scores_of_several_heads_are_one_slice(spark: SparkSession) -> None:
+    rows = [(f"c{n}", AS_OF, [1 - n / 9, n / 9]) for n in range(10)]
+    told = spark.createDataFrame(rows, "client_id string, as_of timestamp, p array<double>")
+    said = {"one": scored_rows(told, "p", BINARY), "two": scored_rows(told.where("client_id > 'c4'"), "p", BINARY)}
+    heads = [{"head_id": "one", "task": "bad", "name": "first"}, {"head_id": "two", "task": "good"}]
+    runs = []
+
+    def keep(frame: DataFrame) -> DataFrame:
+        runs.append(frame)
+        return frame.cache()
+
+    made = publish.scored(said, heads, keep=keep)
+    assert (made.rows_in, made.rows_out, len(runs)) == (15, 15, 2)
+    assert made.tables["scores"].slice == {"head_id": ("one", "two")}
+    frame = made.tables["scores"].frame
+    conform(SCORES, frame.withColumn("run_id", F.lit("r")))
+    assert {(row["head_id"], row["task"]): row["count"] for row in frame.groupBy("head_id", "task").count().collect()}
+    deciles = {(row["head_id"], row["client_id"]): row["decile"] for row in frame.collect()}
+    assert [deciles["one", f"c{n}"] for n in range(10)] == list(range(10, 0, -1)), "also where p is exactly 0 or 1"
+    assert deciles["two", "c9"] == 2, "the best of five"
+    assert [(one["head_id"], one["rows"], one.get("name")) for one in made.facts["heads"]] == [
+        ("one", 10, "first"),
+        ("two", 5, None),
+    ]
+    together = (
+        said["one"].withColumn("head_id", F.lit("one")).unionByName(said["two"].withColumn("head_id", F.lit("two")))
+    )
+    again = publish.scored(together, heads, keep=keep)
+    assert again.tables["scores"].frame.select(*frame.columns).exceptAll(frame).isEmpty()
+    assert [one["rows"] for one in again.facts["heads"]] == [10, 5]
+    with pytest.raises(DataError, match="unknown heads: two"):
+        publish.scored(together, heads[:1], keep=keep)
+    with pytest.raises(DataError, match="no head to score with"):
+        publish.scored({}, [], keep=keep)
+
+
+@pytest.mark.parametrize("strange", [float("inf"), float("nan")])
+def test_numbers_that_no_head_can_learn_from_are_counted_and_refused(
+    spark: SparkSession, tables: dict[str, DataFrame], strange: float
+) -> None:
+    features = tables["features"].withColumn(
+        "features",
+        F.when(
+            F.col("client_id").isin("c3", "c5"), F.create_map(F.lit("count"), F.lit(strange).cast("float"))
+        ).otherwise(F.col("features")),
+    )
+    joined = join_sources(SOURCES, {**tables, "features": features})
+    with pytest.raises(DataError, match=r"2 of 'agg', the most of 'count' \(2\)"):
+        learn_blocks(joined)
+    parts = F.when(
+        F.col("client_id") == "c3",
+        F.map_from_arrays(
+            F.array(F.lit("mean")), F.array(F.array(F.lit(0.0), F.lit(strange), F.lit(0.0)).cast("array<float>"))
+        ),
+    ).otherwise(F.col("parts"))
+    joined = join_sources(SOURCES, {**tables, "embeddings": tables["embeddings"].withColumn("parts", parts)})
+    with pytest.raises(DataError, match=r"1 of 'mean', the most of '1' \(1\)"):
+        learn_blocks(joined)
+
+
+def test_a_client_whose_vector_is_not_finite_is_set_aside_and_the_others_are_scored(
+    spark: SparkSession,
+    tables: dict[str, DataFrame],
+    blocks: list[Block],
+    world: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+) -> None:
+    matrix = read_matrix(join_sources(SOURCES, tables), blocks)
+    y = world[1][[int(client[1:]) for client in matrix.client_ids]]
+    head_id = save(tmp_path, BINARY, blocks, train(matrix.x, y, BINARY, LightGBMConf(n_estimators=5), seed=1))
+    parts = F.transform_values("parts", lambda _, numbers: F.transform(numbers, lambda _: F.lit("inf").cast("float")))
+    changed = tables["embeddings"].withColumn(
+        "parts", F.when(F.col("client_id") == "c3", parts).otherwise(F.col("parts"))
+    )
+    made = score([Head.load(tmp_path, head_id)], {**tables, "embeddings": changed}, keep=lambda frame: frame.cache())
+    assert (made.rows_in, made.rows_out, made.quarantined) == (CLIENTS, CLIENTS - 1, 1)
+    assert made.aside is not None
+    [aside] = made.aside.collect()
+    assert (aside["reason"], "c3" in aside["detail"], head_id in aside["payload"]) == ("not_finite", True, True)
+    assert made.tables["scores"].frame.where("client_id = 'c3'").isEmpty()
 
 
 @pytest.mark.parametrize(
@@ -185,7 +294,7 @@ def test_mllib_heads_are_saved_and_score(
     model = fit_mllib(joined.join(labels, on="client_id", how="inner"), blocks, task, kind, conf, seed=1)
     model.write().overwrite().save((tmp_path / "head").as_uri())
     assert isinstance(PipelineModel.load((tmp_path / "head").as_uri()), PipelineModel)
-    scored = with_deciles(score_mllib(joined, blocks, task, tmp_path / "head"))
+    scored = placed(score_mllib(joined, blocks, task, tmp_path / "head"))
     rows = {row["client_id"]: row for row in scored.collect()}
     conform(SCORES, with_names(scored))
     p = np.array([rows[f"c{n}"]["probabilities"] for n in range(CLIENTS)], np.float64)

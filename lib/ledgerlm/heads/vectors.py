@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from pathlib import Path
@@ -20,11 +20,12 @@ from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
 Times = NDArray[np.datetime64]
 KEY = ("client_id", "as_of")
 _WORD = r"^[A-Za-z0-9_]+$"
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Source(Conf):
@@ -168,6 +169,33 @@ def join_sources(sources: Sequence[Source], tables: Mapping[str, DataFrame], *, 
     return reduce(lambda one, other: one.join(other, on=list(KEY), how=how), frames)
 
 
+def is_finite(blocks: Sequence[Block]) -> Column:
+    """Whether all numbers of the blocks are numbers that float32 can hold; a block that is absent has none."""
+    from pyspark.sql import functions as F
+
+    each = [F.coalesce(F.forall(_numbers(block.column, block.sparse), _fits), F.lit(True)) for block in blocks]
+    return reduce(lambda one, other: one & other, each)
+
+
+def _numbers(column: str, is_map: bool) -> Column:
+    """The numbers of a block as an array."""
+    from pyspark.sql import functions as F
+
+    return F.map_values(column) if is_map else F.col(column)
+
+
+def _fits(number: Column) -> Column:
+    """Whether float32 holds it; for Spark NaN is larger than any number."""
+    from pyspark.sql import functions as F
+
+    return F.coalesce(F.abs(number) <= F.lit(_LARGEST), F.lit(False))
+
+
+def tables_of(representations: Iterable[Sequence[Source]]) -> list[str]:
+    """The tables that some representations read."""
+    return sorted({source.table for sources in representations for source in sources})
+
+
 def component_names(sources: Sequence[Source], facts: Callable[[str], Mapping[str, Any]]) -> dict[str, list[str]]:
     """What the embed stages say that each number of a part is called.
 
@@ -202,7 +230,8 @@ def learn_blocks(
         named: from `component_names`; a part that is not in it has numbered names.
 
     Raises:
-        DataError: for an empty block, too many features, or vectors of different length.
+        DataError: for an empty block, too many features, vectors of different length, or numbers that are not finite
+            or beyond float32.
     """
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
@@ -210,11 +239,18 @@ def learn_blocks(
     arrays = [field.name for field in joined.schema if isinstance(field.dataType, T.ArrayType)]
     maps = [field.name for field in joined.schema if isinstance(field.dataType, T.MapType)]
     sizes = [F.struct(F.min(F.size(name)), F.max(F.size(name))).alias(name) for name in arrays]
+    strange = [
+        F.sum(F.size(F.filter(_numbers(name, name in maps), lambda number: ~_fits(number)))).alias(f"{name}_strange")
+        for name in (*arrays, *maps)
+    ]
+    row = joined.agg(*sizes, *strange).first()
+    assert row is not None  # an aggregate has a row
+    if wrong := [name for name in (*arrays, *maps) if row[f"{name}_strange"]]:
+        _refuse(joined, {name: int(row[f"{name}_strange"]) for name in wrong}, maps)
     found: dict[str, tuple[str, ...]] = {}
     if arrays:
-        row = joined.agg(*sizes).first()
         for name in arrays:
-            low, high = row[name] if row is not None else (None, None)
+            low, high = row[name]
             if low is None or low != high:
                 raise DataError(
                     f"part '{_group(name)}': vectors have {low} to {high} numbers, one length is needed; "
@@ -231,6 +267,29 @@ def learn_blocks(
         for name in joined.columns
         if name not in KEY
     ]
+
+
+def _refuse(joined: DataFrame, counts: Mapping[str, int], maps: Sequence[str]) -> None:
+    """Tells which features have numbers that no head can learn from."""
+    from pyspark.sql import functions as F
+
+    told = []
+    for name, count in counts.items():
+        entries = (
+            F.map_entries(name)
+            if name in maps
+            else F.arrays_zip(
+                F.transform(F.col(name), lambda _, place: place.cast("string")).alias("key"), F.col(name).alias("value")
+            )
+        )
+        entry = joined.select(F.explode(entries).alias("entry")).select("entry.*").toDF("key", "value")
+        features = entry.where(~_fits(F.col("value"))).groupBy("key").count().orderBy(F.desc("count"), "key").limit(3)
+        listed = ", ".join(f"'{row['key']}' ({row['count']:,})" for row in features.toLocalIterator())
+        told.append(f"{count:,} of '{_group(name)}', the most of {listed}")
+    raise DataError(
+        f"numbers that are not finite or beyond float32 ({_LARGEST:.1e}), which no head can learn from: "
+        f"{'; '.join(told)}; mend the stage that writes them"
+    )
 
 
 def _component_names(part: str, width: int, named: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
