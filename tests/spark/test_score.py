@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.metrics import metrics_of, value
-from ledgerlm.evaluation.protocol import labelled_rows, read_rows
+from ledgerlm.evaluation.protocol import bounded
 from ledgerlm.heads import publish
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, train
 from ledgerlm.heads.calibration import Calibrator
@@ -22,6 +22,7 @@ from ledgerlm.heads.head import HeadCard, hash_names, save_head
 from ledgerlm.heads.mllib import MllibConf, fit_mllib, score_mllib
 from ledgerlm.heads.model import Head, score
 from ledgerlm.heads.publish import with_deciles
+from ledgerlm.heads.samples import labelled_rows, read_rows
 from ledgerlm.heads.scoring import score_rows, scored_rows
 from ledgerlm.heads.tasks import Task, find_tasks
 from ledgerlm.heads.vectors import Block, Source, join_sources, learn_blocks, read_matrix
@@ -337,11 +338,11 @@ def test_a_large_labelled_sample_is_cut_by_whole_clients(spark: SparkSession) ->
         F.lit(1.0).alias("label"),
     )
     clients = labels.select("client_id").distinct().withColumn("split", F.lit("train"))
-    cut = labelled_rows(labels, clients, [BINARY.name], max_rows=1000)
+    cut = labelled_rows(bounded(labels, 1000), clients, [BINARY.name])
     per_client = {row["count"] for row in cut.groupBy("client_id").count().collect()}
     assert per_client == {2}
     assert 800 < cut.count() < 1200
-    assert cut.exceptAll(labelled_rows(labels, clients, [BINARY.name], max_rows=1000)).isEmpty()
+    assert cut.exceptAll(labelled_rows(bounded(labels, 1000), clients, [BINARY.name])).isEmpty()
 
 
 def test_labels_that_only_stratify_are_read_beside_the_judged_ones(spark: SparkSession) -> None:

@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 
 from ledgerlm.evaluation.intervals import Predictions
 from ledgerlm.evaluation.metrics import confidence
-from ledgerlm.evaluation.protocol import Sample
+from ledgerlm.heads.samples import Sample
 from ledgerlm.heads.tasks import Floats, Ints
 from ledgerlm.heads.vectors import Matrix
 
