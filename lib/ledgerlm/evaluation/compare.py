@@ -175,7 +175,7 @@ def _probabilities(task: Task, method: str, column: pd.Series[Any]) -> Floats:
     total = p.sum(axis=1, keepdims=True)
     if strange := int((~(np.isfinite(total) & (total > 0))).sum()):
         raise DataError(
-            f"task {task.name}: {method} gave {strange:,} rows whose probabilities add up to nothing or are no numbers; "
+            f"task {task.name}: {method} gave {strange:,} rows whose probabilities are no numbers or add up to 0; "
             "look at what scored them"
         )
     return np.asarray(p / total)

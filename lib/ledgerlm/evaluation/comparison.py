@@ -57,9 +57,9 @@ def compare(
     clients: DataFrame,
     scores: DataFrame,
     tasks: Sequence[Task],
-    heads: Mapping[str, Sequence[str]],
     conf: CompareConf,
     *,
+    heads: Mapping[str, Sequence[str]],
     name: str = "compare",
     bayes: DataFrame | None = None,
     seed: int,
@@ -72,8 +72,8 @@ def compare(
         clients: the `clients` table.
         scores: the `scores` table.
         tasks: binary or multiclass.
-        heads: method -> ids of its heads, one for each task.
         conf: slices, baseline, bounds.
+        heads: method -> ids of its heads, one for each task.
         name: of the stage, for the rows of the leaderboard.
         bayes: the simulator's own probabilities, if they are known.
         seed: of the bootstrap.
