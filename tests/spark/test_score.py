@@ -12,6 +12,7 @@ from pyspark.ml import PipelineModel
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from ledgerlm.engines.collect import collectable, parse_size
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.metrics import metrics_of, value
 from ledgerlm.evaluation.protocol import bounded
@@ -19,13 +20,23 @@ from ledgerlm.heads import publish
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, train
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.head import HeadCard, hash_names, save_head
-from ledgerlm.heads.mllib import MllibConf, fit_mllib, score_mllib
+from ledgerlm.heads.mllib import MllibConf, MllibKind, fit_mllib, score_mllib
 from ledgerlm.heads.model import Head, score
 from ledgerlm.heads.publish import with_deciles
 from ledgerlm.heads.samples import labelled_rows, read_rows
 from ledgerlm.heads.scoring import score_rows, scored_rows
 from ledgerlm.heads.tasks import Task, find_tasks
-from ledgerlm.heads.vectors import Block, Source, join_sources, learn_blocks, read_matrix
+from ledgerlm.heads.vectors import (
+    Block,
+    Source,
+    count_values,
+    join_sources,
+    learn_blocks,
+    method_matrices,
+    read_matrix,
+    readable,
+    within,
+)
 from ledgerlm.lake.lake import conform
 from ledgerlm.lake.schemas import SCORES
 
@@ -303,6 +314,52 @@ def test_mllib_heads_are_saved_and_score(
     assert {row["prediction"] for row in rows.values()} <= set(task.classes)
     accuracy = np.mean([rows[f"c{n}"]["prediction"] == v for n, v in enumerate(y)])
     assert accuracy > 0.65
+
+
+@pytest.mark.parametrize("kind", ["logistic_regression", "random_forest", "gbt"])
+def test_mllib_refuses_one_class(
+    spark: SparkSession, tables: dict[str, DataFrame], blocks: list[Block], kind: MllibKind
+) -> None:
+    joined = join_sources(SOURCES, tables).withColumn("label", F.lit(1.0))
+    with pytest.raises(DataError, match="task bad: all 600 rows to learn from are of class 'bad'"):
+        fit_mllib(joined, blocks, BINARY, kind, MllibConf(max_iter=2), seed=1)
+
+
+def test_what_is_read_is_bounded_by_numbers_and_not_by_rows(
+    spark: SparkSession, tables: dict[str, DataFrame], world: tuple[np.ndarray, np.ndarray]
+) -> None:
+    joined = join_sources(SOURCES, tables)
+    values = int((world[0][:, :2] != 0).sum()) + 3 * CLIENTS
+    assert count_values(joined) == (CLIENTS, values)
+    assert within(joined, values) == (joined, 1.0)
+    half, share = within(joined, values // 2)
+    assert share == pytest.approx(0.5, abs=0.01)
+    assert 0.4 * values < count_values(half)[1] < 0.6 * values
+    assert half.exceptAll(within(joined, values // 2)[0]).isEmpty()
+    with pytest.raises(DataError, match="give the driver more"):
+        within(joined, 0)
+    keys = joined.select("client_id", "as_of")
+    kept: list[DataFrame] = []
+
+    def keep(frame: DataFrame) -> DataFrame:
+        kept.append(frame)
+        return frame.cache()
+
+    representations = {"both": SOURCES, "agg": SOURCES[:1]}
+    found = method_matrices(representations, tables, {}.__getitem__, keys, most=values // 2, keep=keep)
+    assert len(kept) == 1, "the rows are joined once"
+    assert 0.4 * CLIENTS < found["both"].x.shape[0] == found["agg"].x.shape[0] < 0.6 * CLIENTS
+
+
+def test_the_profile_says_what_may_be_read(spark: SparkSession) -> None:
+    # The laptop's driver has 2 GB, and Spark's own bound on results is 1 GB.
+    assert collectable(spark) == int(0.8 * 2**30)
+    assert readable(spark) == collectable(spark) // 8
+    assert parse_size("512m", unit="b") == 512 * 2**20
+    assert parse_size("1024", unit="m") == 2**30
+    assert parse_size("2gb", unit="b") == 2**31
+    with pytest.raises(ConfigError, match="'many' is no size"):
+        parse_size("many", unit="b")
 
 
 def test_gbt_refuses_more_than_two_classes(tables: dict[str, DataFrame], blocks: list[Block]) -> None:
