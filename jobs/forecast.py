@@ -12,9 +12,9 @@ from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import DataError
+from ledgerlm.heads.publish import with_deciles
 from ledgerlm.heads.recurrent.inputs import chosen_columns, head_rows, observed_events
 from ledgerlm.heads.recurrent.scoring import score_recurrent
-from ledgerlm.heads.scoring import with_deciles
 from ledgerlm.jobs.learn import sources_of
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
@@ -75,7 +75,7 @@ def _scored(ctx: Context, conf: ForecastConf, head_id: str) -> tuple[DataFrame, 
     rows = head_rows(as_of, observed_events(sources, chosen, card.inputs), sources, card.shape, card.inputs)
     scored = ctx.keep(score_recurrent(rows, folder.resolve(), head_id))
     marks = {"task": F.lit(card.task.name), "head_id": F.lit(head_id)}
-    return as_of.withColumns(marks), with_deciles(scored).drop("margin").withColumns(marks)
+    return as_of.withColumns(marks), with_deciles(scored.withColumns(marks)).drop("margin")
 
 
 def _without_events(wanted: DataFrame, done: DataFrame) -> DataFrame:

@@ -15,7 +15,7 @@ from ledgerlm.errors import DataError
 from ledgerlm.evaluation.report.fusion import training_section
 from ledgerlm.heads.alimn.settings import FusionRankConf, FusionTrainingConf, LateFusion, NetworkConf
 from ledgerlm.heads.alimn.staging import stage_clients
-from ledgerlm.heads.scoring import with_deciles
+from ledgerlm.heads.publish import with_deciles
 from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.heads.vectors import KEY, Block, Source, join_sources, learn_blocks
 from ledgerlm.runs.context import Context

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,19 +15,24 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from rich.console import Console
 from scipy import sparse
 
 from ledgerlm.engines.ray import RayEngine
-from ledgerlm.errors import DataError
+from ledgerlm.errors import ArtefactError, DataError
+from ledgerlm.evaluation.study import EvaluateConf, evaluate
 from ledgerlm.heads.boosting import LightGBMConf, to_probabilities, train
 from ledgerlm.heads.distributed import DistributedConf, stage_rows, train_distributed
+from ledgerlm.heads.fitting import FitConf, fit_heads
 from ledgerlm.heads.head import load_trees
 from ledgerlm.heads.metrics import metrics_of, value
+from ledgerlm.heads.model import Head
 from ledgerlm.heads.parallel import Fit, run_local, run_on_ray
-from ledgerlm.heads.tasks import Floats, Task
-from ledgerlm.heads.vectors import Block
+from ledgerlm.heads.tasks import Floats, Task, find_tasks
+from ledgerlm.heads.vectors import Block, join_sources
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
+from ledgerlm.progress import Task as ProgressTask
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Run, Runner
 from tests.small_lake import BEFORE
@@ -143,6 +153,14 @@ AGG = {"table": "features"}
 EMBEDDING = {"table": "embeddings", "backbone_id": "bb", "definition_id": "dd", "parts": ["mean"]}
 
 
+STUDY = {
+    "representations": {"agg": [AGG], "llm4es": [EMBEDDING], "llm4es+agg": [EMBEDDING, AGG]},
+    "lightgbm": {"min_data_in_leaf": 10, "n_estimators": 30},
+    "folds": 3,
+    "bootstrap": 100,
+}
+
+
 def work(folder: Path, stages: dict[str, object]) -> Run:
     content = {"pipeline": "small", "out": str(folder), "data": "datasets/complete_journey.yaml", "stages": stages}
     file = folder / "pipeline.yaml"
@@ -210,6 +228,164 @@ def test_fit_and_score_leave_calibrated_heads_and_deciles(
     assert again.stages[0].skipped
     assert table(spark, lake, "scores").count() == 240
     assert table(spark, lake, "scores").selectExpr("max(size(reasons)) AS most").first().most == 1
+
+
+def test_what_the_driver_cannot_read_is_trained_by_ray_train(
+    spark: SparkSession, ray_engine: RayEngine, lake: Path, tmp_path: Path
+) -> None:
+    """By the numbers in the vectors: there are far fewer rows than `above_rows`."""
+    heads = {}
+    for values in (None, 100):
+        conf = FitConf.model_validate(
+            {
+                "representation": "llm4es",
+                "sources": [EMBEDDING],
+                "lightgbm": {"min_data_in_leaf": 10, "n_estimators": 20},
+                "distributed": {"above_values": values, "workers": 1, "holdout": 0.3},
+            }
+        )
+        heads[values] = fit(spark, lake, conf, tmp_path / f"work{values}")[0]
+    staged = {values: list((tmp_path / f"work{values}").glob("default/*.parquet")) for values in heads}
+    assert not staged[None] and staged[100]
+    vectors = join_sources(heads[100].card.sources, {"embeddings": table(spark, lake, "embeddings")})
+    with pytest.raises(ArtefactError, match=r"not saved; call save\(folder\) first"):
+        heads[100].transform(vectors)
+    found = {}
+    for values, head in heads.items():
+        saved = head.save(tmp_path / "heads")
+        again = Head.load(tmp_path / "heads", saved.head_id)
+        assert again.card == head.card
+        assert head.facts["calibration"]["method"] == "sigmoid"
+        said = again.transform(vectors, reasons=1).join(table(spark, lake, "labels"), on="client_id")
+        rows = said.select("label", F.col("probabilities")[1].alias("p")).collect()
+        p = np.array([row["p"] for row in rows], np.float64)
+        found[values] = value(AUC, np.array([row["label"] for row in rows]), np.stack([1 - p, p], axis=1))
+    assert min(found.values()) > 0.7
+
+
+@pytest.mark.parametrize("distributed", [{}, {"above_rows": 10, "workers": 1}])
+@pytest.mark.parametrize("kind", ["lightgbm", "logistic_regression"])
+def test_one_class_is_refused_on_every_road(
+    spark: SparkSession, lake: Path, tmp_path: Path, kind: str, distributed: dict[str, int]
+) -> None:
+    conf = FitConf.model_validate(
+        {
+            "representation": "agg",
+            "sources": [AGG],
+            "kind": kind,
+            "calibration": "none",
+            "distributed": distributed,
+            "where": "label = 1",
+        }
+    )
+    with pytest.raises(DataError, match=r"task default: all \d+ rows to learn from are of class 'yes'"):
+        fit(spark, lake, conf, tmp_path)
+    with pytest.raises(DataError, match="task default: no labelled row where split = 'none' has a vector"):
+        fit(spark, lake, conf.model_copy(update={"where": "split = 'none'"}), tmp_path)
+
+
+def test_ray_train_refuses_one_class(spark: SparkSession, ray_engine: RayEngine, tmp_path: Path) -> None:
+    block = Block(column="s0_mean", group="mean", sparse=False, names=("a",))
+    rows = spark.range(400).selectExpr("array(cast(id AS float)) AS s0_mean", "1.0D AS label")
+    stage_rows(rows, [block], tmp_path / "rows", workers=1)
+    conf, settings = LightGBMConf.model_validate(QUICK), DistributedConf(workers=1)
+    with pytest.raises(DataError, match="task bad: all 400 rows to learn from are of class 'bad'"):
+        train_distributed(tmp_path / "rows", 1, BINARY, conf, settings, seed=1, storage=tmp_path / "train")
+
+
+def fit(spark: SparkSession, lake: Path, conf: FitConf, folder: Path) -> list[Head]:
+    names = ("labels", "clients", "features", "embeddings")
+    labels, clients, features, embeddings = (table(spark, lake, name) for name in names)
+    return fit_heads(
+        labels,
+        clients,
+        {"features": features, "embeddings": embeddings},
+        find_tasks(labels, None, {}),
+        conf,
+        facts={}.__getitem__,
+        folder=folder,
+        seed=1,
+        keep=lambda frame: frame.cache(),
+    )
+
+
+def test_an_evaluation_that_was_killed_goes_on_between_its_folds(
+    spark: SparkSession, ray_engine: RayEngine, lake: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "lake").symlink_to(lake / "lake")
+    content = {
+        "pipeline": "killed",
+        "out": str(tmp_path),
+        "data": "datasets/complete_journey.yaml",
+        "stages": {"killed": {"job": "evaluate", **STUDY}},
+    }
+    file = tmp_path / "killed.yaml"
+    file.write_text(json.dumps(content))
+    command = [sys.executable, "-m", "ledgerlm.jobs.cli", "run", str(file)]
+    killed = subprocess.run(
+        command,
+        env={**os.environ, "LEDGERLM_FAILPOINT": "killed:after_fit"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    staged = list((tmp_path / "staging" / "killed").glob("*/fits/*.npz"))
+    assert len(staged) == 1
+    seen = io.StringIO()
+    progress = Progress(Console(file=seen, width=200))
+    done = Runner(load_pipeline(file), progress).run().stages[0].record
+    assert "1 of 9 fits were finished before" in seen.getvalue()
+    [whole] = work(lake, {"whole": {"job": "evaluate", **STUDY}}).stages
+    assert done.facts["leaderboard"] == whole.record.facts["leaderboard"]
+
+
+class Counted(ProgressTask):
+    """Knows how far it went."""
+
+    def __init__(self, progress: Progress, text: str, total: float | None) -> None:
+        super().__init__(progress, text, total)
+        self.total, self.done = total, 0.0
+
+    def advance(self, amount: float = 1) -> None:
+        super().advance(amount)
+        self.done += amount
+
+
+class Recorded(Progress):
+    """Notes what is shown."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=io.StringIO()))
+        self.tasks: dict[str, Counted] = {}
+
+    def task(self, text: str, total: float | None = None) -> Counted:
+        self.tasks[text] = Counted(self, text, total)
+        return self.tasks[text]
+
+
+def test_an_evaluation_shows_how_far_it_is(spark: SparkSession, ray_engine: RayEngine, lake: Path) -> None:
+    names = ("labels", "clients", "features", "embeddings")
+    labels, clients, features, embeddings = (table(spark, lake, name) for name in names)
+    progress = Recorded()
+    made = evaluate(
+        labels,
+        clients,
+        {"features": features, "embeddings": embeddings},
+        find_tasks(labels, None, {}),
+        EvaluateConf.model_validate(STUDY),
+        facts={}.__getitem__,
+        seed=1,
+        keep=lambda frame: frame.cache(),
+        progress=progress,
+    )
+    assert made.tables["leaderboard"].slice == {"stage": ("evaluate",)}
+    for text in ("Evaluating folds", "Resampling clients"):
+        assert progress.tasks[text].done == progress.tasks[text].total
+    assert progress.tasks["Evaluating folds"].total == 9
+    # Seven metrics of three methods on two splits, and the accuracy of the majority on both.
+    assert progress.tasks["Resampling clients"].total == len(made.facts["leaderboard"]) == 7 * 3 * 2 + 2
 
 
 @pytest.mark.slow

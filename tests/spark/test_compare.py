@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 from sklearn import metrics as sk
 
 from ledgerlm.errors import ConfigError, DataError
-from ledgerlm.jobs.compare import CompareConf
-from ledgerlm.jobs.compare import run as run_compare
-from ledgerlm.lake.lake import Lake
+from ledgerlm.evaluation import comparison
+from ledgerlm.evaluation.comparison import CompareConf, compare
+from ledgerlm.heads.tasks import Task
+from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
-from ledgerlm.runs.context import Context
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
-from tests.small_lake import BEFORE
+from tests.small_lake import EVENTS, LABELS, fill, write_pipeline
 
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
 NAMES = ("bread", "fuel", "toys")
 CLIENTS = 240
-SPEC = """
-name: small
-source: {path: ., files: [{glob: events.csv}]}
-client: client
-time: {column: time}
-fields: [{name: category}]
-"""
+TASK = Task(name="next", kind="multiclass", classes=(0.0, 1.0, 2.0), class_names=NAMES)
 
 
 def draws() -> tuple[np.ndarray, np.ndarray]:
@@ -41,25 +35,13 @@ def draws() -> tuple[np.ndarray, np.ndarray]:
     return p, np.array([random.choice(3, p=row) for row in p])
 
 
-def context(spark: SparkSession, folder: Path, scores: list[tuple[object, ...]], heads: dict[str, object]) -> Context:
-    """A lake with labels, clients, scores and bayes, and the record of a stage that scored."""
+def tables(spark: SparkSession, scores: list[tuple[object, ...]]) -> dict[str, DataFrame]:
+    """Labels, clients, scores and bayes."""
     p, y = draws()
-    (folder / "spec.yaml").write_text(SPEC)
-    content = {
-        "pipeline": "small",
-        "out": str(folder),
-        "data": str(folder / "spec.yaml"),
-        "stages": {
-            "heads": {"job": "score"},
-            "compare": {"methods": {"good": "heads:good"}, "tasks": ["next"], "baseline": "good"},
-        },
-    }
-    (folder / "run.yaml").write_text(json.dumps(content))
     ids = [f"c{n:03d}" for n in range(CLIENTS)]
     frames = {
         "labels": spark.createDataFrame(
-            [(c, "next", AS_OF, float(k), NAMES[k]) for c, k in zip(ids, y, strict=True)],
-            "client_id string, task string, as_of timestamp, label double, label_text string",
+            [(c, "next", AS_OF, float(k), NAMES[k]) for c, k in zip(ids, y, strict=True)], LABELS
         ),
         "clients": spark.createDataFrame(
             [(c, "test" if n % 2 else "train", "B" if n % 4 == 1 else "A") for n, c in enumerate(ids)],
@@ -74,18 +56,21 @@ def context(spark: SparkSession, folder: Path, scores: list[tuple[object, ...]],
             [(c, "next", AS_OF, row.tolist()) for c, row in zip(ids, p, strict=True)],
             "client_id string, task string, as_of timestamp, probabilities array<double>",
         ),
-        "leaderboard": spark.createDataFrame(
-            [("next", "agg", "accuracy", "test", 0.5, 0.0, 5, 1)],
-            "task string, method string, metric string, split string, mean double, std double, folds int, seeds int",
-        ),
     }
-    lake = Lake(str(folder / "lake"), spark)
-    for table, rows in frames.items():
-        lake.write(table, rows, by=BEFORE)
-    runner = Runner(load_pipeline(folder / "run.yaml"), Progress())
-    record = runner.records.begin("heads", "score", "spark", "x", "before")
-    runner.records.save(replace(record, done=True, facts=heads))
-    return runner._context(runner.records.begin("compare", "compare", "spark", "y", runner.run_id))
+    return {name: frame.withColumn("run_id", F.lit("before")) for name, frame in frames.items()}
+
+
+def compared(frames: dict[str, DataFrame], conf: CompareConf, heads: dict[str, list[str]]) -> Made:
+    return compare(
+        frames["labels"],
+        frames["clients"],
+        frames["scores"],
+        [TASK],
+        conf,
+        heads=heads,
+        bayes=frames["bayes"],
+        seed=7,
+    )
 
 
 def said(head: str, p: np.ndarray) -> list[tuple[object, ...]]:
@@ -95,13 +80,13 @@ def said(head: str, p: np.ndarray) -> list[tuple[object, ...]]:
     ]
 
 
-def test_figures_are_those_of_the_rows_that_all_methods_scored(spark: SparkSession, tmp_path: Path) -> None:
+def test_figures_are_those_of_the_rows_that_all_methods_scored(spark: SparkSession) -> None:
     p, y = draws()
     good, poor = 0.8 * p + 0.2 / 3, np.tile([0.2, 0.3, 0.5], (CLIENTS, 1))
     unscored = 5
     scores = said("good-id", good)[:-unscored] + said("poor-id", poor)
-    heads = {"heads": [{"head_id": "good-id", "name": "good"}, {"head_id": "poor-id", "name": "poor"}]}
-    ctx = context(spark, tmp_path, scores, heads)
+    heads = {"good": ["good-id"], "poor": ["poor-id"]}
+    frames = tables(spark, scores)
     conf = CompareConf(
         methods={"good": "heads:good", "poor": "heads:poor"},
         tasks=("next",),
@@ -109,7 +94,7 @@ def test_figures_are_those_of_the_rows_that_all_methods_scored(spark: SparkSessi
         slices={"test": "split = 'test'", "bank B": "split = 'test' AND bank = 'B'"},
         bootstrap=100,
     )
-    result = run_compare(ctx, conf)
+    result = compared(frames, conf, heads)
     whole, bank = result.facts["compared"]
     test = np.arange(1, CLIENTS, 2)
     rows = test[test < CLIENTS - unscored]
@@ -129,24 +114,80 @@ def test_figures_are_those_of_the_rows_that_all_methods_scored(spark: SparkSessi
     assert gained["delta_low"] < gained["delta"] < gained["delta_high"]
     assert gained["delta_low"] > 0
     assert 0.7 < whole["reached"]["good"]["log_loss"] < 1.0
-    board = ctx.read("leaderboard").where("metric = 'accuracy'").collect()
-    assert {row["split"] for row in board} == {"test", "compare/test", "compare/bank B"}
-    assert [one["title"] for one in result.facts["report"]] == ["next on test", "next on bank B"]
-    # A rerun of the stage replaces its own rows and no others; without details the report is short.
-    brief = run_compare(ctx, conf.model_copy(update={"details": False}))
+    board = result.tables["leaderboard"]
+    assert board.slice == {"stage": ("compare",)}
+    assert {row["split"] for row in board.frame.collect()} == {"compare/test", "compare/bank B"}
+    assert (board.frame.count(), result.rows_in) == (result.rows_out, len(test))
+    assert [one["title"] for one in result.report] == ["next on test", "next on bank B"]
+    # Without details the report is short.
+    brief = compared(frames, conf.model_copy(update={"details": False}), heads)
     assert brief.rows_out == result.rows_out
-    headings = [block["heading"] for block in brief.facts["report"][0]["blocks"]]
+    headings = [block["heading"] for block in brief.report[0]["blocks"]]
     assert headings == ["Methods", "Difference to poor", "Share of the reachable"]
-    assert ctx.read("leaderboard").count() == result.rows_out + 1
 
 
-def test_mistakes_are_told(spark: SparkSession, tmp_path: Path) -> None:
+def test_probabilities_of_exactly_0_and_1_are_judged_and_rows_of_zeros_are_refused(spark: SparkSession) -> None:
+    _, y = draws()
+    sure = np.eye(3)[np.where(np.arange(CLIENTS) % 5 == 1, (y + 1) % 3, y)]
+    conf = CompareConf(methods={"m": "heads"}, tasks=("next",), baseline="m", bootstrap=100)
+    figures = compared(tables(spark, said("sure", sure)), conf, {"m": ["sure"]}).facts["leaderboard"]
+    loss = next(one["mean"] for one in figures if one["metric"] == "log_loss" and one["method"] == "m")
+    assert loss == pytest.approx(0.2 * -np.log(np.finfo(float).eps), rel=0.02)
+    with pytest.raises(
+        DataError, match=f"m gave {CLIENTS // 2} rows whose probabilities are no numbers or add up to 0"
+    ):
+        compared(tables(spark, said("none", sure * 0)), conf, {"m": ["none"]})
+
+
+def test_what_is_read_fits_the_driver_whatever_max_rows_says(
+    spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
     p, _ = draws()
-    ctx = context(spark, tmp_path, said("one", p) + said("two", p) + said("short", p[:, :2]), {"heads": ["one", "two"]})
+    conf = CompareConf(methods={"m": "heads"}, tasks=("next",), baseline="m", bootstrap=100)
+    frames = tables(spark, said("one", p))
+    whole = compared(frames, conf, {"m": ["one"]})
+    monkeypatch.setattr(comparison, "collectable", lambda _: 60 * (200 + 8 * 2 * 3))
+    part = compared(frames, conf, {"m": ["one"]})
+    assert whole.rows_in == CLIENTS // 2
+    assert 35 < part.rows_in < 85
+
+
+def test_mistakes_are_told(spark: SparkSession) -> None:
+    p, _ = draws()
+    frames = tables(spark, said("one", p) + said("two", p) + said("short", p[:, :2]))
     conf = CompareConf(methods={"m": "heads"}, tasks=("next",), baseline="m", bootstrap=100)
     with pytest.raises(DataError, match="several scores"):
-        run_compare(ctx, conf)
+        compared(frames, conf, {"m": ["one", "two"]})
     with pytest.raises(ConfigError, match="no condition over"):
-        run_compare(ctx, conf.model_copy(update={"slices": {"x": "colour = 'red'"}}))
-    with pytest.raises(ConfigError, match="has one, two, not 'three'"):
-        run_compare(ctx, conf.model_copy(update={"methods": {"m": "heads:three"}}))
+        compared(frames, conf.model_copy(update={"slices": {"x": "colour = 'red'"}}), {"m": ["one"]})
+    quantity = TASK.model_copy(update={"kind": "regression"})
+    with pytest.raises(ConfigError, match="next is a quantity"):
+        compare(frames["labels"], frames["clients"], frames["scores"], [quantity], conf, heads={"m": ["one"]}, seed=1)
+
+
+def test_the_job_compares_what_stages_have_scored(spark: SparkSession, tmp_path: Path) -> None:
+    frames = tables(spark, [])
+    events = [(f"c{n:03d}", f"e{n}", AS_OF - timedelta(days=1), 0, Decimal(-1), NAMES[n % 3]) for n in range(CLIENTS)]
+    filled = {
+        "events": spark.createDataFrame(events, EVENTS),
+        **{name: frames[name].drop("run_id") for name in ("labels", "clients")},
+    }
+    lake = fill(spark, tmp_path, filled)
+    symbols = [{"name": name, "fields": {"category": [name]}} for name in NAMES]
+    stages = {
+        "guess": {"task": "next", "symbols": symbols, "orders": [1]},
+        "compare": {
+            "methods": {"often": "guess:frequency", "chain": "guess:markov1"},
+            "tasks": ["next"],
+            "baseline": "often",
+            "bootstrap": 100,
+        },
+    }
+    record = Runner(load_pipeline(write_pipeline(tmp_path, stages)), Progress()).run().stages[-1].record
+    board = lake.read("leaderboard").where("stage = 'compare'")
+    assert board.count() == record.rows_out > 0
+    assert {row["method"] for row in board.collect()} == {"often", "chain"}
+    assert [one["title"] for one in record.facts["report"]] == ["next on test"]
+    stages["compare"]["methods"] = {"often": "guess:frequency", "m": "guess:markov9"}
+    with pytest.raises(ConfigError, match="not 'markov9'"):
+        Runner(load_pipeline(write_pipeline(tmp_path, stages)), Progress()).run()

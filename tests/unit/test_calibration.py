@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_softmax, logit
 
-from ledgerlm.heads.calibration import Calibrator, Method, fit_calibrator
+from ledgerlm.heads.calibration import Calibrator, Method, brier, fit_calibrator, log_loss
 from ledgerlm.heads.metrics import METRICS, value
 from ledgerlm.heads.tasks import Floats, Task
 
@@ -74,3 +74,19 @@ def test_a_regression_is_left_alone() -> None:
     task = Task(name="spend", kind="regression")
     raw = np.array([[1.5], [2.5]])
     assert np.array_equal(fit_calibrator("sigmoid", raw, raw[:, 0], task).apply(raw, task), raw)
+
+
+@pytest.mark.parametrize("method", ["none", "sigmoid", "isotonic", "temperature"])
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_a_head_that_is_quite_sure_is_no_division_by_zero(method: Method, kind: str) -> None:
+    task = BINARY if kind == "binary" else FOUR
+    raw, y = _overconfident(kind)
+    raw[:20] = np.where(np.arange(raw.shape[1]) == 0, -np.inf, raw[:20])
+    raw[20:40, 0] = np.inf if kind == "binary" else 1e6
+    with np.errstate(divide="raise", invalid="raise", over="raise"):
+        p = fit_calibrator(method, raw, y, task).apply(raw, task)
+        losses = log_loss(y, p), brier(y, p)
+    assert np.isfinite(p).all()
+    assert p.sum(axis=1) == pytest.approx(np.ones(len(p)))
+    assert all(np.isfinite(loss).all() for loss in losses)
+    assert (p[:20, 0] > p[20:40, 0]).all() if kind == "binary" else (p[20:40, 0] > p[:20, 0]).all()

@@ -14,11 +14,11 @@ from scipy import sparse
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, to_probabilities, train
 from ledgerlm.heads.calibration import Calibrator, Curve
-from ledgerlm.heads.head import CARD, HeadCard, hash_names, load_trees, save_head
+from ledgerlm.heads.head import CARD, HeadCard, content_hash, hash_names, load_trees, save_head
+from ledgerlm.heads.parallel import Fit, FitStore, names_of, run_fit
 from ledgerlm.heads.scoring import score_batch
 from ledgerlm.heads.tasks import Task
-from ledgerlm.heads.vectors import Block, Source, decode_rows, encode_rows, to_matrix
-from ledgerlm.training.artefacts import content_hash
+from ledgerlm.heads.vectors import Block, Source, decode_parts, decode_rows, encode_rows, pieces, to_matrix
 
 QUICK = LightGBMConf(n_estimators=20, learning_rate=0.1, min_data_in_leaf=5)
 TASKS = {
@@ -224,3 +224,89 @@ def test_labels_become_class_numbers() -> None:
     assert TASKS["multiclass"].encode(np.array([5.0, 1.0, 2.0])).tolist() == [2, 0, 1]
     with pytest.raises(DataError, match="label 3 is none of its classes"):
         TASKS["multiclass"].encode(np.array([3.0]))
+
+
+def test_lists_of_more_than_two_to_the_31_numbers_are_read_chunk_by_chunk() -> None:
+    """As many numbers as 932,000 clients of 2,304; the chunks share their memory, one array of them could not be."""
+    rows, width = 4_000, 2_304
+    places = pa.array(np.tile(np.arange(width, dtype=np.int32), rows))
+    values = pa.array(np.ones(rows * width, np.float32))
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * width)
+    batch = pa.RecordBatch.from_arrays(
+        [pa.ListArray.from_arrays(offsets, places), pa.ListArray.from_arrays(offsets, values)], ["places", "values"]
+    )
+    table = pa.Table.from_batches([batch] * 234)
+    assert table.num_rows * width > 2**31
+    with pytest.raises(pa.ArrowInvalid):
+        table.column("places").combine_chunks()
+    read = 0
+    for part in decode_parts(table, width):
+        read += part.nnz
+        assert part.shape == (rows, width)
+    assert read == table.num_rows * width
+
+
+def test_chunks_become_one_matrix_in_their_order() -> None:
+    batch, x = _batch()
+    encoded = pa.Table.from_batches(encode_rows([batch.slice(0, 100), batch.slice(100)], BLOCKS, ["client_id"]))
+    assert encoded.column("places").num_chunks == 2
+    assert np.array_equal(decode_rows(encoded, 5).toarray(), x)
+    assert np.array_equal(to_matrix(pa.Table.from_batches([batch.slice(0, 7), batch.slice(7)]), BLOCKS).toarray(), x)
+    assert decode_rows(encoded.slice(0, 0), 5).shape == (0, 5)
+
+
+def test_a_wide_batch_is_cut_by_its_numbers() -> None:
+    batch, _ = _batch()
+    wide = Block(column="s1_mean", group="mean", sparse=False, names=tuple(map(str, range(100_000))))
+    parts = list(pieces([batch], [wide]))
+    assert [len(part) for part in parts] == [40] * 7 + [20]
+    assert pa.Table.from_batches(parts).equals(pa.Table.from_batches([batch]))
+
+
+def _fit(**changes: object) -> tuple[Fit, sparse.csr_matrix]:
+    _, x = _batch()
+    y = (x[:, 0] + x[:, 4] > 0).astype(float)
+    rows = np.arange(200)
+    known = {"matrix": "m", "task": TASKS["binary"], "rows": rows, "y": y[:200], "ask": np.arange(200, 300)}
+    return Fit(**{**known, "conf": QUICK, "seed": 1, **changes}), sparse.csr_matrix(x)
+
+
+def test_a_finished_fit_is_found_again_as_it_was(tmp_path: Path) -> None:
+    fit, x = _fit()
+    settled: list[int] = []
+    store = FitStore(tmp_path / "fits", lambda: settled.append(1))
+    [name] = names_of([fit], {"m": x})
+    assert store.load(name) is None
+    fitted = run_fit(fit, x)
+    store.save(name, fitted)
+    again = FitStore(tmp_path / "fits").load(name)
+    assert again is not None
+    assert np.array_equal(again.raw, fitted.raw) and np.array_equal(again.gains, fitted.gains)
+    assert (again.text, again.scale, settled) == (fitted.text, fitted.scale, [1])
+    assert [file.name for file in (tmp_path / "fits").iterdir()] == [f"{name}.npz"]
+
+
+def test_a_fit_is_named_by_all_that_it_depends_on() -> None:
+    fit, x = _fit()
+    [name] = names_of([fit], {"m": x})
+    other = x.copy()
+    other.data[0] += 1
+    assert names_of([fit], {"m": x.copy()}) == [name]
+    assert names_of([fit], {"m": other}) != [name]
+    changed = [
+        {"seed": 2},
+        {"rows": np.arange(1, 201)},
+        {"ask": np.arange(201, 300)},
+        {"y": 1 - fit.y},
+        {"conf": QUICK.model_copy(update={"num_leaves": 7})},
+        {"task": fit.task.model_copy(update={"name": "other"})},
+    ]
+    names = {names_of([_fit(**one)[0]], {"m": x})[0] for one in changed}
+    assert len(names | {name}) == len(changed) + 1
+
+
+@pytest.mark.parametrize("kind", ["binary", "multiclass"])
+def test_one_class_is_nothing_to_learn_from(kind: str) -> None:
+    _, x = _batch()
+    with pytest.raises(DataError, match=rf"task {TASKS[kind].name}: all 300 rows to learn from are of class '(bad|b)'"):
+        train(sparse.csr_matrix(x), np.ones(300), TASKS[kind], QUICK, seed=1)

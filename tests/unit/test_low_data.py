@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from ledgerlm.evaluation.low_data import draw, entries, predictions, report_section
-from ledgerlm.evaluation.protocol import Sample, make_folds
+from ledgerlm.evaluation.low_data import draw, entries, predictions
+from ledgerlm.evaluation.report.low_data import low_data_section
 from ledgerlm.evaluation.report.page import _block
+from ledgerlm.heads.samples import Sample, make_folds
 from ledgerlm.heads.tasks import Kind, Task
 
 CLIENTS = 400
@@ -50,7 +51,7 @@ def test_a_representation_that_tells_gets_better_with_labels(kind: Kind) -> None
     assert found["agg", 100].delta is None
     if kind == "binary":
         assert abs(found["agg", 100].mean - 0.5) < 0.1 and many.mean > 0.85
-    section = report_section(list(found.values()))
+    section = low_data_section(list(found.values()))
     blocks = [_block(block) for block in section["blocks"]]
     assert [block.kind for block in blocks] == ["figures", "table"]
     assert "<svg" in blocks[0].figures[0].svg

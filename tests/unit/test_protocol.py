@@ -13,22 +13,18 @@ from ledgerlm.errors import DataError
 from ledgerlm.evaluation.leaderboard import leaderboard, paired_tests
 from ledgerlm.evaluation.pictures import calibration_bins, confusion, importances, pooled, projection, roc_points
 from ledgerlm.evaluation.protocol import (
-    Sample,
     bayes_probabilities,
     constant_predictions,
-    fold_fits,
     group_predictions,
     majority_predictions,
-    make_folds,
-    make_sample,
-    ordered,
     split_predictions,
 )
+from ledgerlm.evaluation.study import EvaluateConf
 from ledgerlm.heads.boosting import LightGBMConf
 from ledgerlm.heads.parallel import run_local
+from ledgerlm.heads.samples import Sample, fold_fits, make_folds, make_sample, ordered
 from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Matrix
-from ledgerlm.jobs.evaluate import EvaluateConf
 
 TASK = Task(name="rich", kind="binary", classes=(0.0, 1.0), class_names=("no", "yes"))
 AGE = Task(name="age", kind="multiclass", classes=(0.0, 1.0, 2.0), class_names=("young", "middle", "old"))

@@ -174,7 +174,13 @@ def _probabilities(task: Task, method: str, column: pd.Series[Any]) -> Floats:
             f"{task.outputs} classes; train it on the same labels"
         )
     p = np.stack(column.tolist()).astype(np.float64)
-    return np.asarray(p / p.sum(axis=1, keepdims=True))
+    total = p.sum(axis=1, keepdims=True)
+    if strange := int((~(np.isfinite(total) & (total > 0))).sum()):
+        raise DataError(
+            f"task {task.name}: {method} gave {strange:,} rows whose probabilities are no numbers or add up to 0; "
+            "look at what scored them"
+        )
+    return np.asarray(p / total)
 
 
 @dataclass(frozen=True, kw_only=True)

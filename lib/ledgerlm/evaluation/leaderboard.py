@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ledgerlm.evaluation.intervals import Predictions, bootstrap, corrected_t_test, fold_values, interval
-from ledgerlm.evaluation.protocol import Sample
 from ledgerlm.heads.metrics import Metric, metrics_of
+from ledgerlm.heads.samples import Sample
 from ledgerlm.heads.tasks import Floats
+from ledgerlm.lake.made import Made, Rows
 from ledgerlm.lake.schemas import LEADERBOARD
 
 if TYPE_CHECKING:
@@ -56,7 +57,40 @@ def leaderboard_rows(spark: SparkSession, entries: Sequence[Entry], stage: str) 
     return spark.createDataFrame([tuple(row[name] for name in schema.fieldNames()) for row in rows], schema)
 
 
-def leaderboard(sample: Sample, judged: Judged, *, baseline: str, count: int, seed: int) -> list[Entry]:
+def published_board(
+    spark: SparkSession,
+    entries: Sequence[Entry],
+    name: str,
+    *,
+    rows_in: int,
+    baseline: str,
+    facts: Mapping[str, Any],
+    report: Sequence[Mapping[str, Any]] = (),
+) -> Made:
+    """The rows of a stage as a slice of the `leaderboard` table, and as facts for the report.
+
+    Args:
+        spark: session.
+        entries: rows.
+        name: of the stage.
+        rows_in: labelled rows that were judged.
+        baseline: method that the others were set against.
+        facts: what else is told.
+        report: sections of the report.
+    """
+    board = Rows(frame=leaderboard_rows(spark, entries, name), slice={"stage": (name,)})
+    return Made(
+        rows_in=rows_in,
+        rows_out=len(entries),
+        tables={"leaderboard": board},
+        facts={"baseline": baseline, "leaderboard": [entry.row() for entry in entries], **facts},
+        report=report,
+    )
+
+
+def leaderboard(
+    sample: Sample, judged: Judged, *, baseline: str, count: int, seed: int, done: Callable[[], None] = lambda: None
+) -> list[Entry]:
     """Figures of all methods on one task.
 
     `mean` and `std` are over folds and seeds; `low` to `high` is the 95 % bootstrap interval of that mean over
@@ -69,23 +103,41 @@ def leaderboard(sample: Sample, judged: Judged, *, baseline: str, count: int, se
         baseline: method that the others are set against, if it is among them.
         count: bootstrap resamples.
         seed: of the resamples.
+        done: called after each figure, of which there are `count_figures`.
     """
     entries = []
+    for metric, split, methods in _wanted(sample, judged):
+        figures = {}
+        for name, predictions in methods.items():
+            figures[name] = _figures(metric, sample, predictions, count, seed)
+            done()
+        entries += [
+            _entry((sample.task.name, name, metric.name, split), figures, baseline)
+            for name in methods
+            if not np.isnan(figures[name].values).all()
+        ]
+    return entries
+
+
+def count_figures(sample: Sample, judged: Judged) -> int:
+    """Figures that `leaderboard` resamples."""
+    return sum(len(methods) for _, _, methods in _wanted(sample, judged))
+
+
+def _wanted(sample: Sample, judged: Judged) -> Iterator[tuple[Metric, str, Mapping[str, Sequence[Predictions]]]]:
+    """Metric, split, and the methods that are judged by it there."""
     splits = dict.fromkeys(split for of_split in judged.values() for split in of_split)
     for metric in metrics_of(sample.task.kind):
         for split in splits:
-            methods = {
-                name: of_split[split]
-                for name, of_split in judged.items()
-                if of_split.get(split) and (name != MAJORITY or metric.name == "accuracy")
-            }
-            figures = {name: _figures(metric, sample, ones, count, seed) for name, ones in methods.items()}
-            entries += [
-                _entry((sample.task.name, name, metric.name, split), figures, baseline)
-                for name in methods
-                if not np.isnan(figures[name].values).all()
-            ]
-    return entries
+            yield (
+                metric,
+                split,
+                {
+                    name: of_split[split]
+                    for name, of_split in judged.items()
+                    if of_split.get(split) and (name != MAJORITY or metric.name == "accuracy")
+                },
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

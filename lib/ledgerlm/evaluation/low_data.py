@@ -7,16 +7,36 @@ methods see the same draws.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
+from ledgerlm.engines.frames import Keep
 from ledgerlm.evaluation.intervals import Predictions, fold_values
-from ledgerlm.evaluation.protocol import Fold, Sample
+from ledgerlm.evaluation.protocol import ProtocolConf, read_material
+from ledgerlm.evaluation.report.low_data import low_data_section
 from ledgerlm.heads.metrics import metrics_of
-from ledgerlm.heads.tasks import Floats, Ints
+from ledgerlm.heads.samples import Fold, Sample, make_folds, make_sample
+from ledgerlm.heads.tasks import Floats, Ints, Task
+from ledgerlm.lake.made import Made, Rows
+from ledgerlm.lake.schemas import LOW_DATA
+from ledgerlm.progress import Progress
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+
+
+class LowDataConf(ProtocolConf):
+    """Settings of the low_data job."""
+
+    counts: tuple[int, ...] = Field((1, 3, 10, 30, 100, 300), min_length=1, description="labelled clients of a draw")
+    repeats: int = Field(4, ge=1, description="draws of a size in each fold")
+    strength: float = Field(0.1, gt=0, description="L2 penalty of the linear head, a feature")
+    max_rows: int = Field(20_000, ge=100, description="labels read to the driver; whole clients are left out above it")
+
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -49,6 +69,62 @@ class LowDataEntry:
     def row(self) -> dict[str, Any]:
         """The entry by column names."""
         return asdict(self)
+
+
+def low_data(
+    labels: DataFrame,
+    clients: DataFrame,
+    tables: Mapping[str, DataFrame],
+    tasks: Sequence[Task],
+    conf: LowDataConf,
+    *,
+    name: str = "low_data",
+    facts: Callable[[str], Mapping[str, Any]],
+    seed: int,
+    keep: Keep,
+    progress: Progress | None = None,
+) -> Made:
+    """Draws, fits and judges for each task and method.
+
+    Args:
+        labels: the `labels` table.
+        clients: the `clients` table, for the split.
+        tables: `features` and `embeddings`, as far as the methods read them.
+        tasks: what is predicted.
+        conf: settings.
+        name: of the stage, for the rows of the table.
+        facts: gives the facts of a finished stage by its name, or by its job's.
+        seed: of folds and draws unless `conf` has others.
+        keep: computes a frame once.
+        progress: what the user sees.
+
+    Returns:
+        `low_data`, a section of the report, and the fact `low_data`. rows_in: labels read.
+    """
+    shown = progress or Progress()
+    material = read_material(labels, clients, tables, tasks, conf, facts=facts, keep=keep, progress=shown)
+    found: list[LowDataEntry] = []
+    with shown.task("Fitting on few labels", total=len(tasks) * len(material.matrices)) as bar:
+        for task in tasks:
+            sample = make_sample(task, material.labels, next(iter(material.matrices.values())), conf.stratify)
+            draws = draw(sample, make_folds(sample, conf.folds, conf.seeds or (seed,)), conf.counts, conf.repeats)
+            said = {}
+            for method, matrix in material.matrices.items():
+                said[method] = list(predictions(sample, matrix.x, draws, conf.strength))
+                bar.advance()
+            found += entries(sample, draws, said, conf.baseline)
+    from pyspark.sql.types import StructType
+
+    schema = StructType(list(LOW_DATA.columns))
+    content = [tuple({"stage": name, **one.row()}[column] for column in schema.fieldNames()) for one in found]
+    rows = Rows(frame=labels.sparkSession.createDataFrame(content, schema), slice={"stage": (name,)})
+    return Made(
+        rows_in=len(material.labels),
+        rows_out=len(found),
+        tables={"low_data": rows},
+        facts={"low_data": [one.row() for one in found]},
+        report=[low_data_section(found)],
+    )
 
 
 def draw(sample: Sample, folds: Sequence[Fold], counts: Sequence[int], repeats: int) -> list[Draw]:
@@ -149,31 +225,3 @@ def entries(
                 )
             )
     return made
-
-
-def report_section(found: Sequence[LowDataEntry]) -> dict[str, Any]:
-    """Curves and a table for the report."""
-    tasks = list(dict.fromkeys(one.task for one in found))
-    methods = list(dict.fromkeys(one.method for one in found))
-    sizes = sorted({one.labelled for one in found})
-    figures, tables = [], []
-    for task in tasks:
-        own = {(one.method, one.labelled): one for one in found if one.task == task}
-        metric = next(iter(own.values())).metric
-        series = {method: [sizes, [own[method, size].mean for size in sizes]] for method in methods}
-        figures.append(
-            {"kind": "lines", "series": series, "x": "labelled clients", "y": metric, "caption": task}
-            | {"logarithmic": True}
-        )
-        cells = [
-            [method, *(f"{own[method, size].mean:.3f} ± {own[method, size].std:.3f}" for size in sizes)]
-            for method in methods
-        ]
-        tables.append(
-            {"kind": "table", "heading": task, "columns": ["method", *map(str, sizes)], "rows": cells, "note": metric}
-        )
-    note = (
-        "A linear head on few labelled clients; mean and deviation over draws, the same draws for all methods. A draw "
-        "has at least one client of each class."
-    )
-    return {"title": "Few labels", "note": note, "blocks": [{"kind": "figures", "figures": figures}, *tables]}

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ledgerlm.evaluation.intervals import Predictions
-from ledgerlm.evaluation.protocol import Sample
 from ledgerlm.heads.metrics import confidence
+from ledgerlm.heads.samples import Sample
 from ledgerlm.heads.tasks import Floats, Ints
 from ledgerlm.heads.vectors import Matrix
 

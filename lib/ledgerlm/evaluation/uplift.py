@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ledgerlm.errors import DataError
 from ledgerlm.evaluation.intervals import interval, resamples
 from ledgerlm.heads.tasks import Floats
 
@@ -34,7 +35,12 @@ def transformed_outcome(y: Floats, treated: Flags, share: float) -> Floats:
         y: 1 for who answered.
         treated: who was contacted.
         share: e, the share that was contacted, at random.
+
+    Raises:
+        DataError: everybody was contacted, or nobody.
     """
+    if not 0 < share < 1:
+        raise DataError(f"{share:.0%} of the clients were contacted; uplift needs both groups")
     return y * (treated - share) / (share * (1 - share))
 
 

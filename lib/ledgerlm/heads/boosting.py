@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from ledgerlm.config import Conf, load_yaml, shipped
 from ledgerlm.errors import ConfigError
-from ledgerlm.heads.tasks import Floats, Task
+from ledgerlm.heads.tasks import Floats, Task, counts_by_class, refuse_one_class
 
 if TYPE_CHECKING:
     import lightgbm as lgb
@@ -173,9 +173,14 @@ def train(x: sparse.csr_matrix, y: Floats, task: Task, conf: LightGBMConf, *, se
         conf: settings.
         seed: of the draws of clients and features.
         threads: of LightGBM.
+
+    Raises:
+        DataError: all rows are of one class.
     """
     import lightgbm as lgb
 
+    if task.kind != "regression":
+        refuse_one_class(task, counts_by_class(task, y))
     scale = fit_scale(x, scale=conf.scale)
     data = lgb.Dataset(scaled(x, scale), y, free_raw_data=True)
     booster = lgb.train(conf.params(task, seed=seed, threads=threads), data, num_boost_round=conf.n_estimators)
@@ -187,7 +192,9 @@ def to_probabilities(raw: Floats, task: Task) -> Floats:
     if task.kind == "regression":
         return raw
     if task.kind == "binary":
-        positive = 1 / (1 + np.exp(-raw[:, 0]))
+        from scipy.special import expit
+
+        positive = expit(raw[:, 0])  # no overflow, however sure the head is
         return np.stack([1 - positive, positive], axis=1)
     grown = np.exp(raw - raw.max(axis=1, keepdims=True))
     return np.asarray(grown / grown.sum(axis=1, keepdims=True))

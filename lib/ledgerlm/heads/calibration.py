@@ -16,6 +16,28 @@ Method = Literal["none", "sigmoid", "isotonic", "temperature"]
 
 # A probability is kept this far from 0 and 1, so that no single client can make a log loss infinite.
 _EDGE = 1e-4
+# Logarithm of the smallest probability that a raw score is read as.
+_SURE = -700.0
+# Raw scores are read within these bounds: a likelihood of exactly 0 has none.
+_FARTHEST = 700.0
+
+
+def log_loss(y: Floats, p: Floats) -> Floats:
+    """Logarithmic loss of each row; a probability of exactly 0 counts as the smallest that float64 tells from it.
+
+    Args:
+        y: class indices.
+        p: rows x classes.
+    """
+    tiny = np.finfo(np.float64).eps
+    return np.asarray(-np.log(np.clip(p[np.arange(len(y)), y.astype(int)], tiny, 1 - tiny)))
+
+
+def brier(y: Floats, p: Floats) -> Floats:
+    """Squared distance from the truth: (p - y)^2 for two classes, the sum over classes for more (Brier 1950)."""
+    if p.shape[1] == 2:
+        return np.asarray((p[:, 1] - y) ** 2)
+    return np.asarray(((p - np.eye(p.shape[1])[y.astype(int)]) ** 2).sum(axis=1))
 
 
 class Curve(Conf):
@@ -51,7 +73,10 @@ class Calibrator(Conf):
         Returns:
             Rows x classes, each row adding up to one; rows x 1 for a regression.
         """
-        if task.kind == "regression" or self.method == "none":
+        if task.kind == "regression":
+            return to_probabilities(raw, task)
+        raw = _bounded(raw)
+        if self.method == "none":
             return to_probabilities(raw, task)
         if self.method == "temperature":
             return to_probabilities(raw / self.temperature, task)
@@ -77,6 +102,7 @@ def fit_calibrator(method: Method, raw: Floats, y: Floats, task: Task) -> Calibr
     """
     if task.kind == "regression" or method == "none":
         return Calibrator()
+    raw = _bounded(raw)
     if method == "temperature":
         return Calibrator(method=method, temperature=_temperature(raw, y, task))
     fit: Callable[[Floats, Floats], Curve] = _sigmoid if method == "sigmoid" else _isotonic
@@ -86,12 +112,21 @@ def fit_calibrator(method: Method, raw: Floats, y: Floats, task: Task) -> Calibr
     return Calibrator(method=method, curves=curves)
 
 
+def _bounded(raw: Floats) -> Floats:
+    """Raw scores without infinities; several logits keep their distances to the largest."""
+    if np.isfinite(raw).all():
+        return raw
+    top = raw.max(axis=1, keepdims=True) if raw.shape[1] > 1 else np.zeros((len(raw), 1))
+    top = np.where(np.isfinite(top), top, 0.0)
+    return np.clip(raw, top - _FARTHEST, top + _FARTHEST)
+
+
 def _against_rest(raw: Floats, k: int) -> Floats:
-    """Log-odds of one class against all others."""
+    """Log-odds of one class against all others, finite also where the head is sure."""
     from scipy.special import log_softmax
 
-    log_p = log_softmax(raw, axis=1)[:, k]
-    return np.asarray(log_p - np.log(-np.expm1(np.minimum(log_p, -1e-12))))
+    log_p = np.clip(log_softmax(raw, axis=1)[:, k], _SURE, -1e-12)
+    return np.asarray(log_p - np.log(-np.expm1(log_p)))
 
 
 def _sigmoid(score: Floats, positive: Floats) -> Curve:

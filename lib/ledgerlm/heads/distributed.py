@@ -14,7 +14,7 @@ from pydantic import Field
 from ledgerlm.config import Conf
 from ledgerlm.errors import DataError, EngineError
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, raw_outputs
-from ledgerlm.heads.tasks import Task
+from ledgerlm.heads.tasks import Ints, Task, refuse_one_class
 from ledgerlm.heads.vectors import Block, decode_rows, encode_rows
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ class DistributedConf(Conf):
     """When and how a head is trained by Ray Train."""
 
     above_rows: int = Field(1_000_000, ge=0, description="labelled rows above which Ray Train trains the head")
+    above_values: int | None = Field(
+        None,
+        ge=1,
+        description="numbers in their vectors above which it does; left out, those that the engine profile lets the "
+        "driver read",
+    )
     workers: int = Field(2, ge=1, description="Ray Train workers")
     cpus_per_worker: int = Field(1, ge=1, description="cores and LightGBM threads of a worker")
     holdout: float = Field(0.1, gt=0, lt=1, description="share of the training clients kept for the calibration")
@@ -75,12 +81,14 @@ def train_distributed(
         categorical: features whose values are codes.
 
     Raises:
-        DataError: for too few rows for so many workers.
+        DataError: for too few rows for so many workers, or rows that are all of one class.
         EngineError: when training ends without a model.
     """
     from ray.train import RunConfig, ScalingConfig
     from ray.train.lightgbm import LightGBMTrainer, RayTrainReportCallback
 
+    if task.kind != "regression":
+        refuse_one_class(task, _classes_there(folder, task))
     shards = _shards(folder, settings.workers)
     trainer = LightGBMTrainer(
         _train_worker,
@@ -101,6 +109,19 @@ def train_distributed(
         raise EngineError(f"Ray Train ended without a model for {task.name}: {result.error}")
     booster = RayTrainReportCallback.get_model(result.checkpoint)
     return Boosted.from_text(booster.model_to_string(), [1.0] * width, raw_outputs(task))
+
+
+def _classes_there(folder: Path, task: Task) -> Ints:
+    """Rows by class as far as the files' statistics tell: a group of rows counts for its lowest and highest class."""
+    counts = np.zeros(task.outputs, np.int64)
+    for file in folder.absolute().glob("*.parquet"):
+        metadata = pq.read_metadata(file)
+        place = metadata.schema.names.index("label")
+        for group in (metadata.row_group(number) for number in range(metadata.num_row_groups)):
+            column = group.column(place).statistics
+            for label in {column.min, column.max}:
+                counts[int(label)] += group.num_rows
+    return counts
 
 
 def _shards(folder: Path, workers: int) -> list[list[str]]:

@@ -5,6 +5,7 @@ They read a history as a sequence of symbols (goals or categories, by rules), an
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -12,9 +13,14 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
+from ledgerlm.engines.frames import Keep
+from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.goals import GoalRule, with_goal
+from ledgerlm.heads.publish import scored
 from ledgerlm.heads.scoring import scored_rows, sum_of
 from ledgerlm.heads.tasks import Task, class_index
+from ledgerlm.lake.made import Made
+from ledgerlm.progress import Progress
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -28,7 +34,9 @@ class GuessingConf(Conf):
     """How histories are read and counts are smoothed."""
 
     symbols: tuple[GoalRule, ...] = Field(
-        min_length=1, description="what an event counts as; own_frequency takes those named as classes of the task"
+        (),
+        description="what an event counts as; left out, as the label stage has it (every category, or the goals); "
+        "own_frequency takes those named as classes of the task",
     )
     orders: tuple[int, ...] = Field((1, 2, 3), description="orders of the Markov heads, 1 to 3; none for no such head")
     weight: float = Field(
@@ -39,6 +47,64 @@ class GuessingConf(Conf):
     def methods(self) -> tuple[str, ...]:
         """Names of the heads."""
         return ("frequency", "own_frequency", *(f"markov{order}" for order in self.orders))
+
+
+class GuessConf(GuessingConf):
+    """Settings of the guess job."""
+
+    task: str = Field(description="binary or multiclass task in labels")
+    where: str = Field(
+        "split = 'train'", description="SQL condition over columns of clients and labels: the rows that are counted"
+    )
+
+
+def guess(
+    task: Task,
+    name: str,
+    *,
+    events: DataFrame,
+    clients: DataFrame,
+    labels: DataFrame,
+    dictionaries: DataFrame | None,
+    conf: GuessConf,
+    keep: Keep,
+    progress: Progress | None = None,
+) -> Made:
+    """Scores all labelled rows of a task with each baseline, counted on some of them.
+
+    Args:
+        task: binary or multiclass.
+        name: of the stage; the heads are called `NAME/METHOD`.
+        events: the `events` table.
+        clients: the `clients` table.
+        labels: the `labels` table.
+        dictionaries: the `dictionaries` table, if there is one.
+        conf: the rows that are counted, symbols (they must be given here), orders and smoothing.
+        keep: computes a frame once.
+        progress: what the user sees.
+
+    Returns:
+        See `publish.scored`. rows_in: the labelled rows of known clients, once for each method. Facts: `counted`
+        (rows), `symbols`, `heads`.
+
+    Raises:
+        ConfigError: no symbol is given.
+        DataError: the condition leaves no row to count.
+    """
+    if not conf.symbols:
+        raise ConfigError("symbols: is empty; say what an event counts as")
+    own = labels.where(F.col("task") == task.name).drop("run_id")
+    known = own.join(clients.drop("run_id"), on="client_id", how="inner")
+    counted = known.where(conf.where).select("client_id", "as_of", "label")
+    read = keep(symbol_rows(events, known, conf, dictionaries))
+    rows, training = read.count(), counted.count()
+    if not training:
+        raise DataError(f"task {task.name}: no label where {conf.where}")
+    said = {f"{name}/{method}": frame for method, frame in guesses(read, counted, task, conf).items()}
+    heads = [{"head_id": one, "name": one.removeprefix(f"{name}/"), "task": task.name} for one in said]
+    made = scored(said, heads, keep=keep, progress=progress, text="Guessing")
+    facts = {"counted": training, "symbols": len(conf.symbols), **made.facts}
+    return replace(made, rows_in=rows * len(heads), facts=facts)
 
 
 def symbol_rows(events: DataFrame, rows: DataFrame, conf: GuessingConf, dictionaries: DataFrame | None) -> DataFrame:

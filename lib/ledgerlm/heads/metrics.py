@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ledgerlm.heads.calibration import brier, log_loss
 from ledgerlm.heads.tasks import Floats, Kind
 
 # (labels, predictions, weights) -> one value for each row of weights.
@@ -142,18 +143,6 @@ def _calibration_error(y: Floats, p: Floats, weights: Floats, bins: int = 10) ->
     return _ratio(np.sum(gaps, axis=0), weights.sum(axis=1))
 
 
-def _log_loss(y: Floats, p: Floats) -> Floats:
-    tiny = np.finfo(np.float64).eps
-    return np.asarray(-np.log(np.clip(p[np.arange(len(y)), y.astype(int)], tiny, 1 - tiny)))
-
-
-def _brier(y: Floats, p: Floats) -> Floats:
-    """Squared distance from the truth: (p - y)^2 for two classes, the sum over classes for more (Brier 1950)."""
-    if p.shape[1] == 2:
-        return np.asarray((p[:, 1] - y) ** 2)
-    return np.asarray(((p - np.eye(p.shape[1])[y.astype(int)]) ** 2).sum(axis=1))
-
-
 def _rmse(y: Floats, p: Floats, weights: Floats) -> Floats:
     return np.sqrt(_mean_of(lambda y, p: (y - p[:, 0]) ** 2)(y, p, weights))
 
@@ -167,8 +156,8 @@ METRICS: tuple[Metric, ...] = (
     Metric(name="f1", kinds=("binary",), measure=lambda y, p, w: by_class(y, p, w).f1[:, 1]),
     Metric(name="f1_weighted", kinds=_CLASSES, measure=_f1_weighted),
     Metric(name="accuracy", kinds=_CLASSES, measure=_mean_of(lambda y, p: (p.argmax(axis=1) == y).astype(float))),
-    Metric(name="log_loss", kinds=_CLASSES, measure=_mean_of(_log_loss), higher_is_better=False),
-    Metric(name="brier", kinds=_CLASSES, measure=_mean_of(_brier), higher_is_better=False),
+    Metric(name="log_loss", kinds=_CLASSES, measure=_mean_of(log_loss), higher_is_better=False),
+    Metric(name="brier", kinds=_CLASSES, measure=_mean_of(brier), higher_is_better=False),
     Metric(
         name="mae", kinds=("regression",), measure=_mean_of(lambda y, p: np.abs(y - p[:, 0])), higher_is_better=False
     ),

@@ -7,18 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
-from pyspark.storagelevel import StorageLevel
 
 from ledgerlm.config import Conf
+from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import ConfigError
 from ledgerlm.heads.scoring import REASONS
-from ledgerlm.heads.tasks import Task, class_index
-from ledgerlm.heads.vectors import KEY, Block, to_matrix
+from ledgerlm.heads.tasks import Task, class_index, refuse_one_class
+from ledgerlm.heads.vectors import KEY, Block, pieces, to_matrix
 from ledgerlm.lake.schemas import VECTOR
 
 if TYPE_CHECKING:
@@ -39,7 +40,14 @@ class MllibConf(Conf):
 
 
 def fit_mllib(
-    joined: DataFrame, blocks: Sequence[Block], task: Task, kind: MllibKind, conf: MllibConf, *, seed: int
+    joined: DataFrame,
+    blocks: Sequence[Block],
+    task: Task,
+    kind: MllibKind,
+    conf: MllibConf,
+    *,
+    seed: int,
+    keep: Keep | None = None,
 ) -> PipelineModel:
     """Trains a head in Spark: VectorAssembler, MaxAbsScaler, model.
 
@@ -50,9 +58,11 @@ def fit_mllib(
         kind: logistic_regression (for a regression task a linear regression), random_forest, or gbt.
         conf: settings.
         seed: of the trees.
+        keep: computes a frame once; the scaler and each iteration read the rows again, unless MLlib keeps them.
 
     Raises:
         ConfigError: for gbt with more than two classes, which MLlib does not have.
+        DataError: all rows are of one class.
     """
     from pyspark.ml import Pipeline
     from pyspark.ml.feature import MaxAbsScaler, VectorAssembler
@@ -63,12 +73,14 @@ def fit_mllib(
         MaxAbsScaler(inputCol="assembled", outputCol="features"),
         _estimator(task, kind, conf, seed),
     ]
-    # The scaler and each iteration read the rows again.
-    labelled = rows.withColumn("label", class_index(task)).persist(StorageLevel.MEMORY_AND_DISK)
-    try:
-        return Pipeline(stages=stages).fit(labelled)
-    finally:
-        labelled.unpersist()
+    labelled = rows.withColumn("label", class_index(task))
+    labelled = labelled if keep is None else keep(labelled)
+    if task.kind != "regression":
+        counts = np.zeros(task.outputs, np.int64)
+        for row in labelled.groupBy("label").count().toLocalIterator():
+            counts[int(row["label"])] = row["count"]
+        refuse_one_class(task, counts)
+    return Pipeline(stages=stages).fit(labelled)
 
 
 def _estimator(task: Task, kind: MllibKind, conf: MllibConf, seed: int) -> Estimator[Any]:
@@ -114,7 +126,7 @@ def dense_rows(joined: DataFrame, blocks: Sequence[Block], keep: Sequence[str] =
 def _dense_batches(
     batches: Iterator[pa.RecordBatch], *, blocks: Sequence[Block], keep: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
+    for batch in pieces(batches, blocks):
         x = to_matrix(batch, blocks).toarray()
         offsets = pa.array(range(0, x.size + 1, x.shape[1]), pa.int32())
         columns = [*(batch.column(name) for name in keep), pa.ListArray.from_arrays(offsets, pa.array(x.ravel()))]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, raw_outputs, train
-from ledgerlm.heads.tasks import Floats, Ints, Task
+from ledgerlm.heads.tasks import Floats, Ints, Task, counts_by_class, refuse_one_class
+from ledgerlm.progress import Progress
 
 if TYPE_CHECKING:
     from scipy import sparse
@@ -57,6 +63,63 @@ class Fitted:
         return Boosted.from_text(self.text, self.scale, raw_outputs(task))
 
 
+class FitStore:
+    """Finished fits on disk, each under the hash of all that it depends on: who is killed goes on where it was.
+
+    Args:
+        folder: where they lie; it is made as needed.
+        settled: called after each fit that was written.
+    """
+
+    def __init__(self, folder: Path, settled: Callable[[], None] = lambda: None) -> None:
+        self._folder = folder
+        self._settled = settled
+
+    def load(self, name: str) -> Fitted | None:
+        """A finished fit, or None."""
+        file = self._folder / f"{name}.npz"
+        if not file.exists():
+            return None
+        with np.load(file, allow_pickle=False) as found:
+            return Fitted(
+                raw=found["raw"],
+                text=found["text"].tobytes().decode(),
+                scale=found["scale"].tolist(),
+                gains=found["gains"],
+            )
+
+    def save(self, name: str, fitted: Fitted) -> None:
+        """Writes a finished fit; a reader sees all of it or nothing."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        draft = self._folder / f".{name}.npz"
+        text = np.frombuffer(fitted.text.encode(), np.uint8)
+        np.savez(draft, raw=fitted.raw, text=text, scale=np.asarray(fitted.scale), gains=fitted.gains)
+        draft.rename(self._folder / f"{name}.npz")
+        self._settled()
+
+
+def names_of(fits: Sequence[Fit], matrices: Mapping[str, sparse.csr_matrix]) -> list[str]:
+    """The hash of each fit: of the numbers, rows, labels, settings, seed and LightGBM's version."""
+    import lightgbm as lgb
+
+    contents = {name: _hash_of(x) for name, x in matrices.items() if any(fit.matrix == name for fit in fits)}
+    found = []
+    for fit in fits:
+        told = [contents[fit.matrix], fit.task.model_dump_json(), fit.conf.model_dump_json(), fit.seed, lgb.__version__]
+        digest = hashlib.sha256(json.dumps(told).encode())
+        for part in (fit.rows, fit.y, fit.ask):
+            digest.update(f"{len(part)} {part.dtype} ".encode() + part.tobytes())
+        found.append(digest.hexdigest())
+    return found
+
+
+def _hash_of(x: sparse.csr_matrix) -> str:
+    digest = hashlib.sha256(f"{x.shape} {x.data.dtype}".encode())
+    for part in (x.indptr.astype(np.int64), x.indices.astype(np.int64), x.data):
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
 def run_fit(fit: Fit, x: sparse.csr_matrix) -> Fitted:
     """Trains and asks, on one thread."""
     model = train(x[fit.rows], fit.y, fit.task, fit.conf, seed=fit.seed)
@@ -78,8 +141,52 @@ def run_on_ray(fits: Sequence[Fit], matrices: Mapping[str, sparse.csr_matrix]) -
     import ray
 
     remote = ray.remote(num_cpus=1, max_retries=3)(run_fit)
-    stored = {name: ray.put(x) for name, x in matrices.items()}
+    stored = {name: ray.put(matrices[name]) for name in dict.fromkeys(fit.matrix for fit in fits)}
     pending = {remote.remote(fit, stored[fit.matrix]): place for place, fit in enumerate(fits)}
     while pending:
         done, _ = ray.wait(list(pending), num_returns=1)
         yield pending.pop(done[0]), ray.get(done[0])
+
+
+def run_fits(
+    fits: Sequence[Fit],
+    matrices: Mapping[str, sparse.csr_matrix],
+    *,
+    store: FitStore | None = None,
+    progress: Progress | None = None,
+    text: str = "Fitting",
+) -> list[Fitted]:
+    """Runs the fits on Ray, but for those that an earlier attempt has finished.
+
+    Args:
+        fits: heads to train. One whose training rows are all of one class is refused before anything starts.
+        matrices: by the fits' names.
+        store: where finished fits lie.
+        progress: what the user sees.
+        text: of the progress bar.
+
+    Returns:
+        The results in the order of the fits.
+
+    Raises:
+        DataError: the training rows of a fit are all of one class.
+    """
+    for fit in fits:
+        if fit.task.kind != "regression":
+            refuse_one_class(fit.task, counts_by_class(fit.task, fit.y))
+    shown = progress or Progress()
+    names = names_of(fits, matrices) if store is not None else []
+    before = {place: store.load(name) for place, name in enumerate(names)} if store is not None else {}
+    results = {place: fitted for place, fitted in before.items() if fitted is not None}
+    if results:
+        shown.say(f"    {len(results):,} of {len(fits):,} fits were finished before")
+    open_ones = [place for place in range(len(fits)) if place not in results]
+    with shown.task(text, total=len(fits)) as bar:
+        bar.advance(len(results))
+        for number, fitted in run_on_ray([fits[place] for place in open_ones], matrices) if open_ones else ():
+            place = open_ones[number]
+            results[place] = fitted
+            if store is not None:
+                store.save(names[place], fitted)
+            bar.advance()
+    return [results[place] for place in range(len(fits))]

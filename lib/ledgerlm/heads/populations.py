@@ -8,34 +8,131 @@ population has behind it, which need no label.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
-from ledgerlm.config import Conf, nearest
-from ledgerlm.errors import ConfigError
+from ledgerlm.config import Conf, HeadRef, nearest
+from ledgerlm.engines.frames import Keep
+from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.goals import GoalRule, with_goal
+from ledgerlm.heads.publish import scored
 from ledgerlm.heads.scoring import normalised, scored_rows
 from ledgerlm.heads.tasks import Task
+from ledgerlm.lake.made import Made
+from ledgerlm.progress import Progress
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 _KEY = ("client_id", "as_of")
+_SHOWN = 50  # populations named in the report, those with the most rows
 
 
 class PopulationConf(Conf):
     """Which clients make up a population, and which of their events say how often each class comes up."""
 
-    symbols: tuple[GoalRule, ...] = Field(min_length=1, description="what an event counts as; one for each class")
-    by: tuple[str, ...] = Field((), description="client attributes that tell populations apart; none: all are one")
-    days: int | None = Field(None, ge=1, description="days before as_of that are counted; left out, all")
+    symbols: tuple[GoalRule, ...] = Field(
+        (), description="what an event counts as, one for each class; left out, as the label stage has it"
+    )
+    by: tuple[str, ...] = Field(
+        (), description="client attributes that tell populations apart (a bank, say); none: all are one, over time"
+    )
+    days: int | None = Field(None, ge=1, description="days before as_of whose events are counted; left out, all")
     weight: float = Field(
         50.0, gt=0, description="events that the shares of where it was learnt count as, beside those of a population"
     )
+
+
+class AdaptConf(PopulationConf):
+    """Settings of the adapt job."""
+
+    task: str = Field(description="binary or multiclass task in labels")
+    methods: dict[str, HeadRef] = Field(
+        min_length=1, description="name of the adapted head -> STAGE that scored, or STAGE:NAME for one of its heads"
+    )
+    where: str = Field(
+        "split = 'train'", description="SQL condition over columns of clients and labels: the rows learnt from"
+    )
+
+
+def adapt(
+    task: Task,
+    name: str,
+    heads: Mapping[str, str],
+    *,
+    events: DataFrame,
+    clients: DataFrame,
+    labels: DataFrame,
+    scores: DataFrame,
+    dictionaries: DataFrame | None,
+    conf: AdaptConf,
+    keep: Keep,
+    progress: Progress | None = None,
+) -> Made:
+    """Moves the scores of some heads by the class shares of each row's population.
+
+    Args:
+        task: binary or multiclass.
+        name: of the stage; the adapted heads are called `NAME/METHOD`.
+        heads: method -> id of the head that scored.
+        events: the `events` table.
+        clients: the `clients` table.
+        labels: the `labels` table.
+        scores: the `scores` table.
+        dictionaries: the `dictionaries` table, if there is one.
+        conf: populations, the rows learnt from, and the symbols (they must be given here).
+        keep: computes a frame once.
+        progress: what the user sees.
+
+    Returns:
+        See `publish.scored`. rows_in: the scores of these heads; one of an unknown client has no population, so that
+        the rows do not balance. Facts: `heads`, and `populations`: name, rows, shares and ratios by class.
+
+    Raises:
+        ConfigError: see `class_counts`.
+        DataError: the condition leaves no row learnt from.
+    """
+    own = scores.where((F.col("task") == task.name) & F.col("head_id").isin(list(heads.values())))
+    known = labels.where(F.col("task") == task.name).drop("run_id")
+    learnt = known.join(clients.drop("run_id"), on="client_id", how="inner").where(conf.where).select(*_KEY)
+    if learnt.isEmpty():
+        raise DataError(f"task {task.name}: no label where {conf.where}")
+    asked = own.select(*_KEY).unionByName(learnt)
+    counted = keep(class_counts(events, clients.drop("run_id"), asked, task, conf, dictionaries=dictionaries))
+    ratios = keep(with_ratios(counted, learnt, task, conf.weight))  # for every method and the report
+    said = {
+        f"{name}/{method}": adapted(own.where(F.col("head_id") == head_id), ratios, task)
+        for method, head_id in heads.items()
+    }
+    told = [{"head_id": one, "name": one.removeprefix(f"{name}/"), "task": task.name} for one in said]
+    made = scored(said, told, keep=keep, progress=progress, text="Adapting")
+    rows = {row["head_id"]: row["count"] for row in own.groupBy("head_id").count().toLocalIterator()}
+    facts = {**made.facts, "populations": _populations(ratios, task)}
+    return replace(made, rows_in=sum(rows.get(head_id, 0) for head_id in heads.values()), facts=facts)
+
+
+def _populations(ratios: DataFrame, task: Task) -> list[dict[str, Any]]:
+    """Rows of each population, and the mean share of its classes and their ratio to where it was learnt."""
+    means = [
+        F.avg(F.col(column)[place]).alias(f"{column}{place}")
+        for column in ("shares", "ratios")
+        for place in range(task.outputs)
+    ]
+    found = ratios.groupBy("population").agg(F.count(F.lit(1)).alias("rows"), *means)
+    return [
+        {
+            "population": row["population"],
+            "rows": row["rows"],
+            "shares": {name: round(row[f"shares{place}"], 4) for place, name in enumerate(task.class_names)},
+            "ratios": {name: round(row[f"ratios{place}"], 4) for place, name in enumerate(task.class_names)},
+        }
+        for row in found.orderBy(F.desc("rows"), "population").limit(_SHOWN).collect()
+    ]
 
 
 def class_counts(

@@ -1,4 +1,4 @@
-"""Scoring in Spark: one model for each worker process, probabilities, deciles and the top reasons."""
+"""Scoring in Spark: one model for each worker process, probabilities and the top reasons."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ SCORED = T.StructType(
         T.StructField("reasons", REASONS, nullable=False),
     ]
 )
+# Stands for a probability of 0 where its logarithm is taken.
+_TINY = 1e-15
 _REASON = pa.struct([pa.field("feature", pa.string()), pa.field("contribution", pa.float32())])
 
 
@@ -78,29 +80,6 @@ def heads_of(facts: Mapping[str, Any], stage: str, name: str = "") -> list[str]:
     return found
 
 
-def with_deciles(scored: DataFrame, accuracy: int = 10_000) -> DataFrame:
-    """Adds the decile of each client among all those scored, 1 for the highest margins.
-
-    The nine borders come from Spark's approximate quantiles (rank error at most 1/accuracy), so nothing is sorted or
-    collected; the model runs once if the caller has persisted `scored`. The order is that of the margin: for two
-    classes the log-odds before calibration, which an isotonic step does not tie; for more the probability of the
-    predicted class; for a regression the value. Equal margins are told apart by a hash of the client, the same every
-    time, so that the deciles are of one size.
-
-    Returns:
-        `scored` with decile int.
-    """
-    from pyspark.sql import functions as F
-
-    shares = [share / 10 for share in range(1, 10)]
-    tie = F.pmod(F.xxhash64("client_id", "as_of"), F.lit(1_000_000)) * 1e-15
-    place = F.col("margin") + (F.abs("margin") + 1) * tie
-    row = scored.agg(F.percentile_approx(place, shares, accuracy).alias("borders")).first()
-    borders = row["borders"] if row is not None and row["borders"] is not None else []
-    above = [F.when(place > border, 1).otherwise(0) for border in borders]
-    return scored.withColumn("decile", F.lit(10) - sum(above, F.lit(0)))
-
-
 def sum_of(numbers: Column) -> Column:
     """Sum of an array<double>."""
     from pyspark.sql import functions as F
@@ -109,11 +88,12 @@ def sum_of(numbers: Column) -> Column:
 
 
 def normalised(numbers: Column) -> Column:
-    """An array<double> divided by its sum."""
+    """An array<double> divided by its sum; even shares where that is zero."""
     from pyspark.sql import functions as F
 
     of_all = sum_of(numbers)
-    return F.transform(numbers, lambda one: one / of_all)
+    even = F.array_repeat(F.lit(1.0) / F.size(numbers), F.size(numbers))
+    return F.when(of_all > 0, F.transform(numbers, lambda one: F.try_divide(one, of_all))).otherwise(even)
 
 
 def scored_rows(rows: DataFrame, probabilities: str, task: Task) -> DataFrame:
@@ -131,7 +111,9 @@ def scored_rows(rows: DataFrame, probabilities: str, task: Task) -> DataFrame:
 
     likeliest = F.array_position(probabilities, F.array_max(probabilities)) - 1
     binary = task.kind == "binary"
-    margin = F.log(F.col(probabilities)[1] / F.col(probabilities)[0]) if binary else F.array_max(probabilities)
+    # A probability of exactly 0 has no logarithm, and Spark divides nothing by it.
+    odds = [F.greatest(F.col(probabilities)[place], F.lit(_TINY)) for place in (0, 1)]
+    margin = F.log(odds[1]) - F.log(odds[0]) if binary else F.array_max(probabilities)
     labels = reduce(
         lambda rest, place: F.when(likeliest == place, task.classes[place]).otherwise(rest),
         range(task.outputs),

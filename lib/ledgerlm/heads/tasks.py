@@ -54,6 +54,29 @@ class Task(Conf):
         return places.astype(np.float64)
 
 
+def counts_by_class(task: Task, y: Floats) -> Ints:
+    """Rows of each class, from labels as `Task.encode` has them."""
+    return np.bincount(y.astype(np.int64), minlength=task.outputs)
+
+
+def refuse_one_class(task: Task, counts: Ints) -> None:
+    """Raises where the rows that a head would learn from are all of one class: it would say so of everybody.
+
+    Args:
+        task: what is predicted; nothing is asked of a regression.
+        counts: rows of each class.
+
+    Raises:
+        DataError: with the task's name.
+    """
+    if task.kind != "regression" and np.count_nonzero(counts) < 2:
+        raise DataError(
+            f"task {task.name}: all {int(counts.sum()):,} rows to learn from are of class "
+            f"'{task.class_names[int(counts.argmax())]}'; a head needs at least two classes: look at the condition "
+            "that chooses the rows, at the split and at the labels"
+        )
+
+
 def class_index(task: Task) -> Column:
     """Column `label` as `Task.encode` has it: the class index as double, or the value of a regression."""
     from pyspark.sql import functions as F

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from pathlib import Path
@@ -16,15 +16,24 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from ledgerlm.config import Conf, StageName
+from ledgerlm.engines.collect import collectable
+from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.progress import Progress
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame, SparkSession
     from scipy import sparse
 
 Times = NDArray[np.datetime64]
 KEY = ("client_id", "as_of")
 _WORD = r"^[A-Za-z0-9_]+$"
+_LARGEST = float(np.finfo(np.float32).max)
+# Of a value that is not zero on its way to the driver: its place and itself.
+BYTES_A_VALUE = 8
+_SHARES = 10_000
+# Of a matrix were it dense; bounds a worker's memory to some ten megabytes.
+_NUMBERS_AT_ONCE = 4_000_000
 
 
 class Source(Conf):
@@ -168,6 +177,33 @@ def join_sources(sources: Sequence[Source], tables: Mapping[str, DataFrame], *, 
     return reduce(lambda one, other: one.join(other, on=list(KEY), how=how), frames)
 
 
+def is_finite(blocks: Sequence[Block]) -> Column:
+    """Whether all numbers of the blocks are numbers that float32 can hold; a block that is absent has none."""
+    from pyspark.sql import functions as F
+
+    each = [F.coalesce(F.forall(_numbers(block.column, block.sparse), _fits), F.lit(True)) for block in blocks]
+    return reduce(lambda one, other: one & other, each)
+
+
+def _numbers(column: str, is_map: bool) -> Column:
+    """The numbers of a block as an array."""
+    from pyspark.sql import functions as F
+
+    return F.map_values(column) if is_map else F.col(column)
+
+
+def _fits(number: Column) -> Column:
+    """Whether float32 holds it; for Spark NaN is larger than any number."""
+    from pyspark.sql import functions as F
+
+    return F.coalesce(F.abs(number) <= F.lit(_LARGEST), F.lit(False))
+
+
+def tables_of(representations: Iterable[Sequence[Source]]) -> list[str]:
+    """The tables that some representations read."""
+    return sorted({source.table for sources in representations for source in sources})
+
+
 def component_names(sources: Sequence[Source], facts: Callable[[str], Mapping[str, Any]]) -> dict[str, list[str]]:
     """What the embed stages say that each number of a part is called.
 
@@ -202,7 +238,8 @@ def learn_blocks(
         named: from `component_names`; a part that is not in it has numbered names.
 
     Raises:
-        DataError: for an empty block, too many features, or vectors of different length.
+        DataError: for an empty block, too many features, vectors of different length, or numbers that are not finite
+            or beyond float32.
     """
     from pyspark.sql import functions as F
     from pyspark.sql import types as T
@@ -210,11 +247,18 @@ def learn_blocks(
     arrays = [field.name for field in joined.schema if isinstance(field.dataType, T.ArrayType)]
     maps = [field.name for field in joined.schema if isinstance(field.dataType, T.MapType)]
     sizes = [F.struct(F.min(F.size(name)), F.max(F.size(name))).alias(name) for name in arrays]
+    strange = [
+        F.sum(F.size(F.filter(_numbers(name, name in maps), lambda number: ~_fits(number)))).alias(f"{name}_strange")
+        for name in (*arrays, *maps)
+    ]
+    row = joined.agg(*sizes, *strange).first()
+    assert row is not None  # an aggregate has a row
+    if wrong := [name for name in (*arrays, *maps) if row[f"{name}_strange"]]:
+        _refuse(joined, {name: int(row[f"{name}_strange"]) for name in wrong}, maps)
     found: dict[str, tuple[str, ...]] = {}
     if arrays:
-        row = joined.agg(*sizes).first()
         for name in arrays:
-            low, high = row[name] if row is not None else (None, None)
+            low, high = row[name]
             if low is None or low != high:
                 raise DataError(
                     f"part '{_group(name)}': vectors have {low} to {high} numbers, one length is needed; "
@@ -233,6 +277,29 @@ def learn_blocks(
     ]
 
 
+def _refuse(joined: DataFrame, counts: Mapping[str, int], maps: Sequence[str]) -> None:
+    """Tells which features have numbers that no head can learn from."""
+    from pyspark.sql import functions as F
+
+    told = []
+    for name, count in counts.items():
+        entries = (
+            F.map_entries(name)
+            if name in maps
+            else F.arrays_zip(
+                F.transform(F.col(name), lambda _, place: place.cast("string")).alias("key"), F.col(name).alias("value")
+            )
+        )
+        entry = joined.select(F.explode(entries).alias("entry")).select("entry.*").toDF("key", "value")
+        features = entry.where(~_fits(F.col("value"))).groupBy("key").count().orderBy(F.desc("count"), "key").limit(3)
+        listed = ", ".join(f"'{row['key']}' ({row['count']:,})" for row in features.toLocalIterator())
+        told.append(f"{count:,} of '{_group(name)}', the most of {listed}")
+    raise DataError(
+        f"numbers that are not finite or beyond float32 ({_LARGEST:.1e}), which no head can learn from: "
+        f"{'; '.join(told)}; mend the stage that writes them"
+    )
+
+
 def _component_names(part: str, width: int, named: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     given = tuple(named.get(part, ()))
     return given if len(given) == width else tuple(f"{part}:{place}" for place in range(width))
@@ -246,17 +313,24 @@ def to_matrix(batch: pa.RecordBatch | pa.Table, blocks: Sequence[Block]) -> spar
     """Turns rows of `join_sources` into a matrix; a feature that a row lacks is zero, an unknown one is ignored."""
     from scipy import sparse
 
+    if isinstance(batch, pa.Table):
+        # One after the other: lists of more than 2^31 numbers do not fit into one Arrow array.
+        return _stacked([to_matrix(one, blocks) for one in batch.to_batches()], sum(len(b.features) for b in blocks))
     parts = []
     for block in blocks:
         column = batch.column(block.column)
-        if isinstance(column, pa.ChunkedArray):
-            column = column.combine_chunks()
         parts.append(_from_maps(column, block) if block.sparse else _from_arrays(column, block))
         if block.flag:
             parts.append(sparse.csr_matrix(column.is_null().to_numpy(zero_copy_only=False)[:, None].astype(np.float32)))
     x = sparse.csr_matrix(sparse.hstack(parts, format="csr", dtype=np.float32))
     x.sort_indices()
     return x
+
+
+def _stacked(parts: Sequence[sparse.csr_matrix], width: int) -> sparse.csr_matrix:
+    """Parts of a matrix below each other."""
+    filled = [part for part in parts if part.shape[0]]
+    return sparse.csr_matrix(sparse.vstack(filled, format="csr") if filled else (0, width), dtype=np.float32)
 
 
 def _from_maps(column: pa.MapArray, block: Block) -> sparse.csr_matrix:
@@ -291,7 +365,7 @@ def _from_arrays(column: pa.ListArray, block: Block) -> sparse.csr_matrix:
 
 
 def read_matrix(joined: DataFrame, blocks: Sequence[Block]) -> Matrix:
-    """Reads rows to this machine by Arrow; the caller bounds their number.
+    """Reads rows to this machine by Arrow; the caller bounds their number (`within`).
 
     Each task sends 8 bytes for a value that is not zero: the names of a thousand features beside each client's values
     are several times that, and Spark loses results of a hundred megabytes.
@@ -303,15 +377,60 @@ def read_matrix(joined: DataFrame, blocks: Sequence[Block]) -> Matrix:
     keys = ", ".join(f"{name} {kept.schema[name].dataType.simpleString()}" for name in KEY)
     work = partial(encode_rows, blocks=list(blocks), keep=KEY)
     table: pa.Table = kept.mapInArrow(work, f"{keys}, places array<int>, values array<float>").toArrow()
-    table = table.sort_by([(name, "ascending") for name in KEY])
+    # The keys alone: Arrow sorts lists by putting them into one array first, which holds 2^31 numbers at the most.
+    order = pc.sort_indices(table.select(KEY), [(name, "ascending") for name in KEY]).to_numpy()
     return Matrix(
-        client_ids=table.column("client_id").to_numpy(zero_copy_only=False),
-        as_of=table.column("as_of").to_numpy().astype("datetime64[us]"),
-        x=decode_rows(table, sum(len(block.features) for block in blocks)),
+        client_ids=table.column("client_id").to_numpy(zero_copy_only=False)[order],
+        as_of=table.column("as_of").to_numpy().astype("datetime64[us]")[order],
+        x=decode_rows(table, sum(len(block.features) for block in blocks))[order],
         names=tuple(name for block in blocks for name in block.features),
         groups=tuple(block.group for block in blocks for _ in block.features),
         columns=tuple(block.column for block in blocks for _ in block.features),
     )
+
+
+def count_values(joined: DataFrame) -> tuple[int, int]:
+    """Rows of `join_sources`, and the numbers in their blocks: what reading them brings, 8 bytes each."""
+    from pyspark.sql import functions as F
+
+    sizes = [F.coalesce(F.sum(F.size(name).cast("long")), F.lit(0)) for name in joined.columns if name not in KEY]
+    row = joined.agg(F.count(F.lit(1)).alias("rows"), sum(sizes, F.lit(0)).alias("values")).first()
+    assert row is not None  # an aggregate has a row
+    return int(row["rows"]), int(row["values"])
+
+
+def readable(spark: SparkSession) -> int:
+    """Numbers of vectors that one query may bring to this process."""
+    return collectable(spark) // BYTES_A_VALUE
+
+
+def within(joined: DataFrame, most: int) -> tuple[DataFrame, float]:
+    """Rows of `join_sources` with at most about so many numbers.
+
+    Whole clients are left out by the hash of their id, the same ones every time.
+
+    Args:
+        joined: rows; they are counted, so they should have been kept.
+        most: numbers that may be read.
+
+    Returns:
+        The rows, and the share of the clients that is left.
+
+    Raises:
+        DataError: hardly one client would be left.
+    """
+    from pyspark.sql import functions as F
+
+    rows, values = count_values(joined)
+    if values <= most:
+        return joined, 1.0
+    share = int(most / values * _SHARES)
+    if not share:
+        raise DataError(
+            f"{rows:,} rows have {values:,} numbers and {most:,} can be read: give the driver more "
+            "(spark.driver.memory, spark.driver.maxResultSize) or choose fewer vectors"
+        )
+    return joined.where(F.pmod(F.xxhash64("client_id"), F.lit(_SHARES)) < share), share / _SHARES
 
 
 def method_matrices(
@@ -321,6 +440,9 @@ def method_matrices(
     keys: DataFrame,
     *,
     union: bool = False,
+    most: int | None = None,
+    keep: Keep | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Matrix]:
     """The vectors of several methods over the same rows, each source read once.
 
@@ -330,10 +452,21 @@ def method_matrices(
         facts: gives the facts of a finished stage by its name, or by its job's.
         keys: client_id, as_of of the rows wanted; distinct.
         union: keep rows that only some sources know, with zeros and a flag; else only those that all know.
+        most: numbers read to this machine; whole clients are left out above it. Left out, what the engine profile
+            lets the driver take (`readable`).
+        keep: computes a frame once; left out, the rows are joined three times.
+        progress: told when clients are left out.
     """
     pinned = {name: [one.pinned(facts) for one in chosen] for name, chosen in representations.items()}
     sources = list(dict.fromkeys(source for chosen in pinned.values() for source in chosen))
     rows = join_sources(sources, tables, union=union).join(keys, on=list(KEY), how="inner")
+    rows = rows if keep is None else keep(rows)
+    limit = readable(keys.sparkSession) if most is None else most
+    rows, share = within(rows, limit)
+    if share < 1:
+        (progress or Progress()).say(
+            f"    {share:.1%} of the clients are read, whose vectors have {limit:,} numbers, the most that may be"
+        )
     named = component_names([source for chosen in representations.values() for source in chosen], facts)
     matrix = read_matrix(rows, learn_blocks(rows, union=union, named=named))
     return {name: matrix.of_sources([sources.index(source) for source in chosen]) for name, chosen in pinned.items()}
@@ -352,7 +485,7 @@ def encode_rows(
     Yields:
         The kept columns, `places` list<int>, `values` list<float>.
     """
-    for batch in batches:
+    for batch in pieces(batches, blocks):
         x = to_matrix(batch, blocks)
         offsets = pa.array(x.indptr, pa.int32())
         columns = [batch.column(name) for name in keep]
@@ -361,20 +494,30 @@ def encode_rows(
         yield pa.RecordBatch.from_arrays(columns, names=[*keep, "places", "values"])
 
 
+def pieces(batches: Iterable[pa.RecordBatch], blocks: Sequence[Block]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches whose matrix, were it dense, has a bounded number of numbers."""
+    step = max(1, _NUMBERS_AT_ONCE // max(1, sum(len(block.features) for block in blocks)))
+    for batch in batches:
+        yield from (batch.slice(start, step) for start in range(0, batch.num_rows, step))
+
+
 def decode_rows(table: pa.Table | pa.RecordBatch, width: int) -> sparse.csr_matrix:
     """The matrix that `encode_rows` took apart."""
+    return _stacked(list(decode_parts(table, width)), width)
+
+
+def decode_parts(table: pa.Table | pa.RecordBatch, width: int) -> Iterator[sparse.csr_matrix]:
+    """The same chunk by chunk: the lists of 932,000 clients of 2,304 numbers do not fit into one Arrow array."""
     from scipy import sparse
 
-    places, values = (
-        column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        for column in (table.column("places"), table.column("values"))
-    )
-    lengths = pc.list_value_length(places).to_numpy(zero_copy_only=False)
-    return sparse.csr_matrix(
-        (
-            values.flatten().to_numpy(zero_copy_only=False).astype(np.float32),
-            places.flatten().to_numpy(zero_copy_only=False),
-            np.r_[0, np.cumsum(lengths)],
-        ),
-        shape=(len(places), width),
-    )
+    for batch in table.to_batches() if isinstance(table, pa.Table) else [table]:
+        places, values = batch.column("places"), batch.column("values")
+        lengths = pc.list_value_length(places).to_numpy(zero_copy_only=False)
+        yield sparse.csr_matrix(
+            (
+                values.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False),
+                places.flatten().to_numpy(zero_copy_only=False),
+                np.r_[0, np.cumsum(lengths, dtype=np.int64)],
+            ),
+            shape=(len(batch), width),
+        )
