@@ -27,8 +27,12 @@ DELTA = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
-# The driver writes every plan out for its listeners; of a long one the beginning is enough.
-_STARTED = {"spark.sql.maxPlanStringLength": "50000"}
+_STARTED = {
+    # The driver writes every plan out for its listeners; of a long one the beginning is enough.
+    "spark.sql.maxPlanStringLength": "50000",
+    # A kept frame has as many partitions as its size asks for, as other results have, and not all of the shuffle's.
+    "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",
+}
 # Spark fuses the steps of a row into one method, and the JVM interprets methods above 8,000 bytes unless told to
 # compile them, at a third of the speed.
 COMPILE_ALL = "-XX:-DontCompileHugeMethods"
