@@ -14,11 +14,12 @@ from scipy import sparse
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, to_probabilities, train
 from ledgerlm.heads.calibration import Calibrator, Curve
-from ledgerlm.heads.head import CARD, HeadCard, content_hash, hash_names, load_trees, save_head
+from ledgerlm.heads.head import CARD, HeadCard, hash_names, load_trees, save_head
 from ledgerlm.heads.parallel import Fit, FitStore, names_of, run_fit
 from ledgerlm.heads.scoring import score_batch
 from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Block, Source, decode_parts, decode_rows, encode_rows, pieces, to_matrix
+from ledgerlm.training.artefacts import content_hash
 
 QUICK = LightGBMConf(n_estimators=20, learning_rate=0.1, min_data_in_leaf=5)
 TASKS = {

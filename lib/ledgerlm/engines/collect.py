@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from pyspark.errors import PySparkException
-
 from ledgerlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +41,8 @@ def parse_size(text: str, *, unit: str) -> int:
 
 
 def _setting(spark: SparkSession, name: str, default: str) -> str:
+    from pyspark.errors import PySparkException
+
     try:
         return spark.conf.get(name, default) or default
     except PySparkException:  # a platform that does not tell

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
@@ -20,6 +19,7 @@ from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pyspark.sql import DataFrame
 
 # Bytes of a row beside its probabilities (keys, label, slices), and of a probability.

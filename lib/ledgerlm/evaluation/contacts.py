@@ -8,7 +8,6 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 from pyspark.sql import functions as F
 
@@ -22,6 +21,7 @@ from ledgerlm.heads.tasks import Floats
 from ledgerlm.heads.vectors import KEY
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pyspark.sql import DataFrame
 
 _UPLIFTS = {

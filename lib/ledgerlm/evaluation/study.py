@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 from pydantic import Field, model_validator
 
 from ledgerlm.engines.frames import Keep
@@ -42,6 +41,7 @@ from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pyspark.sql import DataFrame
 
 

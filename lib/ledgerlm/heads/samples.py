@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from sklearn.model_selection import StratifiedKFold
 
 from ledgerlm.config import nearest
 from ledgerlm.errors import ConfigError, DataError
@@ -19,6 +17,7 @@ from ledgerlm.heads.tasks import Floats, Ints, Task
 from ledgerlm.heads.vectors import Matrix
 
 if TYPE_CHECKING:
+    import pandas as pd
     from pyspark.sql import DataFrame
 
 
@@ -121,6 +120,8 @@ def make_sample(
         ConfigError: when a task to stratify by has no labels.
         DataError: when no labelled client has a vector.
     """
+    import pandas as pd
+
     keys = pd.DataFrame({"client_id": matrix.client_ids, "as_of": matrix.as_of, "row": np.arange(len(matrix.as_of))})
     own = labels[labels["task"] == task.name].merge(keys, on=["client_id", "as_of"], how="inner")
     if own.empty:
@@ -151,6 +152,8 @@ def _strata(task: Task, own: pd.DataFrame, y: Floats, labels: pd.DataFrame, stra
         joint = own[["client_id", "as_of"]].merge(wide.fillna(-1), on=["client_id", "as_of"], how="left").fillna(-1)
         return np.asarray(joint.groupby(list(stratify), sort=True).ngroup(), np.int64)
     if task.kind == "regression":
+        import pandas as pd
+
         return np.asarray(pd.qcut(y, 10, labels=False, duplicates="drop"), np.int64)
     return y.astype(np.int64)
 
@@ -164,6 +167,8 @@ def make_folds(sample: Sample, folds: int, seeds: Sequence[int]) -> list[Fold]:
     Raises:
         DataError: for a class with fewer development clients than folds.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     clients, first = np.unique(sample.clients[sample.development], return_index=True)
     if sample.task.kind != "regression":
         counts = np.bincount(sample.y[sample.development][first].astype(int), minlength=sample.task.outputs)

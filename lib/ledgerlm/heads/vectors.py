@@ -329,6 +329,8 @@ def to_matrix(batch: pa.RecordBatch | pa.Table, blocks: Sequence[Block]) -> spar
 
 def _stacked(parts: Sequence[sparse.csr_matrix], width: int) -> sparse.csr_matrix:
     """Parts of a matrix below each other."""
+    from scipy import sparse
+
     filled = [part for part in parts if part.shape[0]]
     return sparse.csr_matrix(sparse.vstack(filled, format="csr") if filled else (0, width), dtype=np.float32)
 
