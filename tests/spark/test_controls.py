@@ -14,8 +14,8 @@ from pyspark.sql import functions as F
 from transformers import AutoModelForCausalLM
 
 from ledgerlm.backbone.model import backbone_id, read_card
+from ledgerlm.backbone.preparing import FinetuneConf, gather_texts
 from ledgerlm.errors import ArtefactError, DataError
-from ledgerlm.jobs.finetune import FinetuneConf, _texts
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
@@ -112,10 +112,10 @@ def test_the_choice_of_texts(spark: SparkSession, lakes: tuple[Path, Path]) -> N
     one, other = lakes
 
     def chosen(**conf: object) -> list[tuple[str, str]]:
-        ctx = runner(one, {"finetune": dict(UNTRAINED)})
         settings = FinetuneConf.model_validate(conf)
-        context = ctx._context(ctx.records.begin("finetune", "finetune", "ray", "0", "run"))
-        return sorted((row["client_id"], row["text"].split("\n")[0]) for row in _texts(context, settings).collect())
+        roots = [str(one / "lake"), *settings.more_lakes]
+        texts = gather_texts([Lake(root, spark).read for root in roots], settings)
+        return sorted((row["client_id"], row["text"].split("\n")[0]) for row in texts.collect())
 
     raw = chosen(formats={"compact": 1.0})
     assert len(raw) == 9 and {client for client, _ in raw} == {f"a{n}" for n in range(9)}

@@ -27,10 +27,10 @@ from ledgerlm.backbone.lora import LoraConf, merge, quantisation, save_adapter, 
 from ledgerlm.backbone.loss import CausalLoss, loss_inputs
 from ledgerlm.backbone.model import backbone_id, keep_backbone, load_backbone, read_card
 from ledgerlm.backbone.packs import Pack, pack
+from ledgerlm.backbone.preparing import FinetuneConf
 from ledgerlm.backbone.settings import BackboneCard, base_context
 from ledgerlm.config import parse, shipped
 from ledgerlm.errors import ArtefactError, ConfigError
-from ledgerlm.jobs.finetune import FinetuneConf
 from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer
 
 # What sets each architecture apart, at a fraction of its size.
