@@ -16,11 +16,8 @@ LIBRARY = REPOSITORY / "lib" / "ledgerlm"
 JOBS = REPOSITORY / "jobs"
 COMMANDS = {"__init__", "cli", "run", "doctor"}
 
-# Jobs that still hold what belongs into the library. This list may only shrink: a job that keeps the rules and stands
-# here fails the test, so a new one cannot hide behind an old name.
-NOT_YET_THIN = frozenset(["encode", "forecast", "fuse", "learn"])
-# Half of the jobs have at most this many lines, once all are thin; until then those that are have a screen each.
-MEDIAN = 80 if NOT_YET_THIN else 50
+# Half of the jobs have at most this many lines.
+MEDIAN = 50
 
 
 @dataclass(frozen=True)
@@ -106,14 +103,11 @@ def test_the_order_is_not_held_by_chance() -> None:
 def test_nothing_imports_the_jobs_and_no_job_another() -> None:
     """The command line finds a verb by name; only it and the commands know each other."""
     among = {f"jobs.{one}" for one in COMMANDS}
-    known = {f"jobs.{one}" for one in NOT_YET_THIN}
     wrong = [
         f"{one.file}:{one.line} imports {one.module}"
         for file in sources()
         for one in imports(file)
-        if one.room == "jobs"
-        and not (one.file.startswith("jobs.") and ".".join(one.module.split(".")[1:3]) in among)
-        and one.file not in known
+        if one.room == "jobs" and not (one.file.startswith("jobs.") and ".".join(one.module.split(".")[1:3]) in among)
     ]
     assert wrong == []
 
@@ -141,13 +135,8 @@ def jobs() -> list[Path]:
 @pytest.mark.parametrize("job", jobs(), ids=lambda job: job.stem)
 def test_a_job_is_thin(job: Path) -> None:
     """At most 80 lines; `run` and `expect` alone take ctx; it imports no other job."""
-    if job.stem in NOT_YET_THIN:
-        assert faults(job), f"{job.stem} is thin now: take it off NOT_YET_THIN"
-    else:
-        assert faults(job) == []
+    assert faults(job) == []
 
 
 def test_half_of_the_jobs_are_short() -> None:
-    assert {one.stem for one in jobs()} >= NOT_YET_THIN, "a job of NOT_YET_THIN is gone: take it off"
-    thin = [len(one.read_text(encoding="utf-8").splitlines()) for one in jobs() if one.stem not in NOT_YET_THIN]
-    assert statistics.median(thin) <= MEDIAN
+    assert statistics.median(len(one.read_text(encoding="utf-8").splitlines()) for one in jobs()) <= MEDIAN

@@ -175,6 +175,25 @@ def assemble(histories: DataFrame, fields: Fields) -> DataFrame:
     )
 
 
+def without_events(asked: DataFrame, done: DataFrame, key: Sequence[str] = _KEY) -> DataFrame:
+    """Rows for `quarantine`: histories that were asked for and that no event stands for.
+
+    Args:
+        asked: client_id, as_of and what else `key` names.
+        done: the histories that there are, with the columns of `key`.
+        key: tells histories apart; the payload.
+
+    Returns:
+        reason `no_events`, detail, payload.
+    """
+    rest = asked.join(done.select(*key), on=list(key), how="leftanti")
+    return rest.select(
+        F.lit("no_events").alias("reason"),
+        F.concat(F.lit("client "), "client_id", F.lit(" as of "), F.col("as_of").cast("string")).alias("detail"),
+        F.to_json(F.struct(*key)).alias("payload"),
+    )
+
+
 def _encode(rows: DataFrame, place: int, codes: Sequence[str]) -> DataFrame:
     """Adds `_code{place}`; a broadcast join looks up ten codes as fast as ten thousand."""
     ranks = [(code, rank) for rank, code in enumerate(codes, FIRST_CODE)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
@@ -45,6 +46,48 @@ class Sources:
     dictionaries: DataFrame | None
     days: tuple[dt.date, dt.date]
     series: DataFrame | None = None
+
+
+def sources_of(
+    events: DataFrame,
+    clients: DataFrame,
+    dictionaries: DataFrame | None,
+    conf: InputsConf,
+    files: Mapping[str, Path],
+) -> Sources:
+    """The tables that inputs are made from, and the days that they span.
+
+    Args:
+        events: the `events` table.
+        clients: the `clients` table.
+        dictionaries: the `dictionaries` table, if there is one.
+        conf: what the head sees.
+        files: name in a configuration -> path; has the series, where the head sees one.
+
+    Raises:
+        ConfigError: the series is none of `files`.
+        DataError: there is no event, or the series lacks columns or has a day twice.
+    """
+    row = events.agg(
+        F.to_date(F.min("event_time")).alias("first"), F.to_date(F.max("event_time")).alias("last")
+    ).first()
+    if row is None or row["first"] is None:
+        raise DataError("the events table is empty; look at the quarantine table")
+    series = None
+    if conf.series:
+        if conf.series.path not in files:
+            raise ConfigError(
+                f"inputs.series.path: '{conf.series.path}' is none of the files known: {', '.join(files)}"
+            )
+        series = read_series(events.sparkSession, conf.series, files[conf.series.path].as_uri())
+    return Sources(
+        events=events,
+        clients=clients,
+        dictionaries=dictionaries,
+        # Histories may end after the last event; a year more of calendar costs nothing.
+        days=(row["first"], row["last"] + dt.timedelta(days=366)),
+        series=series,
+    )
 
 
 def chosen_columns(spec: DataSetSpec, conf: InputsConf) -> Chosen:
