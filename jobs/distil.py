@@ -18,7 +18,7 @@ def run(ctx: Context, conf: DistilConf) -> StageResult:
         ctx.read("clients"),
         conf,
         ray=ctx.ray,
-        teacher=Path(conf.teacher or ctx.facts(conf.of)["backbone"]),
+        teacher=Path(conf.teacher or ctx.facts(conf.of or "finetune")["backbone"]),
         deepspeed=load_yaml(ctx.file(conf.deepspeed)),
         staging=ctx.staging,
         folder=ctx.artefacts / "backbones",
@@ -34,6 +34,7 @@ JOB = Job(
     conf=DistilConf,
     run=run,
     reads=("sentences", "clients"),
+    needs=("finetune",),
     uses=("torch", "transformers", "deepspeed"),
 )
 main = JOB.main

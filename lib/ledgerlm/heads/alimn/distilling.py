@@ -32,7 +32,9 @@ class DistilConf(Conf):
     """Settings of the distil job."""
 
     teacher: str | None = Field(None, description="teacher's folder; left out, the backbone of the stage `of`")
-    of: StageName = Field(StageName("finetune"), description="stage that left the teacher")
+    of: StageName | None = Field(
+        None, description="stage that left the teacher; left out, the latest finetune stage before this one"
+    )
     tokenizer: str | None = Field(None, description="folder of the student's tokenizer; left out, the teacher's")
     shape: LlamaShape = Field(
         LlamaShape(width=32, layers=1, heads=2, ffn=64), description="shape of the student, a Llama from scratch"
