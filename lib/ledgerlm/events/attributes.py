@@ -8,7 +8,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
-from ledgerlm.events.identity import given, identity, trimmed
+from ledgerlm.events.identity import identity, present
 from ledgerlm.events.sources import raw, read_file, type_of, with_raw
 from ledgerlm.events.spec import DataSetSpec, source_of
 from ledgerlm.events.spec_files import ClientFileSpec, Conflict, FileSpec, JoinSpec, SourceSpec
@@ -56,9 +56,7 @@ def dictionaries(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
         if isinstance(field.dictionary, dict) and field.dictionary:
             inline = spark.createDataFrame(list(field.dictionary.items()), "code string, description string")
             frames.append(
-                inline.select(
-                    F.lit(field.name).alias("field"), identity(trimmed(F.col("code"))).alias("code"), "description"
-                )
+                inline.select(F.lit(field.name).alias("field"), identity(F.col("code")).alias("code"), "description")
             )
         elif field.dictionary is not None and not isinstance(field.dictionary, dict):
             rows = _book_rows(spark, spec, place).where(F.col(_VALUES).isNotNull())
@@ -153,7 +151,7 @@ def _book_rows(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
     assert book is not None and not isinstance(book, dict)
     needed = {book.code: f"{key}.code", book.description: f"{key}.description"}
     rows = sound(read_file(spark, book.file, spec.source or SourceSpec(files=(book.file,)), needed=needed))
-    text = given(raw(book.description))
+    text = present(raw(book.description))
     values = F.struct(text.alias("description"))
     return _one_each(rows.where(text.isNotNull()), identity(raw(book.code)), values, book.conflicts)
 

@@ -100,8 +100,8 @@ class Ingested:
             files = [one.glob for one in source_of(self.spec).files if one.format == "csv" and one.line_breaks is None]
             found.append(
                 f"{judged['odd']} lines have an odd number of quotes and {judged['open']} of them an open one, so "
-                f"values in {', '.join(files)} seem to hold line breaks: say 'line_breaks: true' at the file, or "
-                "false to set such lines aside"
+                f"values in {', '.join(files)} seem to hold line breaks: say 'line_breaks: true' at the file, or false "
+                "to set such lines aside"
             )
         if events and not judged["_clock"] and self.spec.time.clock is None and self.spec.time.has_clock:
             found.append(

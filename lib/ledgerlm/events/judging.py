@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.events.attributes import joined
 from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLACE, ROW
-from ledgerlm.events.identity import damaged_id, given, identity, nobody, present
+from ledgerlm.events.identity import damaged_id, identity, nobody, present
 from ledgerlm.events.numbers import decimal_amount, fits, number, product
 from ledgerlm.events.quality import Reason, masked, recoded
 from ledgerlm.events.sources import currency_at, in_plain_form, raw, read_file, type_of
@@ -115,15 +115,15 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
     typed = rows.withColumns(
         {
             "client_id": identity(raw(spec.client)),
-            **{f"_part_{place}": identity(raw(name)) for place, name in enumerate(spec.event_id.columns)},
+            "_id": _raw_id(spec),
             "event_time": time,
             "_raw_time": F.concat_ws(" ", *(raw(name).cast("string") for name in spec.time.parts)),
             "_order": _order(spec),
-            "_raw_amount": given(raw(spec.amount.column), spec.amount.nulls) if spec.amount else _none(),
-            **{f"_raw_{name}": given(raw(field.column), field.nulls) for name, field in numeric.items()},
+            "_raw_amount": present(raw(spec.amount.column), spec.amount.nulls) if spec.amount else _none(),
+            **{f"_raw_{name}": present(raw(field.column), field.nulls) for name, field in numeric.items()},
             **{f"_n_{name}": _number(field) for name, field in numeric.items()},
         }
-    ).withColumns({"_id": _raw_id(spec), **_amount(spec)})
+    ).withColumns(_amount(spec))
     reason, detail = _reason(spec)
     return typed.select(
         "client_id",
@@ -156,14 +156,14 @@ def _none() -> Column:
 def _time(rows: DataFrame, spec: DataSetSpec) -> Column:
     form = spec.time
     if form.columns:
-        texts = [given(raw(name).cast("string")) for name in form.columns]
+        texts = [present(raw(name).cast("string")) for name in form.columns]
         # Unlike concat_ws, concat is null when a part is.
         joined_text = F.concat(texts[0], *(part for text in texts[1:] for part in (F.lit(" "), text)))
         time = time_of(joined_text, rows.select(joined_text).schema[0].dataType, form)
     else:
         time = time_of(raw(form.column), type_of(rows, form.column), form)
     if form.hour:
-        hour = number(given(raw(form.hour)))
+        hour = number(present(raw(form.hour)))
         whole = F.when(hour.between(0, 23) & (hour == F.floor(hour)), hour)
         time = hours_later(time, whole, form.zone)
     return time
@@ -172,7 +172,7 @@ def _time(rows: DataFrame, spec: DataSetSpec) -> Column:
 def _order(spec: DataSetSpec) -> Column:
     if not spec.time.order or spec.time.order == FILE_ORDER:
         return F.lit(0).cast("decimal(38,9)")
-    return given(raw(spec.time.order)).try_cast("decimal(38,9)")
+    return present(raw(spec.time.order)).try_cast("decimal(38,9)")
 
 
 def _unordered(spec: DataSetSpec) -> Column:
@@ -190,7 +190,7 @@ def _has_clock(spec: DataSetSpec) -> Column:
 def _raw_id(spec: DataSetSpec) -> Column:
     if not spec.event_id.columns:
         return F.substring(F.sha2(F.col(ROW), 256), 1, _ID_LENGTH)
-    parts = [F.col(f"_part_{place}") for place in range(len(spec.event_id.columns))]
+    parts = [identity(raw(column)) for column in spec.event_id.columns]
     if len(parts) > 1:
         parts = [F.replace(F.replace(part, F.lit("\\"), F.lit("\\\\")), F.lit("|"), F.lit(r"\|")) for part in parts]
     # Unlike concat_ws, concat is null when a part is.
@@ -241,16 +241,16 @@ def _currency(conf: AmountSpec) -> tuple[Column, Column]:
 
 
 def _number(field: FieldSpec) -> Column:
-    return F.when(given(raw(field.column), field.nulls).isNotNull(), number(in_plain_form(field.column)))
+    return F.when(present(raw(field.column), field.nulls).isNotNull(), number(in_plain_form(field.column)))
 
 
 def _value(field: FieldSpec, spec: DataSetSpec) -> Column:
     if field.kind == "numeric":
         return F.col(f"_n_{field.name}")
     if field.flags:
-        ones = (F.when(given(raw(column)).rlike(_ONE), word) for column, word in field.flags.items())
+        ones = (F.when(present(raw(column)).rlike(_ONE), word) for column, word in field.flags.items())
         return F.nullif(F.concat_ws("|", *ones), F.lit(""))
-    text = given(raw(field.column), field.nulls) if field.kind == "text" else identity(raw(field.column), field.nulls)
+    text = present(raw(field.column), field.nulls) if field.kind == "text" else identity(raw(field.column), field.nulls)
     if field.extract:
         text = present(F.regexp_extract(text, field.extract, 1))
     text = recoded(text, field.values)
@@ -264,8 +264,8 @@ def _reason(spec: DataSetSpec) -> tuple[Column, Column]:
     raw_time = said(" ".join(spec.time.parts), F.col("_raw_time"))
     time = F.col("event_time")
     client = F.col("client_id")
-    parts = [(name, F.col(f"_part_{place}")) for place, name in enumerate(spec.event_id.columns)]
-    flags = [(name, given(raw(name))) for field in spec.fields for name in field.flags]
+    parts = [(name, identity(raw(name))) for name in spec.event_id.columns]
+    flags = [(name, present(raw(name))) for field in spec.fields for name in field.flags]
     numeric = [
         (field.column, F.col(f"_raw_{field.name}"), F.col(f"_n_{field.name}")) for field in spec.fields_of("numeric")
     ]

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from ledgerlm.errors import DataError
 from ledgerlm.events.attributes import attributes_of
 from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
-from ledgerlm.events.identity import damaged_id, given, identity, nobody
+from ledgerlm.events.identity import damaged_id, identity, nobody, present
 from ledgerlm.events.judging import aside, first_reason
 from ledgerlm.events.numbers import number
 from ledgerlm.events.quality import Reason, pseudonymised
@@ -169,11 +169,11 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
     numbers = set() if label.values else {label.column}
     source = read_file(spark, file, source_of(spec), needed=needed, times=times, numbers=numbers)
     for name, values in label.only.items():
-        source = source.where(F.col(FAULT).isNotNull() | given(raw(name)).isin(*values))
+        source = source.where(F.col(FAULT).isNotNull() | present(raw(name)).isin(*values))
     typed = source.withColumns(
         {
             "client_id": identity(raw(label.id)),
-            "_text": given(raw(label.column)),
+            "_text": present(raw(label.column)),
             "_number": F.lit(None).cast("double") if label.values else number(in_plain_form(label.column)),
             "_as_of": _instant(as_of, spec, source),
         }

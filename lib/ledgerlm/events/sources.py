@@ -19,7 +19,7 @@ from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLAC
 from ledgerlm.events.csv_files import Part, csv_parts
 from ledgerlm.events.files import found_files, partition_value, path_of
 from ledgerlm.events.heads import resolved
-from ledgerlm.events.identity import given, present, trimmed
+from ledgerlm.events.identity import present
 from ledgerlm.events.json_files import json_parts
 from ledgerlm.events.numbers import plain_number
 from ledgerlm.events.quality import Reason, recoded
@@ -171,9 +171,7 @@ class _Chosen:
         if found is None:
             return F.lit(None).cast("string")
         text = as_text(*found, keep_time=time)
-        if time and not isinstance(found[1], T.StringType):
-            return text
-        return recoded(present(text), self.file.values[name]) if name in self.file.values else trimmed(text)
+        return recoded(present(text), self.file.values[name]) if name in self.file.values else text
 
     def number(self, name: str, text: Column) -> tuple[Column, Column]:
         """A column as a number in plain form, and the currency that stands at it."""
@@ -181,7 +179,7 @@ class _Chosen:
         typed = found is not None and name not in self.file.constants and name not in self.file.values
         if found is not None and typed and isinstance(found[1], T.NumericType):
             return as_number(*found), F.lit(None).cast("string")
-        return plain_number(given(text), self.file)
+        return plain_number(present(text), self.file)
 
 
 def _selected(chosen: _Chosen, values: Mapping[str, Column], numbers: Collection[str]) -> DataFrame:
