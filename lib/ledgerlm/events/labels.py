@@ -8,19 +8,13 @@ from functools import reduce
 
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window, WindowSpec
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from ledgerlm.errors import DataError
-from ledgerlm.events.attributes import attributes_of
-from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
-from ledgerlm.events.identity import damaged_id, identity, nobody, present
-from ledgerlm.events.judging import aside, first_reason
-from ledgerlm.events.numbers import number
-from ledgerlm.events.quality import Reason, pseudonymised
-from ledgerlm.events.sources import in_plain_form, raw, read_file, type_of
-from ledgerlm.events.spec import DataSetSpec, FutureSpec, LabelSpec, source_of
-from ledgerlm.events.spec_files import FileSpec
-from ledgerlm.events.spec_times import AsOfSpec
-from ledgerlm.events.times import fixed_instant, local, time_of, zoned
+from ledgerlm.events.ingest import aside, first_reason, sound, source_of
+from ledgerlm.events.quality import Reason, number, present, pseudonymised, time_of
+from ledgerlm.events.sources import FAULT, FILE, PAYLOAD, read_file
+from ledgerlm.events.spec import AsOfSpec, ClientFileSpec, DataSetSpec, FileSpec, FutureSpec, LabelSpec
 
 _KEY = ("client_id", "task", "as_of")
 _JUDGED = (
@@ -74,14 +68,25 @@ def client_attributes(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame)
     """
     clients = firsts.select("client_id")
     for place, one in enumerate(spec.clients):
-        found = attributes_of(spark, spec, one, place)
-        hidden = pseudonymised(found, ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None)
-        clients = clients.join(hidden, "client_id", how="left")
+        clients = clients.join(_attributes(spark, spec, one, place), "client_id", how="left")
     columns: dict[str, list[Column]] = {}
     for place, one in enumerate(spec.clients):
         for name in one.attributes:
             columns.setdefault(name, []).append(F.col(f"_{place}.{name}"))
     return clients.select("client_id", *(F.coalesce(*found).alias(name) for name, found in columns.items()))
+
+
+def _attributes(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, place: int) -> DataFrame:
+    """client_id and a struct of the attributes of one file; of a client that stands there twice one whole row."""
+    key = f"clients.{place}"
+    needed = {one.id: f"{key}.id"} | {column: f"{key}.attributes.{name}" for name, column in one.attributes.items()}
+    rows = sound(read_file(spark, one.file, source_of(spec), needed=needed))
+    values = F.struct(*(present(F.col(column), one.nulls).alias(name) for name, column in one.attributes.items()))
+    named = rows.select(present(F.col(one.id)).alias("client_id"), values.alias("values")).where(
+        "client_id IS NOT NULL"
+    )
+    found = named.groupBy("client_id").agg(F.max("values").alias(f"_{place}"))
+    return pseudonymised(found, ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None)
 
 
 def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events: DataFrame | None = None) -> Labelled:
@@ -104,7 +109,7 @@ def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events:
     )
     for label in spec.labels:
         if label.future:
-            rows = rows.unionByName(_future_task(events, spec, label, label.future))
+            rows = rows.unionByName(_future_task(events, label, label.future, label.as_of or spec.as_of))
     known = rows.join(firsts, "client_id", how="left")
     unseen = F.col("first_event_time").isNull() | (F.col("first_event_time") >= F.col("as_of"))
     lonely = F.when(unseen, Reason.LABEL_WITHOUT_HISTORY.value)
@@ -134,11 +139,13 @@ def _same_key() -> WindowSpec:
     return Window.partitionBy(*_KEY).orderBy(F.col("reason").asc_nulls_first(), "label", "source_file")
 
 
-def _future_task(events: DataFrame | None, spec: DataSetSpec, label: LabelSpec, rule: FutureSpec) -> DataFrame:
+def _future_task(
+    events: DataFrame | None, label: LabelSpec, rule: FutureSpec, as_of: dt.datetime | AsOfSpec | None
+) -> DataFrame:
     """Label rows computed from the events table; its client ids are pseudonyms already."""
     if events is None:
         raise DataError(f"task {label.name} is computed from events, but no events were given")
-    start = _instant(label.as_of or spec.as_of, spec)
+    start = _instant(as_of, {})
     before = F.col("event_time") < start
     end = start + F.make_dt_interval(F.lit(rule.days))
     amount = F.col("amount").cast("double") if rule.value == "amount" else F.lit(1.0)
@@ -146,8 +153,7 @@ def _future_task(events: DataFrame | None, spec: DataSetSpec, label: LabelSpec, 
     found = events.where(F.col("event_time") < end).groupBy("client_id")
     rows = found.agg(F.count_if(before).alias("_before"), value.cast("string").alias("_text")).where("_before > 0")
     absent = F.lit(None).cast("string")
-    typed = rows.withColumn("_number", F.col("_text").try_cast("double")).withColumn("_class", _class(label))
-    return typed.select(
+    return rows.withColumn("_class", _class(label)).select(
         "client_id",
         F.lit(label.name).alias("task"),
         start.alias("as_of"),
@@ -167,26 +173,25 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
         needed[as_of.column] = f"{key}.as_of.column"
         times = {as_of.column}
     numbers = set() if label.values else {label.column}
-    source = read_file(spark, file, source_of(spec), needed=needed, times=times, numbers=numbers)
+    raw = read_file(spark, file, source_of(spec), needed=needed, times=times, numbers=numbers)
     for name, values in label.only.items():
-        source = source.where(F.col(FAULT).isNotNull() | present(raw(name)).isin(*values))
-    typed = source.withColumns(
+        raw = raw.where(F.col(FAULT).isNotNull() | present(F.col(name)).isin(*values))
+    raw = raw.where(F.col(FAULT).isNotNull() | present(F.col(label.column)).isNotNull())
+    if label.between:
+        outside = ~number(present(F.col(label.column))).between(*label.between)
+        raw = raw.where(F.col(FAULT).isNotNull() | ~F.coalesce(outside, F.lit(False)))
+    kinds = {column.name: column.dataType for column in raw.schema}
+    typed = raw.withColumns(
         {
-            "client_id": identity(raw(label.id)),
-            "_text": present(raw(label.column)),
-            "_number": F.lit(None).cast("double") if label.values else number(in_plain_form(label.column)),
-            "_as_of": _instant(as_of, spec, source),
+            "client_id": present(F.col(label.id)),
+            "_text": present(F.col(label.column)),
+            "_as_of": _instant(as_of, kinds),
         }
     ).withColumn("_class", _class(label))
-    task, client, text = F.lit(f"task {label.name}: "), F.col("client_id"), F.col("_text")
-    outside = ~F.col("_number").between(*label.between) if label.between else F.lit(False)
     reason, detail = first_reason(
-        (client.isNull(), Reason.NO_CLIENT, F.lit(f"task {label.name}")),
-        (damaged_id(client) | nobody(client), Reason.DAMAGED_ID, F.concat(task, client)),
-        (text.isNull(), Reason.NO_LABEL, F.lit(f"task {label.name}")),
+        (F.col("client_id").isNull(), Reason.NO_CLIENT, F.lit(f"task {label.name}")),
         (F.col("_as_of").isNull(), Reason.BAD_TIME, F.lit(f"task {label.name}: as_of")),
-        (outside, Reason.LABEL_OUTSIDE, F.concat(task, text)),
-        (F.col("_class").isNull(), Reason.BAD_LABEL, F.concat(task, text)),
+        (F.col("_class").isNull(), Reason.BAD_LABEL, F.concat(F.lit(f"task {label.name}: "), F.col("_text"))),
     )
     return typed.select(
         "client_id",
@@ -201,16 +206,15 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
     )
 
 
-def _instant(as_of: dt.datetime | AsOfSpec | None, spec: DataSetSpec, rows: DataFrame | None = None) -> Column:
-    if isinstance(as_of, AsOfSpec) and rows is not None:
-        zone = as_of.zone or spec.time.zone
-        time = time_of(raw(as_of.column), type_of(rows, as_of.column), as_of.model_copy(update={"zone": zone}))
-        if as_of.start_of:
-            time = zoned(F.date_trunc(as_of.start_of, local(time, zone)), zone)
+def _instant(as_of: dt.datetime | AsOfSpec | None, kinds: dict[str, T.DataType]) -> Column:
+    if isinstance(as_of, AsOfSpec):
+        time = time_of(F.col(as_of.column), kinds[as_of.column], as_of)
+        time = F.date_trunc(as_of.start_of, time) if as_of.start_of else time
         return time + F.make_dt_interval(secs=F.lit(as_of.hours * 3600)) if as_of.hours else time
-    if not isinstance(as_of, dt.datetime):
+    if as_of is None:
         raise DataError("a label without as_of passed the check of the spec")
-    return fixed_instant(as_of, spec.time.zone)
+    instant = as_of if as_of.tzinfo else as_of.replace(tzinfo=dt.UTC)
+    return F.lit(instant.isoformat()).cast("timestamp")
 
 
 def _class(label: LabelSpec) -> Column:
@@ -218,7 +222,7 @@ def _class(label: LabelSpec) -> Column:
     if label.values:
         pairs = [F.lit(part) for name, value in label.values.items() for part in (name, float(value))]
         return F.try_element_at(F.create_map(*pairs), F.col("_text"))
-    value = F.col("_number")
+    value = number(F.col("_text"))
     if label.thresholds:
         reached = [F.when(value >= limit, 1.0).otherwise(0.0) for limit in label.thresholds]
         return F.when(value.isNotNull(), reduce(Column.__add__, reached))
