@@ -49,7 +49,7 @@ def folder(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Pat
         for date in DATES:
             labels.append((client, "goal", date, float(not travels), "travel" if travels else "home"))
             labels.append((client, "answer", date, float(n % 3 == 0), "yes" if n % 3 == 0 else "no"))
-            p, yes = (0.8 if travels else 0.1), 0.9 - n / 40
+            p, yes = (0.95 if travels else 0.05), 0.9 - n / 40
             scores.append((client, "goal", date, "g", [p, 1 - p], 0.0, 1, []))
             scores.append((client, "answer", date, "a", [1 - yes, yes], 1.0, 1, [("age", 0.5)]))
     fill(
