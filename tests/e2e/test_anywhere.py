@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 from deltalake import DeltaTable
 
@@ -22,6 +23,7 @@ def rows(table: Path, columns: list[str]) -> list[str]:
     return sorted(str(tuple(row.values())) for row in DeltaTable(str(table)).to_pyarrow_table(columns).to_pylist())
 
 
+@pytest.mark.slow  # a second pipeline in a server of its own: some minutes
 def test_connect_and_a_catalog_give_the_same_rows(finished: Tiny, tmp_path: Path) -> None:
     tiny = write_tiny(tmp_path)
     backbone = json.loads((finished.out / "report.json").read_text())["details"]["finetune"]["backbone"]

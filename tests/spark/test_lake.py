@@ -181,3 +181,10 @@ def test_open_table_of_a_catalog_takes_new_columns_and_keeps_old_ones_empty(spar
     changed = spark.createDataFrame([("2", "test", 1)], "client_id string, split string, region int")
     with pytest.raises(DataError, match=r"columns region have another type now.*DROP TABLE"):
         catalog.write("clients", changed, by=by(3))
+
+
+def test_a_table_of_a_catalog_that_has_no_row_is_no_lost_write(spark: SparkSession, catalog: Lake) -> None:
+    empty = spark.createDataFrame([], "field string, code string, description string")
+    assert catalog.write("dictionaries", empty, by=by(1)).rows == 0
+    assert catalog.write("dictionaries", empty, by=by(2)).rows == 0
+    assert catalog.rows("dictionaries") == 0

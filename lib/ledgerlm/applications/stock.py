@@ -421,5 +421,5 @@ def backtest(forecast: DataFrame) -> dict[str, Any]:
         "purchases": int(row["purchases"]),
         "coverage": row["coverage"],
         "wape": wape,
-        "gain": {name: 1 - wape["scores"] / wape[name] for name in ("frequency", "random")},
+        "gain": {name: 1 - wape["scores"] / wape[name] if wape[name] else 0.0 for name in ("frequency", "random")},
     }

@@ -137,7 +137,8 @@ class Lake:
         written, newest = self.history.by(table, by.attempt, part), self.history.newest(table)
         if written is not None:
             return Written(version=written.version, rows=written.rows, state=self.history.state(table, part))
-        if newest is None or newest != before:
+        # Neutral: a catalog creates a table in a commit of its own, and nothing follows where there is no row.
+        if newest is None or not (newest == before or newest.neutral):
             raise DataError(
                 f"table {table} at {path}: the commit of stage {by.stage} was overwritten at once by another; "
                 "let one run at a time work on a lake, then run again"
