@@ -56,7 +56,10 @@ class Home:
         if self.is_catalog:
             return f"{self.root}.{table}"
         folder = self.folder
-        return (folder / table).as_uri() if folder is not None else f"{self.root}/{table}"
+        if folder is None or folder.parts[:2] == ("/", "Volumes"):
+            # Databricks' volumes are one place for Python and Spark, and only without a scheme.
+            return f"{self.root if folder is None else folder}/{table}"
+        return (folder / table).as_uri()
 
     def identifier(self, table: str) -> str:
         """The table in a SQL statement."""

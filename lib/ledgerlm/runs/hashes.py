@@ -60,7 +60,9 @@ class Hashes:
             return [str(root), self.content(root)]
         log = root / "_delta_log"
         if log.is_dir():
-            return [str(root), max((one.name for one in log.glob("*.json")), default="")]
+            newest = max(log.glob("*.json"), default=None)
+            # Its content too: a table that was made anew counts its versions from 0 again.
+            return [str(root), newest and [newest.name, self.content(newest)]]
         return [str(root), [self._of_root(one) for one in sorted(root.iterdir())]]
 
     def content(self, file: Path) -> str:
