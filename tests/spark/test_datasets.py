@@ -398,7 +398,7 @@ def test_every_spec_runs_as_the_default_pipeline() -> None:
     assert len(specs) >= 12
     for name in specs:
         pipeline = load_pipeline(f"datasets/{name}", ["source.path=/data", "stages.evaluate.folds=3"])
-        spec = load_spec(pipeline.data_file)
+        spec = pipeline.spec
         assert (pipeline.name, pipeline.conf.title) == (spec.name, spec.title)
         assert pipeline.conf.source == {"path": "/data"}
         settings = {stage.name: stage.conf.model_dump() for stage in pipeline.stages}
