@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 
 class Reply(NamedTuple):
-    """What the server answers: the model's text and why it ended, or an error's status."""
+    """What the server answers: the model's text and why it ended, or an error's status, or any body as it is."""
 
-    text: str
+    text: str | None
     finish: str = "stop"
     status: int = 200
+    body: bytes | None = None
+    kind: str = "application/json"
 
 
 class Endpoint(ThreadingHTTPServer):
@@ -59,9 +61,9 @@ class _Handler(BaseHTTPRequestHandler):
                 "choices": [{"index": 0, "finish_reason": reply.finish, "message": message}],
                 "usage": {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10},
             }
-        data = json.dumps(content).encode()
+        data = json.dumps(content).encode() if reply.body is None else reply.body
         self.send_response(reply.status)
-        for name, value in (("Content-Type", "application/json"), ("Content-Length", len(data)), ("Retry-After", 0)):
+        for name, value in (("Content-Type", reply.kind), ("Content-Length", len(data)), ("Retry-After", 0)):
             self.send_header(name, str(value))
         self.end_headers()
         with server.lock:

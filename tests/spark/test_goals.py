@@ -9,7 +9,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from ledgerlm.errors import ConfigError, DataError
-from ledgerlm.events.goals import CutsConf, GoalRule, GoalsConf, goal_labels
+from ledgerlm.events.goals import CutsConf, GoalRule, GoalsConf, goal_labels, with_goal
 from ledgerlm.events.labelling import LabelConf, label_events
 from ledgerlm.events.next_category import NextCategoryConf
 
@@ -60,6 +60,18 @@ def test_first_goal_after_the_cut_within_the_horizon(spark: SparkSession) -> Non
         ("d", "next_goal_30d"): "none", ("d", "next_goal_60d"): "travel",
         ("e", "next_goal_30d"): "none", ("e", "next_goal_60d"): "none",
     }  # fmt: skip
+
+
+def test_rules_may_be_as_many_as_a_dictionary_has_codes(spark: SparkSession) -> None:
+    rules = [
+        GoalRule(name="early", when="mcc = '17'"),
+        *(GoalRule(name=f"c{n}", fields={"mcc": (str(n),)}) for n in range(3000)),
+    ]
+    rules += [GoalRule(name="again", fields={"mcc": ("5",)}), GoalRule(name="other", when="mcc = 'x'")]
+    rows = [event("a", -1, code) for code in ("17", "5", "2999", "x", "y")]
+    told = with_goal(spark.createDataFrame(rows, EVENTS), rules).select("mcc", "goal").collect()
+    names = {row["mcc"]: None if row["goal"] is None else rules[row["goal"]].name for row in told}
+    assert names == {"17": "early", "5": "c5", "2999": "c2999", "x": "other", "y": None}
 
 
 def test_labels_of_all_rules_with_their_counts(spark: SparkSession) -> None:

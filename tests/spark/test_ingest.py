@@ -20,7 +20,8 @@ from pyspark.sql import types as T
 from ledgerlm.errors import DataError, SpecError
 from ledgerlm.events.ingest import IngestCounts, damaged_attributes, dictionaries, ingest_events, unknown_codes
 from ledgerlm.events.labels import client_attributes, first_events, labels_of
-from ledgerlm.events.quality import masked, pseudonymised, time_of
+from ledgerlm.events.masks import masked
+from ledgerlm.events.quality import pseudonymised, time_of
 from ledgerlm.events.spec import DataSetSpec, SplitSpec, TimeSpec
 from ledgerlm.events.splits import with_split
 
@@ -353,7 +354,13 @@ def test_pseudonyms_replace_ids_everywhere_and_payloads_can_be_left_out(
 MASKED = {
     "to DE89 3704 0044 0532 0130 00 today": "to [iban] today",
     "iban GB82WEST12345698765432.": "iban [iban].",
+    "iban gb82west12345698765432, de89.3704.0044.0532.0130.00": "iban [iban], [iban]",
+    "IBANDE89370400440532013000REF": "IBAN[iban]REF",
+    "NO93 8601 1117 947 / MT84 MALT 0110 0001 2345 MTLC AST0 01S": "[iban] / [iban]",
     "card 4111-1111 1111 1111 ok": "card [card] ok",
+    "VISA4111111111111111 2024": "VISA[card] 2024",
+    "12 5500.0000.0000.0004": "12 [card]",
+    "3782 822463 10005, 6011000990139424": "[card], [card]",
     "mail a.b+c@mail.example.com!": "mail [email]!",
     "call +49 170 1234567 now": "call [phone] now",
     "0049 30 12345": "[phone]",
@@ -373,6 +380,8 @@ MASKED = {
     "lunch with grandma zelda": "lunch with [name]",
 }
 UNTOUCHED = [
+    "DE12 REWE MARKT BERLIN MITTE 10", "DE89370400440532013001", "ref 12345678901234567", "4111 1111 1111 1112",
+    "GB29 RETAIL PARK NORTH EAST 4",
     "order 12345678 of 2024", "invoice 2024-01-15 / 4711", "+3d 12.50", "800-1000 pieces",
     "Mr Price Clothing", "DR. OETKER PIZZA", "Dr Pepper", "Mrs. Fields Cookies", "Miss Selfridge",
     "TO GO CAFE", "FROM THE FARM", "Transfer to Savings Account", "transfer from checking",

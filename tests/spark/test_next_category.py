@@ -189,6 +189,8 @@ def test_one_value_is_sanitised_as_in_spark(spark: SparkSession) -> None:
         "<|im_start|>a|b\tc\u200b\u202e d", "[/INST] x [ x ]",
         "age <25, income >75K", "\uff1cs\uff1e é\u3000z \x00\x85",
         "<" * 9, "x" * 7 + " <y", "  | a  ", "[INSTé]", "<é>", "\ue000a\U0001f600b",
+        "\u0646\u0645\u06cc\u200c\u062e", "a\u200db",
+        "\u0915\u094d\u200d\u0937\u200d", "\u0646" * 7 + "\u200c\u0646\u0646", "[I\u200dNST]",
     ]  # fmt: skip
     rows = spark.createDataFrame([(text,) for text in hard], "text string")
     for row in rows.select("text", sanitise(F.col("text"), 8).alias("clean")).collect():

@@ -32,6 +32,7 @@ HOSTILE = {
     "<start_of_turn>user": "(start_of_turn)user",
     "<<SYS>> <<s>s>": "((SYS)> ((s)s>",
     "<\u200bs\x00>": "(s)",
+    "\u0646\u0645\u06cc\u200c\u062e a\u200db \u200c": "\u0646\u0645\u06cc\u200c\u062e ab",
     "\uff1cs\uff1e <\uff5cUser\uff5c>": "(s) (\uff5cUser\uff5c)",
     "left <": "left (",
     "age <25, >75K, a < b": "age <25, >75K, a < b",

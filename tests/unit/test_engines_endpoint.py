@@ -76,6 +76,31 @@ def test_answers_come_in_order_with_usage_and_finish_reason(server: Endpoint) ->
     assert first["messages"][0] == {"role": "system", "content": "s"}
 
 
+BROKEN = {
+    "html": Reply("", body=b"<html>gateway</html>", kind="text/html"),
+    "html called json": Reply("", body=b"<html>gateway</html>"),
+    "nothing chosen": Reply("", body=b'{"id": "1", "object": "chat.completion", "choices": []}'),
+    "an error with status 200": Reply("", body=b'{"error": {"message": "overloaded"}}'),
+    "null": Reply("", body=b"null"),
+}
+
+
+def test_an_answer_that_is_none_is_the_fault_of_its_document_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def answered(body: dict[str, Any]) -> Reply:
+        words = body["messages"][-1]["content"]
+        return Reply(None) if words == "no content" else BROKEN.get(words, Reply(f"said {words}"))
+
+    with serving(answered) as endpoint:
+        asked = [*BROKEN, "no content", "hello"]
+        found = dict(zip(asked, engine(endpoint).generate([ask(words) for words in asked]), strict=True))
+    assert (found["hello"].text, found["hello"].finish_reason) == ("said hello", "stop")
+    assert (found["no content"].text, found["no content"].finish_reason) == ("", "stop")  # refused as empty
+    assert {found[one].finish_reason for one in BROKEN} == {"error"}
+    assert all("the server's answer" in found[one].detail for one in BROKEN), [found[one].detail for one in BROKEN]
+
+
 def test_no_more_requests_are_under_way_than_configured(server: Endpoint) -> None:
     assert len(engine(server, concurrency=3).generate([ask(f"SLOW {n}") for n in range(9)])) == 9
     assert 1 < server.most <= 3

@@ -63,6 +63,28 @@ def test_a_cut_off_empty_failed_or_endless_text_is_refused() -> None:
     assert "amount_missing" in codes(GOOD[: len(GOOD) // 2])
 
 
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "Okay, the events are:",
+        "The user wants the events as prose.",
+        "Let me check the amounts.",
+        "I need to keep -1200.",
+    ],
+)
+def test_thoughts_without_a_mark_are_no_rewrite(thought: str) -> None:
+    assert codes(f"{thought}\n\n{GOOD}") == ["reasoning"]
+    source = parse_source("shop|amount\nLet me check cafe|3\nB|7")
+    kept = FaithfulnessCheck(source, CheckConf()).faults(
+        Generation(text="Let me check cafe: 3. B: 7.", finish_reason="stop")
+    )
+    assert kept == []
+
+
+def test_a_text_that_tells_everything_twice_is_refused() -> None:
+    assert codes(f"{GOOD}\n\n{GOOD}") == ["told_twice"]
+
+
 def test_settings_loosen_what_an_engine_may_do() -> None:
     paraphrased = GOOD.replace("Grocery &amp; More", "Groceries")
     assert codes(paraphrased, categories=0.6) == []

@@ -3,7 +3,9 @@
 What is checked, over the events that the engine was given:
 
 * the engine ended by itself, and the text is neither empty nor beyond a length;
-* no special or chat token stands in it;
+* no special or chat token stands in it, and no talk about the task itself (`the user wants`, `let me check`), as models
+  leave it that think without marking their thoughts;
+* the events are not told twice: not every amount stands there twice as often as in the source;
 * every amount is written at least as often as the source has it, so that a dropped event or a changed amount is seen;
   numbers are compared by value (`1,234.50` is `1234.5`) and sign; a number that counts events or days is no amount;
 * every time is written: dates in any usual form, weekdays short or long, hours as `19h`, `19:..` or `7 pm`, day gaps
@@ -15,10 +17,10 @@ What is checked, over the events that the engine was given:
 * of events without an amount, the values of the most varied field are written as often as the source has them;
 * a number with decimals, or from 100 on, stands in the source or follows from it (a sum, a mean, a count ...).
 
-Of a summary, which leaves events out on purpose, only the first two and the last are checked.
+Of a summary, which leaves events out on purpose, only the first two and the last are checked: it need not be complete.
 
-What it can't see: an event told twice, values moved from one event to another, small whole numbers that are made up,
-and false statements in words.
+What it can't see: single events told twice, values moved from one event to another, small whole numbers that are made
+up, and false statements in words.
 """
 
 from __future__ import annotations
@@ -51,6 +53,17 @@ _WEEKDAY_NAMES = {
 _CODE_POINT = re.compile(r"\\u([0-9a-fA-F]{4})")
 _WORD = re.compile(r"[^\W\d_]{4,}")
 _DIGIT = re.compile(r"\d")
+# What a model says to itself about its task, and no account of purchases says.
+_THINKING = re.compile(
+    r"\bthe user (?:wants|asks|asked|is asking|gave|has given|provided)\b|\bwe are asked\b"
+    r"|\bwe need to (?:write|rewrite|convert)\b"
+    r"|\blet (?:me|us) (?:think|see|check|start|begin|go through|write|rewrite|convert|format|now|first|double)\b"
+    r"|\bi (?:need|have|was asked) to (?:write|rewrite|convert|keep|make sure|produce|output|follow|check|include)\b"
+    r"|\bi (?:should|must|will|'ll) (?:write|rewrite|convert|keep|make sure|produce|output|follow|check|include|now)\b"
+    r"|\b(?:my|the) task is to\b|\bstep by step\b|\bthe instructions? says?\b|^(?:okay|ok|alright|hmm|wait), ",
+    re.IGNORECASE | re.MULTILINE,
+)
+_FEW = 3  # amounts, below which each may stand twice by chance
 _NAMED = 5  # missing values that a fault names
 
 Code = Literal[
@@ -59,6 +72,8 @@ Code = Literal[
     "empty",
     "too_long",
     "special_token",
+    "reasoning",
+    "told_twice",
     "amount_missing",
     "time_missing",
     "category_missing",
@@ -119,6 +134,7 @@ class FaithfulnessCheck:
             if part not in ("", "00:00")
         }
         self._categories = {text: fold(text) for text in self._values(Kind.CATEGORY)}
+        self._told = " ".join(self._categories.values())
         self._anchors = _anchors(source)
         self._known = statistics(source).union(*(statistics(part) for part in parts))
 
@@ -128,6 +144,8 @@ class FaithfulnessCheck:
         if unfit is not None:
             return [unfit]
         numbers = find_numbers(html.unescape(generation.text))
+        if self._conf.complete and self._is_told_twice(numbers):
+            return [Fault(code="told_twice", detail="every amount stands there twice as often as in the source")]
         found: list[tuple[Code, list[str]]] = [("number_invented", self._invented(numbers))]
         if self._conf.complete:
             found = [*self._missing(numbers, fold(generation.text)), *found]
@@ -152,8 +170,21 @@ class FaithfulnessCheck:
             return Fault(code="empty", detail="the engine returned no text")
         if len(text) > longest:
             return Fault(code="too_long", detail=f"{len(text)} characters, at most {longest}")
-        special = SPECIAL_TOKENS.search(text)
-        return Fault(code="special_token", detail=special.group()) if special else None
+        return self._foreign(text)
+
+    def _foreign(self, text: str) -> Fault | None:
+        """What no text about events holds."""
+        if special := SPECIAL_TOKENS.search(text):
+            return Fault(code="special_token", detail=special.group())
+        thought = _THINKING.search(text)
+        if thought and fold(thought.group()) not in self._told:
+            return Fault(code="reasoning", detail=f"'{thought.group()}' is said about the task, not of the events")
+        return None
+
+    def _is_told_twice(self, numbers: Numbers) -> bool:
+        supply = self._supply(numbers)
+        few = self._amounts.total() < _FEW
+        return not few and all(supply[amount] >= 2 * count for amount, count in self._amounts.items())
 
     def _values(self, *kinds: Kind) -> Iterator[str]:
         return (text for place in self._source.places(*kinds) for text in self._source.values(place))

@@ -114,12 +114,34 @@ def with_goal(events: DataFrame, rules: Sequence[GoalRule], dictionaries: DataFr
     if unknown := set(named) - set(events.columns):
         raise ConfigError(f"goals: no event field {', '.join(sorted(unknown))}; there are {', '.join(events.columns)}")
     described = reduce(lambda rows, field: with_description(rows, dictionaries, field, f"{field}_text"), named, events)
-    goal = reduce(
-        lambda rest, item: F.when(_fits(item[1]), item[0]).otherwise(rest),
-        reversed(list(enumerate(rules))),
-        F.lit(None).cast("int"),
+    plain = _plain(rules)
+    for place, (field, texts) in enumerate(plain.items()):
+        # By a join, since rules may be as many as a dictionary has codes: no expression may grow with it.
+        known = events.sparkSession.createDataFrame(list(texts.items()), f"{field}_text string, _goal{place} int")
+        described = described.join(F.broadcast(known), on=f"{field}_text", how="left")
+    others = [F.when(_fits(rule), place) for place, rule in enumerate(rules) if not _is_plain(rule)]
+    found = [*(F.col(f"_goal{place}") for place in range(len(plain))), *others]
+    nothing = F.lit(None).cast("int")
+    goal = F.least(nothing, nothing, *found)  # of those that are there
+    return described.withColumn("goal", goal).drop(
+        *(f"{field}_text" for field in named), *(f"_goal{place}" for place in range(len(plain)))
     )
-    return described.withColumn("goal", goal).drop(*(f"{field}_text" for field in named))
+
+
+def _is_plain(rule: GoalRule) -> bool:
+    """Whether a rule only asks for texts of one field."""
+    return len(rule.fields) == 1 and rule.when is None and rule.amount == "any"
+
+
+def _plain(rules: Sequence[GoalRule]) -> dict[str, dict[str, int]]:
+    """Field -> text -> place of the first plain rule that names it."""
+    found: dict[str, dict[str, int]] = {}
+    for place, rule in enumerate(rules):
+        if _is_plain(rule):
+            field, texts = next(iter(rule.fields.items()))
+            for text in texts:
+                found.setdefault(field, {}).setdefault(text, place)
+    return found
 
 
 def _fits(rule: GoalRule) -> Column:

@@ -17,10 +17,10 @@ from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 
 from ledgerlm.errors import DataError, SpecError
+from ledgerlm.events.masks import masked
 from ledgerlm.events.quality import (
     Reason,
     decimal_amount,
-    masked,
     number,
     present,
     pseudonymised,

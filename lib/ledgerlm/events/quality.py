@@ -24,39 +24,6 @@ from ledgerlm.lake.schemas import AMOUNT
 _DAY_SECONDS = 86_400
 # Spark's timestamps end in the year 294247; beyond some 200,000 years a number of seconds is no time.
 _MOST_SECONDS = 6e12
-# Words that no person is called and that firms and accounts are: what holds one of them after `from` stays.
-_NO_PERSON = (
-    r"(?iu:the|a|an|our|my|your|go|with|of|and|for|bank|account|konto|savings|checking|current|card|loan|deposit|salary|"
-    r"pension|office|council|city|insurance|store|shop|market|markt|cafe|restaurant|hotel|school|university|hospital|"
-    r"company|group|trading|services?|ltd|limited|gmbh|ag|kg|inc|llc|plc|corp|co|sa|sas|srl|spa|bv|nv|oy|ab|as|sro)\b"
-)
-# Brands that begin like a person with a title.
-_BRANDS = r"(?iu:price|bricolage|clean|muscle|pizza|fields|kipling|porter|oetker|pepper|martens|scholl|hauschka)\b"
-_NAME = rf"(?!{_NO_PERSON})\p{{Lu}}(?:\.|[\p{{L}}'’-]++)"
-_NAMES = rf"{_NAME}(?: +{_NAME}){{1,3}}+(?! +{_NO_PERSON})"
-_TITLES = r"(?iu:mr|mrs|ms|herrn?|frau|monsieur|mme|mlle|señora?|signora?)"
-_DEGREES = r"(?iu:dr|prof|miss|sir|madame|lady)"
-_MOVED = (
-    r"(?iu:transfers?|transferred|sent|received|money|standing order|zelle|venmo|p2p|überweisung|gutschrift|"
-    r"dauerauftrag|virement|bonifico|transferencia|перевод)"
-)
-_FROM_TO = r"(?iu:from|to|von|an|de|da|para|от)"
-_MASKS = {
-    "iban": ((r"\b[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b", "[iban]"),),
-    "card": ((r"(?<![0-9])[0-9](?:[ -]?[0-9]){12,18}(?![0-9])", "[card]"),),
-    "email": ((r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+", "[email]"),),
-    "phone": (
-        (r"(?<![0-9A-Za-z+])(?:\+|00)[1-9][0-9]{0,2}(?:[ ()./-]{0,2}[0-9]){6,12}(?![0-9])", "[phone]"),
-        (r"(?<![0-9-])(?:\([0-9]{3}\) ?|[0-9]{3}[-.])[0-9]{3}[-.][0-9]{4}(?![0-9-])", "[phone]"),
-        (r"\b((?i:tel|telefon|phone|mobile|mob|cell|handy)\b[.: ]{0,3})[0-9(](?:[ ()./-]?[0-9]){5,13}", "$1[phone]"),
-    ),
-    "name": (
-        (rf"(?<!\p{{L}})({_TITLES}\b\.? +)(?!{_BRANDS}){_NAME}(?: +{_NAME}){{0,2}}", "$1[name]"),
-        (rf"(?<!\p{{L}})({_DEGREES}\b\.? +)(?!{_BRANDS}){_NAMES}", "$1[name]"),
-        (rf"(?<!\p{{L}})({_MOVED}(?!\p{{L}}).{{0,40}}?(?<!\p{{L}}){_FROM_TO} +){_NAMES}", "$1[name]"),
-        (rf"^( *(?iu:from|von|от) +){_NAMES}", "$1[name]"),
-    ),
-}
 _HMAC_BLOCK = 64  # bytes of a SHA-256 block
 
 
@@ -197,29 +164,6 @@ def _by_pattern(value: Column, form: TimeFormat) -> Column:
         century = F.make_interval(F.lit(100))
         time = F.when(F.year(time) > form.pivot + 99, time - century).otherwise(time)
     return time if re.search("[VzOXxZ]", form.format) else _in_zone(time, form.zone)
-
-
-def masked(text: Column, masks: Sequence[str], words: Sequence[str] = ()) -> Column:
-    """The text with what names a person replaced by its kind.
-
-    * `iban`, `email`, and `card`: runs of 13 to 19 digits;
-    * `phone`: international numbers, North American ones, and numbers after `tel`, `phone`, `mobile`;
-    * `name`: capitalised words after a salutation (Mr, Frau, Mme), two or more after a degree (Dr, Prof), after `from`
-      or `to` in the words of a transfer, and after a leading `from`. Names of firms, shops and accounts stay where a
-      word tells them (Ltd, Bank, Savings). A person's name in another place, or without a capital, is not found.
-
-    Args:
-        text: string column.
-        masks: kinds, in the order to apply.
-        words: further names, masked as `[name]` wherever they stand as whole words, in upper or lower case.
-    """
-    for name in masks:
-        for pattern, kind in _MASKS[name]:
-            text = F.regexp_replace(text, pattern, kind)
-    if words:
-        listed = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-        text = F.regexp_replace(text, rf"(?iu)(?<![\p{{L}}\p{{N}}])(?:{listed})(?![\p{{L}}\p{{N}}])", "[name]")
-    return text
 
 
 def pseudonymised(frame: DataFrame, columns: Sequence[str], key_env: str | None) -> DataFrame:

@@ -88,7 +88,8 @@ def _planned(
             continue
         why = "stands after it" if name in names else f"is not in the pipeline: {nearest(name, earlier or ['none'])}"
         raise ConfigError(f"{file}: stages.{stage.name}: names stage '{name}', which {why}; it needs a stage before it")
-    needed = [] if wanted else _latest(stage.job.needs, before)
+    jobs_named = {one.job.name for one in before if one.name in wanted} | ({"finetune"} if models else set())
+    needed = _latest([job for job in stage.job.needs if job not in jobs_named], before)
     return StagePlan(
         stage=stage,
         reads=stage.job.reads_of(scope),

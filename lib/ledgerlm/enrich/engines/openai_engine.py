@@ -91,6 +91,8 @@ class OpenAiEngine:
             raise EngineError(self._out_of_order(f"answers with status {error.status_code}")) from None
         except self._library.APIConnectionError as error:
             raise EngineError(self._out_of_order(f"does not answer ({type(error).__name__})")) from None
+        except (self._library.APIResponseValidationError, ValueError) as error:
+            return _unreadable(f"the server's answer is no JSON of a chat completion ({type(error).__name__})")
 
     def _ask(self, request: Request) -> ChatCompletion:
         messages: Any = [{"role": role, "content": content} for role, content in request.messages]
@@ -119,13 +121,22 @@ class OpenAiEngine:
 
 
 def _generation(answer: ChatCompletion) -> Generation:
-    choice, usage = answer.choices[0], answer.usage
+    # A server, or a gateway before it, may answer 200 with a page of HTML (which the client hands over as text), with
+    # an error object, or with nothing chosen: this document has no rewrite then, and the others go on.
+    choices: list[Any] = getattr(answer, "choices", None) or []
+    message = getattr(choices[0], "message", None) if choices else None
+    if message is None:
+        return _unreadable(f"the server's answer holds no choice: {answer!s:.{_DETAIL}}")
     known: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-    finish = known.get(choice.finish_reason, "error")
+    finish, usage = known.get(choices[0].finish_reason, "error"), answer.usage
     return Generation(
-        text=choice.message.content or "",
+        text=message.content or "",
         finish_reason=finish,
-        detail="" if finish != "error" else f"the server ended the text with {choice.finish_reason!r}",
+        detail="" if finish != "error" else f"the server ended the text with {choices[0].finish_reason!r}",
         input_tokens=usage.prompt_tokens if usage else 0,
         output_tokens=usage.completion_tokens if usage else 0,
     )
+
+
+def _unreadable(detail: str) -> Generation:
+    return Generation(text="", finish_reason="error", detail=detail)
