@@ -442,7 +442,7 @@ def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_named_stage_does_not_hide_what_else_is_needed(tmp_path: Path) -> None:
     (tmp_path / "spec.yaml").write_text(SPEC)
     (tmp_path / "p.yaml").write_text(
-        "pipeline: p\ndata: spec.yaml\nstages: {serialize: {}, enrich: {engine: template}, finetune: {enrich: enrich}, "
+        "pipeline: p\ndata: spec.yaml\nstages: {serialize: {}, enrich: {engine: template}, finetune: {}, "
         "embed: {enrich: enrich}}"
     )
     assert load_pipeline(tmp_path / "p.yaml").plans[-1].stages == ("enrich", "finetune")
