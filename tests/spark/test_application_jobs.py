@@ -129,7 +129,6 @@ def test_lists_and_products_are_published_by_date_too(spark: SparkSession, folde
     assert published(spark, folder, "cross_sell", "head_id") == days
 
 
-@pytest.mark.slow  # four forecasts with their backtests: some minutes
 def test_stock_forecasts_of_other_dates_stay(spark: SparkSession, folder: Path) -> None:
     stock = {"region": "region", "category": "category", "horizon": 30, "window": 60}
     for as_of in (JANUARY, FEBRUARY):
