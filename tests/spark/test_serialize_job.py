@@ -41,6 +41,7 @@ def lake(spark: SparkSession, tmp_path: Path) -> Lake:
     [
         ({}, {("one", "aba"), ("one", "ababab"), ("two", "abababab")}),
         ({"labels": False}, {("one", "abababab"), ("two", "abababab")}),
+        ({"everyone": True}, {("one", "aba"), ("one", "ababab"), ("one", "abababab"), ("two", "abababab")}),
         ({"until": "2024-12-05"}, {("one", "aba"), ("one", "abab"), ("two", "abab")}),
         ({"labels": False, "until": "2024-12-05", "only": "category = 'b'"}, {("one", "bb"), ("two", "bb")}),
     ],

@@ -27,6 +27,11 @@ class AsOfConf(Conf):
         description="one history for each as_of of a client's labels; false: one for each client, which labels of "
         "later stages do not change",
     )
+    everyone: bool = Field(
+        False,
+        description="one history more for each client, labelled or not, at as_of: so that all can be scored as of "
+        "tonight with heads that learn from the labels; a backbone then learns from these histories as well",
+    )
 
 
 def after_last(events: DataFrame) -> dt.datetime:
@@ -48,7 +53,7 @@ def asked(clients: DataFrame, labels: DataFrame | None, end: dt.datetime, conf: 
         clients: the `clients` table.
         labels: the `labels` table, if there is one.
         end: for clients without labels; without a zone it is in the session's.
-        conf: with `labels: false`, all histories end at `end`.
+        conf: with `labels: false`, all histories end at `end`; with `everyone: true`, one of each client does.
 
     Returns:
         client_id, as_of; distinct.
@@ -58,4 +63,6 @@ def asked(clients: DataFrame, labels: DataFrame | None, end: dt.datetime, conf: 
     if labels is None or (conf is not None and not conf.labels):
         return ids.withColumn("as_of", instant)
     own = labels.select(*_KEY).distinct()
+    if conf is not None and conf.everyone:
+        return own.join(ids, on="client_id", how="leftsemi").unionByName(ids.withColumn("as_of", instant)).distinct()
     return ids.join(own, on="client_id", how="left").withColumn("as_of", F.coalesce("as_of", instant))

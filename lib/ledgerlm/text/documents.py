@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ledgerlm.errors import DataError
-from ledgerlm.events.asked import AsOfConf
+from ledgerlm.events.asked import AsOfConf, asked
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.text.check import check_documents, sum_up
@@ -67,6 +67,8 @@ def tell_histories(
         end = min(end, conf.until)
         last = F.lit(conf.until.isoformat(sep=" ")).cast("timestamp")
         labels = None if labels is None else labels.withColumn("as_of", F.least("as_of", last))
+    if conf.everyone:
+        labels = asked(clients, labels, end, conf)
     rows_in, described = _known(clients, dictionaries)
     documents = serialize(
         events,
