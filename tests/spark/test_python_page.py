@@ -1,0 +1,56 @@
+"""The page on the Python interface is run as it stands."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from ledgerlm.engines import spark as engine
+from tests.conftest import REPOSITORY
+
+PAGE = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+SPEC = """
+name: shop
+source: {path: ., files: [{glob: shop.csv}]}
+client: who
+time: {column: day}
+amount: {column: spent}
+split: {rule: hash, share: 0.2}
+fields: [{name: item}]
+labels:
+  - {name: good, kind: binary, file: {glob: labels.csv}, id: who, as_of: {column: day}, column: good}
+"""
+
+
+def test_every_block_of_the_page_runs(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"c{who},2024-01-{1 + day:02d},{1 + who % 7}.50,{'ab'[who % 2]}" for who in range(40) for day in range(4)]
+    (tmp_path / "shop.csv").write_text("\n".join(["who,day,spent,item", *rows, "c1,2024-01-09,much,a"]))
+    (tmp_path / "labels.csv").write_text(
+        "\n".join(["who,day,good", *(f"c{who},2024-02-01,{who % 2}" for who in range(40))])
+    )
+    (tmp_path / "shop.yaml").write_text(SPEC)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine, "start", lambda conf: spark)
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(block, names)
+    assert capsys.readouterr().out == "161 rows in, 160 out, 1 set aside, 0 twice\n"
+    assert names["documents"].count() == names["features"].count() == 40
+    scored = {row["client_id"]: row["prediction"] for row in names["scores"].collect()}
+    assert len(scored) == 40
+    assert sum(scored[f"c{who}"] == who % 2 for who in range(40)) > 35
+
+
+def test_every_verb_that_the_page_names_is_there() -> None:
+    named = re.findall(r"`([a-z_.]+\.\w+)`", "".join(re.findall(r"^\| (`[^|]*`) \|", PAGE, re.MULTILINE)))
+    assert len(named) > 14
+    for name in named:
+        module, _, verb = name.rpartition(".")
+        assert hasattr(import_module(f"ledgerlm.{module}"), verb), name
