@@ -15,13 +15,7 @@ from ledgerlm.runs.job import Job, StageResult
 def run(ctx: Context, conf: CrossSellConf) -> StageResult:
     """Writes for each client the products that it lacks, best first."""
     scored = choose_scores(ctx.read("scores"), ctx.heads(conf.scores), ctx.task(conf.task), conf)
-    known = Known(
-        events=ctx.read("events"),
-        clients=ctx.read("clients"),
-        labels=ctx.read("labels"),
-        dictionaries=ctx.maybe("dictionaries"),
-    )
-    chosen = cross_sell(scored, known, conf, seed=ctx.seed, keep=ctx.keep)
+    chosen = cross_sell(scored, Known.of(ctx.read, ctx.maybe), conf, seed=ctx.seed, keep=ctx.keep)
     section = offers_section(ctx.stage, "Cross-sell and up-sell", "Products", chosen)
     return ctx.publish(chosen.made(ctx.stage, [section]))
 

@@ -15,13 +15,7 @@ from ledgerlm.runs.job import Job, StageResult
 def run(ctx: Context, conf: RecommendConf) -> StageResult:
     """Writes each client's offers, best first, those that the policy allows."""
     scored = choose_scores(ctx.read("scores"), ctx.heads(conf.scores), ctx.task(conf.task), conf)
-    known = Known(
-        events=ctx.read("events"),
-        clients=ctx.read("clients"),
-        labels=ctx.read("labels"),
-        dictionaries=ctx.maybe("dictionaries"),
-    )
-    chosen = recommend(scored, known, conf, seed=ctx.seed, keep=ctx.keep)
+    chosen = recommend(scored, Known.of(ctx.read, ctx.maybe), conf, seed=ctx.seed, keep=ctx.keep)
     section = offers_section(ctx.stage, "Recommendations", "Offers", chosen)
     return ctx.publish(chosen.made(ctx.stage, [section]))
 

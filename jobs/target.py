@@ -15,13 +15,7 @@ from ledgerlm.runs.job import Job, StageResult
 def run(ctx: Context, conf: TargetConf) -> StageResult:
     """Writes the list of each campaign, from the most profitable client down."""
     scored = choose_scores(ctx.read("scores"), ctx.heads(conf.scores), ctx.task(conf.task), conf)
-    known = Known(
-        events=ctx.read("events"),
-        clients=ctx.read("clients"),
-        labels=ctx.read("labels"),
-        dictionaries=ctx.maybe("dictionaries"),
-    )
-    chosen = target(scored, known, conf, seed=ctx.seed, keep=ctx.keep)
+    chosen = target(scored, Known.of(ctx.read, ctx.maybe), conf, seed=ctx.seed, keep=ctx.keep)
     section = offers_section(ctx.stage, "Campaign lists", "Campaigns", chosen)
     return ctx.publish(chosen.made(ctx.stage, [section]))
 

@@ -6,7 +6,7 @@ came of it (`choose`): what was chosen, what forbade the rest, and what the choi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,13 @@ class Known:
     clients: DataFrame
     labels: DataFrame
     dictionaries: DataFrame | None = None
+
+    @classmethod
+    def of(cls, read: Callable[[str], DataFrame], maybe: Callable[[str], DataFrame | None]) -> Known:
+        """From what reads a table by its name, and what gives None where it is not there."""
+        return cls(
+            events=read("events"), clients=read("clients"), labels=read("labels"), dictionaries=maybe("dictionaries")
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
