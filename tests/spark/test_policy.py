@@ -42,7 +42,7 @@ def test_opt_out_eligibility_rest_and_cap(spark: SparkSession) -> None:
     )  # fmt: skip
     earlier = [("c", AS_OF - timedelta(days=3)), ("d", AS_OF - timedelta(days=20)), ("b", AS_OF + timedelta(days=1))]
     contacts = spark.createDataFrame(earlier, "client_id string, contact_time timestamp")
-    policy = PolicyConf(opt_out="stop = 'yes'", per_client=2, period_days=30, rest_days=7)
+    policy = PolicyConf(opt_out="stop = 'yes'", opt_out_unknown="allows", per_client=2, period_days=30, rest_days=7)
     found = apply_policy(
         asked, clients(spark), policy, keep=KEEP, eligibility={"loan": "package = 'premium'"}, contacts=contacts
     )
@@ -51,6 +51,9 @@ def test_opt_out_eligibility_rest_and_cap(spark: SparkSession) -> None:
         ("a", "card"): "opt_out", ("gone", "card"): "opt_out", ("b", "loan"): "not_eligible", ("b", "card"): None,
         ("c", "card"): "rest", ("d", "card"): None, ("d", "loan"): "client_cap",
     }  # fmt: skip
+    # Nobody knows whether `d` wants to be contacted.
+    careful = apply_policy(asked, clients(spark), PolicyConf(opt_out="stop = 'yes'"), keep=KEEP)
+    assert {client for (client, _), why in reasons(careful).items() if why == "opt_out"} == {"a", "d", "gone"}
     with pytest.raises(ConfigError, match="no condition over client_id, stop, package"):
         apply_policy(asked, clients(spark), PolicyConf(opt_out="nothing = 1"), keep=KEEP)
 

@@ -129,5 +129,9 @@ def test_holidays_by_country_and_a_repeated_day_are_told(spark: SparkSession, tm
     conf = SeriesConf(path="series.csv", columns=("rate",))
     with pytest.raises(DataError, match="stands twice"):
         read_series(spark, conf, (tmp_path / "series.csv").as_uri())
+    for line, odd in (('2024-01-02,"1,5"', "'1,5'"), ("02.01.2024,1", "'02.01.2024'"), (",1", "'an empty date'")):
+        (tmp_path / "odd.csv").write_text(f"date,rate\n2024-01-01,\n{line}\n")
+        with pytest.raises(DataError, match=odd):
+            read_series(spark, conf, (tmp_path / "odd.csv").as_uri())
     with pytest.raises(DataError, match="no column price"):
         read_series(spark, conf.model_copy(update={"columns": ("price",)}), (tmp_path / "series.csv").as_uri())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from pyspark.errors import AnalysisException
@@ -27,6 +27,9 @@ class PolicyConf(Conf):
     """Whom a campaign may contact, and how often. The newest contacts count, of whatever campaign."""
 
     opt_out: str | None = Field(None, description="SQL condition over client columns: who must not be contacted")
+    opt_out_unknown: Literal["blocks", "allows"] = Field(
+        "blocks", description="of a client for whom the condition is neither true nor false, since a value is unknown"
+    )
     per_client: int = Field(1, ge=1, description="most contacts of a client within period_days, earlier ones counted")
     period_days: int = Field(30, ge=1, description="days before as_of in which earlier contacts count")
     rest_days: int = Field(0, ge=0, description="days that must have passed since a client's last contact")
@@ -90,7 +93,9 @@ def with_rank(rows: DataFrame, by: str, *, keep: Keep) -> DataFrame:
 
 def _barred(candidates: DataFrame, clients: DataFrame, policy: PolicyConf, eligibility: Mapping[str, str]) -> DataFrame:
     """Adds `blocked` by what is known of the client."""
-    out = F.lit(False) if policy.opt_out is None else _condition(clients, "opt_out", policy.opt_out, unknown=False)
+    out = F.lit(False)
+    if policy.opt_out is not None:
+        out = _condition(clients, "opt_out", policy.opt_out, unknown=policy.opt_out_unknown == "blocks")
     fits = [(F.lit(offer), _condition(clients, offer, text, unknown=False)) for offer, text in eligibility.items()]
     allowed = (
         F.create_map(*(part for pair in fits for part in pair)) if fits else F.create_map().cast("map<string, boolean>")

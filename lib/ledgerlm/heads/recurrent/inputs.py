@@ -156,17 +156,28 @@ def holiday_calendar(spark: SparkSession, countries: Sequence[str], first: dt.da
 
 
 def read_series(spark: SparkSession, conf: SeriesConf, path: str) -> DataFrame:
-    """The series as `_day` and its columns; a day that stands twice is refused.
+    """The series as `_day` and its columns; an empty number is unknown.
 
     Raises:
-        DataError: for missing columns or a repeated day.
+        DataError: for missing columns, a day that stands twice, or what is no date or no number.
     """
     reader = spark.read.option("header", "true") if conf.format == "csv" else spark.read
     rows = reader.format(conf.format).load(path)
     if missing := [name for name in (conf.date, *conf.columns) if name not in rows.columns]:
         raise DataError(f"series {path}: no column {', '.join(missing)}; there are {', '.join(rows.columns)}")
-    numbers = [F.col(name).try_cast("double").alias(name) for name in conf.columns]
-    series = rows.select(F.col(conf.date).try_cast("date").alias("_day"), *numbers).where("_day IS NOT NULL")
+    numbers = {name: F.col(name).try_cast("double") for name in conf.columns}
+    day = F.col(conf.date).try_cast("date")
+    wrong = [
+        F.when(number.isNull(), F.nullif(F.trim(F.col(name).cast("string")), F.lit("")))
+        for name, number in numbers.items()
+    ]
+    odd = F.coalesce(F.when(day.isNull(), F.coalesce(F.col(conf.date).cast("string"), F.lit("an empty date"))), *wrong)
+    if (bad := rows.select(odd.alias("odd")).where("odd IS NOT NULL").first()) is not None:
+        raise DataError(
+            f"series {path}: '{bad['odd']}' is no date in column '{conf.date}' or no number in "
+            f"{', '.join(conf.columns)}; write dates as 2024-01-31, numbers with a point"
+        )
+    series = rows.select(day.alias("_day"), *(number.alias(name) for name, number in numbers.items()))
     if series.groupBy("_day").count().where("count > 1").limit(1).count():
         raise DataError(f"series {path}: a day of column '{conf.date}' stands twice; one row a day is needed")
     return series
@@ -199,8 +210,8 @@ def with_context(rows: DataFrame, sources: Sources, conf: InputsConf) -> DataFra
         joined = _with_coming_holidays(joined, sources, conf.holidays)
         factors.append(F.coalesce(F.col("_coming"), F.lit(0.0)))
     if conf.series and sources.series is not None:
-        # The newest numbers that are out at as_of: those of the day `lag_days` before it, or of the day before.
-        lag = max(1, conf.series.lag_days)
+        # The newest numbers that are out at as_of: those of the day `lag_days` before it.
+        lag = conf.series.lag_days
         joined = joined.withColumn("_day", F.date_sub(F.to_date("as_of"), lag))
         joined = joined.join(F.broadcast(sources.series), on="_day", how="left").drop("_day")
         factors += [F.coalesce(F.col(name), F.lit(0.0)) for name in conf.series.columns]

@@ -39,7 +39,7 @@ class SeriesConf(Conf):
     format: Literal["csv", "parquet"] = Field("csv", description="of the file")
     date: str = Field("date", description="column of the day")
     columns: tuple[str, ...] = Field(min_length=1, description="columns of numbers")
-    lag_days: int = Field(1, ge=0, description="days until a day's numbers are known; nothing younger is seen")
+    lag_days: int = Field(1, ge=1, description="days until a day's numbers are known; nothing younger is seen")
 
 
 class InputsConf(Conf):
