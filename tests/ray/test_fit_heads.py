@@ -154,6 +154,7 @@ EMBEDDING = {"table": "embeddings", "backbone_id": "bb", "definition_id": "dd", 
 
 
 STUDY = {
+    "heads": ["lightgbm"],
     "representations": {"agg": [AGG], "llm4es": [EMBEDDING], "llm4es+agg": [EMBEDDING, AGG]},
     "lightgbm": {"min_data_in_leaf": 10, "n_estimators": 30},
     "folds": 3,
@@ -192,6 +193,9 @@ def test_evaluate_finds_the_better_representation(spark: SparkSession, ray_engin
     assert auc["llm4es"]["delta_low"] > 0
     assert (auc["llm4es"]["folds"], auc["llm4es"]["seeds"], auc["llm4es"]["baseline"]) == (3, 2, "agg")
     assert ("llm4es", "roc_auc", "test") in rows
+    [task] = facts["tasks"].values()
+    for of_method in task["heads"].values():
+        assert of_method["means"].keys() == {"lightgbm", "linear", "stack"} and sum(of_method["chosen"].values()) == 6
     assert len(facts["leaderboard"]) == len(rows)
     task = facts["tasks"]["default"]
     assert (task["development_rows"], task["test_rows"], task["classes"]) == (216, 24, ["no", "yes"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +16,7 @@ from ledgerlm.evaluation.leaderboard import leaderboard, paired_tests
 from ledgerlm.evaluation.pictures import calibration_bins, confusion, importances, pooled, projection, roc_points
 from ledgerlm.evaluation.protocol import (
     bayes_probabilities,
+    central_predictions,
     constant_predictions,
     group_predictions,
     majority_predictions,
@@ -184,6 +187,23 @@ def test_leaderboard_compares_with_the_baseline_and_knows_its_constant_rows() ->
     (test,) = paired_tests(sample, judged, baseline="agg")
     assert (test["method"], test["metric"]) == ("bayes", "roc_auc")
     assert test["p_value"] < 0.05
+
+
+def test_a_number_has_its_constants_beside_it() -> None:
+    labels, matrix = _world(400)
+    sample = replace(make_sample(TASK, labels, matrix), task=Task(name="amount", kind="regression"))
+    sample = replace(sample, y=np.random.default_rng(1).lognormal(0, 2, len(sample.y)))
+    folds = make_folds(sample, 4, [1])
+    judged = {
+        "mean": central_predictions(sample, folds, lambda y: float(np.mean(y))),
+        "median": central_predictions(sample, folds, lambda y: float(np.median(y))),
+    }
+    board = {
+        (one.method, one.metric): one.mean
+        for one in leaderboard(sample, judged, baseline="agg", count=100, seed=1)
+        if one.split == "cross_validation"
+    }
+    assert board["median", "mae"] < board["mean", "mae"] and board["mean", "rmse"] < board["median", "rmse"]
 
 
 def test_what_only_tells_groups_apart_is_worth_nothing_within_them() -> None:

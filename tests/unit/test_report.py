@@ -46,6 +46,10 @@ def facts() -> dict[str, Any]:
         "classes": ["low", "high"],
         "development_rows": 90,
         "test_rows": 10,
+        "columns": {"agg": 1209, "llm4es+agg": 80},
+        "heads": {
+            "agg": {"means": {"lightgbm": 0.6, "linear": 0.65, "stack": 0.64}, "chosen": {"linear": 4, "stack": 1}}
+        },
         "importance": {"agg": importance},
         "roc": {"agg": [curve]},
         "calibration": {"agg": bins},
@@ -143,6 +147,12 @@ def test_page_is_complete_and_loads_nothing(facts: dict[str, Any]) -> None:
     assert {link.removeprefix("#") for link in page.links} <= page.ids
     for heading in ("Task income", "A map of clients", "Length sweep", "Stages", "A history as text", "Tables"):
         assert f"<h2>{heading}</h2>" in text
+
+
+def test_heads_and_too_many_columns_are_told(facts: dict[str, Any]) -> None:
+    text = render(facts)
+    assert "More columns than clients: agg (1,209)." in text
+    assert "linear 4, stack 1" in text and "roc_auc with stack" in text
 
 
 def test_text_from_outside_is_shown_as_text(facts: dict[str, Any]) -> None:

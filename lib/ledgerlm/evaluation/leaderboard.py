@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Judged = Mapping[str, Mapping[str, Sequence[Predictions]]]
 MAJORITY = "majority"
 BAYES = "bayes"
+MEAN, MEDIAN = "constant_mean", "constant_median"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -206,3 +206,16 @@ def majority_predictions(sample: Sample, folds: Sequence[Fold]) -> Mapping[str, 
                 p = np.tile(counts / counts.sum(), (len(rows), 1))
                 found[split].append(Predictions(seed=fold.seed, fold=fold.number, rows=rows, p=p))
     return found
+
+
+def central_predictions(
+    sample: Sample, folds: Sequence[Fold], of: Callable[[Floats], float]
+) -> Mapping[str, list[Predictions]]:
+    """What says one number to everybody: the mean, or the median, of a fold's training rows."""
+    found: dict[str, list[Predictions]] = {"cross_validation": [], "test": []}
+    for fold in folds:
+        for split, rows in (("cross_validation", fold.held_out), ("test", sample.test)):
+            if len(rows):
+                p = np.full((len(rows), 1), of(sample.y[fold.train]))
+                found[split].append(Predictions(seed=fold.seed, fold=fold.number, rows=rows, p=p))
+    return found

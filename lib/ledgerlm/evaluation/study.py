@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import ConfigError
+from ledgerlm.evaluation.choosing import (
+    HeadsConf,
+    MethodFits,
+    MethodResults,
+    Shown,
+    inner_folds,
+    method_fits,
+    shown,
+)
 from ledgerlm.evaluation.leaderboard import (
     BAYES,
     MAJORITY,
+    MEAN,
+    MEDIAN,
     Entry,
     Judged,
     count_figures,
@@ -25,16 +37,15 @@ from ledgerlm.evaluation.protocol import (
     Material,
     ProtocolConf,
     bayes_probabilities,
+    central_predictions,
     constant_predictions,
     group_predictions,
     majority_predictions,
     read_bayes,
     read_material,
-    split_predictions,
 )
-from ledgerlm.heads.boosting import LightGBMConf
-from ledgerlm.heads.parallel import Fit, FitStore, Fitted, run_fits
-from ledgerlm.heads.samples import Fold, Sample, fold_fits, make_folds, make_sample
+from ledgerlm.heads.parallel import FitStore, run_fits
+from ledgerlm.heads.samples import Fold, Sample, make_folds, make_sample
 from ledgerlm.heads.tasks import Task
 from ledgerlm.heads.vectors import Matrix, Source
 from ledgerlm.lake.made import Made
@@ -45,7 +56,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class EvaluateConf(ProtocolConf):
+class EvaluateConf(ProtocolConf, HeadsConf):
     """Settings of the evaluate job."""
 
     trainings: dict[str, tuple[str, ...]] = Field(
@@ -62,7 +73,6 @@ class EvaluateConf(ProtocolConf):
     within: str | None = Field(
         None, description="client attribute; figures are also given within each of its values, from the same folds"
     )
-    lightgbm: LightGBMConf = Field(LightGBMConf(), description="settings of LightGBM")
     rows: Literal["common", "all"] = Field(
         "common", description="common: clients that every representation knows; all: with zeros and a flag for the rest"
     )
@@ -75,7 +85,7 @@ class EvaluateConf(ProtocolConf):
     def _known_methods(self) -> EvaluateConf:
         if self.map_of is not None and self.map_of not in self.representations:
             raise ValueError(f"map_of: no representation '{self.map_of}'")
-        for name in (MAJORITY, BAYES):
+        for name in (MAJORITY, BAYES, MEAN, MEDIAN):
             if name in self.representations:
                 raise ValueError(f"the name '{name}' is taken by a row of the leaderboard")
         read = {source.stage for chosen in self.representations.values() for source in chosen}
@@ -113,7 +123,7 @@ class _Plan:
 
     sample: Sample
     folds: Sequence[Fold]
-    fits: Mapping[str, Sequence[Fit]]
+    fits: Mapping[str, MethodFits]
 
 
 def evaluate(
@@ -156,7 +166,7 @@ def evaluate(
         ConfigError: trainings of one method have vectors of different length.
         DataError: nothing to learn from; see `make_sample`, `make_folds`.
     """
-    shown = progress or Progress()
+    bars = progress or Progress()
     material = read_material(
         labels,
         clients,
@@ -165,7 +175,7 @@ def evaluate(
         conf,
         facts=facts,
         keep=keep,
-        progress=shown,
+        progress=bars,
         representations=conf.trained,
         within=conf.within,
         union=conf.rows == "all",
@@ -174,12 +184,16 @@ def evaluate(
     matrix = next(iter(material.matrices.values()))
     truth = None if bayes is None else read_bayes(bayes, material.keys)
     plans = [_plan(task, material, conf, conf.seeds_or(seed)) for task in tasks]
-    fitted = _fit(plans, material.matrices, store, shown)
-    judged = [_judged(plan, results, matrix, truth) for plan, results in zip(plans, fitted, strict=True)]
-    entries = _entries(plans, judged, conf, seed, shown)
+    fitted = _fit(plans, material.matrices, store, bars)
+    said = [
+        {name: shown(plan.sample, plan.folds, one) for name, one in results.items()}
+        for plan, results in zip(plans, fitted, strict=True)
+    ]
+    judged = [_judged(plan, of_task, matrix, truth) for plan, of_task in zip(plans, said, strict=True)]
+    entries = _entries(plans, judged, conf, seed, bars)
     of_tasks = {
-        plan.sample.task.name: _task_facts(plan, results, said, material.matrices, conf.baseline)
-        for plan, results, said in zip(plans, fitted, judged, strict=True)
+        plan.sample.task.name: _task_facts(plan, of_task, found, material.matrices, conf.baseline)
+        for plan, of_task, found in zip(plans, said, judged, strict=True)
     }
     mapped = conf.map_of or _first_embedding(conf)
     points = projection(material.matrices[mapped], [plan.sample for plan in plans], seed) if mapped else {}
@@ -212,11 +226,9 @@ def _plan(task: Task, material: Material, conf: EvaluateConf, seeds: Sequence[in
     matrix = next(iter(material.matrices.values()))
     sample = make_sample(task, material.labels, matrix, conf.stratify, folds_of=conf.folds_of)
     folds = make_folds(sample, conf.folds, seeds)
+    inside = inner_folds(sample, folds, conf)
     fits = {
-        name: [
-            replace(fit, matrix=_matrix(name, conf.turn(name, fit.seed)))
-            for fit in fold_fits(sample, folds, name, conf.lightgbm)
-        ]
+        name: method_fits(sample, folds, inside, conf, {one: _matrix(name, conf.turn(name, one)) for one in seeds})
         for name in conf.representations
     }
     return _Plan(sample=sample, folds=folds, fits=fits)
@@ -224,12 +236,12 @@ def _plan(task: Task, material: Material, conf: EvaluateConf, seeds: Sequence[in
 
 def _fit(
     plans: Sequence[_Plan], matrices: Mapping[str, Matrix], store: FitStore | None, progress: Progress
-) -> list[dict[str, list[Fitted]]]:
-    """Fits the folds of all tasks and methods side by side; for each plan the results of each method, in fold order."""
-    fits = [fit for plan in plans for of_method in plan.fits.values() for fit in of_method]
+) -> list[dict[str, MethodResults]]:
+    """Fits the folds of all tasks, methods and heads side by side; for each plan the results of each method."""
+    fits = [fit for plan in plans for of_method in plan.fits.values() for fit in of_method.listed()]
     numbers = {name: matrix.x for name, matrix in matrices.items()}
     in_order = iter(run_fits(fits, numbers, store=store, progress=progress, text="Evaluating folds"))
-    return [{name: [next(in_order) for _ in fits] for name, fits in plan.fits.items()} for plan in plans]
+    return [{name: fits.taken(in_order) for name, fits in plan.fits.items()} for plan in plans]
 
 
 def _entries(
@@ -251,13 +263,16 @@ def _entries(
 
 
 def _judged(
-    plan: _Plan, results: Mapping[str, Sequence[Fitted]], matrix: Matrix, bayes: pd.DataFrame | None
+    plan: _Plan, said: Mapping[str, Shown], matrix: Matrix, bayes: pd.DataFrame | None
 ) -> dict[str, Mapping[str, Any]]:
-    judged = {name: split_predictions(plan.sample, plan.folds, fitted) for name, fitted in results.items()}
+    judged = {name: one.best for name, one in said.items()}
     if bayes is not None and (p := bayes_probabilities(plan.sample, matrix, bayes)) is not None:
         judged[BAYES] = constant_predictions(plan.sample, plan.folds, p)
     if plan.sample.task.kind != "regression":
         judged[MAJORITY] = majority_predictions(plan.sample, plan.folds)
+    else:
+        judged[MEAN] = central_predictions(plan.sample, plan.folds, lambda y: float(np.mean(y)))
+        judged[MEDIAN] = central_predictions(plan.sample, plan.folds, lambda y: float(np.median(y)))
     return {
         name: {**of_split, **group_predictions(plan.sample, of_split["cross_validation"])}
         for name, of_split in judged.items()
@@ -266,7 +281,7 @@ def _judged(
 
 def _task_facts(
     plan: _Plan,
-    results: Mapping[str, Sequence[Fitted]],
+    said: Mapping[str, Shown],
     judged: Judged,
     matrices: Mapping[str, Matrix],
     baseline: str,
@@ -279,9 +294,9 @@ def _task_facts(
         "development_rows": len(sample.development),
         "test_rows": len(sample.test),
         "paired_tests": paired_tests(sample, judged, baseline=baseline),
-        "importance": {
-            name: importances([one.gains for one in fitted], matrices[name]) for name, fitted in results.items()
-        },
+        "heads": {name: one.facts(sample) for name, one in said.items()},
+        "columns": {name: matrices[name].x.shape[1] for name in said},
+        "importance": {name: importances(one.gains, matrices[name]) for name, one in said.items() if one.gains},
     }
     if sample.task.kind == "regression":
         return facts

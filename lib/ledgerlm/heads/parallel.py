@@ -1,4 +1,4 @@
-"""Many small LightGBM fits side by side: folds, seeds, representations and tasks as plain Ray tasks."""
+"""Many small fits side by side: folds, seeds, representations and tasks as plain Ray tasks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, raw_outputs, train
+from ledgerlm.heads.linear import LinearConf, linear_raw
 from ledgerlm.heads.tasks import Floats, Ints, Task, counts_by_class, refuse_one_class
 from ledgerlm.progress import Progress
 
@@ -29,7 +30,7 @@ class Fit:
         rows: training rows of the matrix.
         y: class index or value of each training row.
         ask: rows to score.
-        conf: settings of LightGBM.
+        conf: settings of LightGBM, or of the linear head.
         seed: of the draws.
     """
 
@@ -38,7 +39,7 @@ class Fit:
     rows: Ints
     y: Floats
     ask: Ints
-    conf: LightGBMConf
+    conf: LightGBMConf | LinearConf
     seed: int
 
 
@@ -48,7 +49,7 @@ class Fitted:
 
     Attributes:
         raw: raw scores of the rows asked about, in their order.
-        text: the trees in LightGBM's text format.
+        text: the trees in LightGBM's text format; empty for a linear head, as what follows.
         scale: divisor of each feature.
         gains: loss saved by each feature.
     """
@@ -99,13 +100,15 @@ class FitStore:
 
 
 def names_of(fits: Sequence[Fit], matrices: Mapping[str, sparse.csr_matrix]) -> list[str]:
-    """The hash of each fit: of the numbers, rows, labels, settings, seed and LightGBM's version."""
+    """The hash of each fit: of the numbers, rows, labels, settings, seed and the library's version."""
     import lightgbm as lgb
+    import sklearn
 
     contents = {name: _hash_of(x) for name, x in matrices.items() if any(fit.matrix == name for fit in fits)}
     found = []
     for fit in fits:
-        told = [contents[fit.matrix], fit.task.model_dump_json(), fit.conf.model_dump_json(), fit.seed, lgb.__version__]
+        version = sklearn.__version__ if isinstance(fit.conf, LinearConf) else lgb.__version__
+        told = [contents[fit.matrix], fit.task.model_dump_json(), fit.conf.model_dump_json(), fit.seed, version]
         digest = hashlib.sha256(json.dumps(told).encode())
         for part in (fit.rows, fit.y, fit.ask):
             digest.update(f"{len(part)} {part.dtype} ".encode() + part.tobytes())
@@ -122,6 +125,9 @@ def _hash_of(x: sparse.csr_matrix) -> str:
 
 def run_fit(fit: Fit, x: sparse.csr_matrix) -> Fitted:
     """Trains and asks, on one thread."""
+    if isinstance(fit.conf, LinearConf):
+        raw = linear_raw(x[fit.rows], fit.y, x[fit.ask], fit.task, fit.conf, seed=fit.seed)
+        return Fitted(raw=raw, text="", scale=[], gains=np.zeros(0))
     model = train(x[fit.rows], fit.y, fit.task, fit.conf, seed=fit.seed)
     raw = model.raw(x[fit.ask])
     return Fitted(raw=raw, text=model.text, scale=model.scale.tolist(), gains=model.gains)

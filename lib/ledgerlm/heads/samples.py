@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ledgerlm.config import nearest
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.boosting import LightGBMConf
+from ledgerlm.heads.linear import LinearConf
 from ledgerlm.heads.parallel import Fit
 from ledgerlm.heads.tasks import Floats, Ints, Task
 from ledgerlm.heads.vectors import Matrix
@@ -196,7 +197,7 @@ def _merged(strata: Ints, folds: int) -> Ints:
     return np.asarray(np.where(counts[inverse] < folds, values.min() - 1, strata), np.int64)
 
 
-def fold_fits(sample: Sample, folds: Sequence[Fold], method: str, conf: LightGBMConf) -> list[Fit]:
+def fold_fits(sample: Sample, folds: Sequence[Fold], method: str, conf: LightGBMConf | LinearConf) -> list[Fit]:
     """The fits of one method: for each fold a model of its training rows, asked about the held-out and test rows."""
     return [
         Fit(

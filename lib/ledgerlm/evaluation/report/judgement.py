@@ -12,8 +12,8 @@ Facts = Mapping[str, Any]
 
 # The metric that a task's methods are ordered by.
 _MAIN = {"binary": "roc_auc", "multiclass": "roc_auc_ovr", "regression": "mae"}
-# Rows that are no method of ours: a bound and a constant.
-_REFERENCES = ("bayes", "majority")
+# Rows that are no method of ours: a bound, and what says the same to everybody.
+_REFERENCES = ("bayes", "majority", "constant_mean", "constant_median")
 
 
 def sections(facts: Facts) -> list[Section]:
@@ -54,8 +54,8 @@ def _task(name: str, task: Facts, stage: Facts, facts: Facts) -> Section:
         f"{task['development_rows']:,} clients in cross-validation, {task['test_rows']:,} test clients set apart. "
         "Mean and deviation over folds and seeds; brackets are 95 % bootstrap intervals over clients; the difference "
         f"to {stage['baseline']} is paired: the same clients, folds and resamples."
-    )
-    blocks = [_board(rows, metric), _forests(rows, metric, stage["baseline"])]
+    ) + _many_columns(task)
+    blocks = [_board(rows, metric), _heads(task, metric), _forests(rows, metric, stage["baseline"])]
     blocks += [_test_board(_ordered(facts["leaderboard_test"], name, metric), metric), _published(name, facts)]
     blocks.append(_within(_ordered(facts["leaderboard"], name, metric), metric))
     blocks += [*_curves(task), _all_metrics(_cross_validated(facts), name), *_importance(task)]
@@ -82,6 +82,32 @@ def _board(rows: Sequence[Mapping[str, Any]], metric: str) -> Block:
     best = next((place for place, row in enumerate(rows) if row["method"] not in _REFERENCES), None)
     columns = ["method", metric, "deviation", "interval", "difference", "interval of the difference", "fits"]
     return table(columns, cells, heading="Leaderboard", best=[] if best is None else [best])
+
+
+def _heads(task: Facts, metric: str) -> Block | None:
+    """Each method with each of its heads, and how often its training rows chose which."""
+    heads = {name: one for name, one in task.get("heads", {}).items() if len(one["means"]) > 1}
+    if not heads:
+        return None
+    names = list(next(iter(heads.values()))["means"])
+    cells = [
+        [name, *(one["means"][head] for head in names), ", ".join(f"{head} {n}" for head, n in one["chosen"].items())]
+        for name, one in heads.items()
+    ]
+    return table(
+        ["method", *(f"{metric} with {head}" for head in names), "chosen in so many folds"],
+        cells,
+        heading="Heads",
+        note="Every method has the same heads. The one that a fold is judged with was chosen by inner folds of its "
+        "training rows; stack is the weighted mean of both.",
+    )
+
+
+def _many_columns(task: Facts) -> str:
+    """A warning where a method has more columns than there are clients to learn from."""
+    rows = task["development_rows"]
+    wide = [f"{name} ({count:,})" for name, count in task.get("columns", {}).items() if count > rows]
+    return f" More columns than clients: {', '.join(wide)}." if wide else ""
 
 
 def _test_board(rows: Sequence[Mapping[str, Any]], metric: str) -> Block | None:
