@@ -31,6 +31,7 @@ JOB = Job(
     reads=("events", "clients", "labels?", "dictionaries?"),
     writes=lambda stage: {"features": {"feature_set": stage.conf.feature_sets}},
     rows="balance",
+    results=2,
 )
 main = JOB.main
 

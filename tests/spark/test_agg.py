@@ -20,6 +20,7 @@ from ledgerlm.baselines.agg import (
     learn_codes,
     observe,
 )
+from ledgerlm.baselines.recency import recency
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.events.asked import after_last, asked
 from ledgerlm.lake.lake import Lake
@@ -112,6 +113,44 @@ def test_values_are_those_computed_by_hand(spark: SparkSession) -> None:
     }
     assert found["a"] == pytest.approx(expected, rel=1e-6)
     assert found["empty"] == {}
+
+
+def test_the_clock_by_hand(spark: SparkSession) -> None:
+    frame = events(spark, ("a", -90, 10, "X", 1), ("a", -60, 20, "X", 1), ("a", 0, 30, "X", 1), ("a", 5, -40, "X", 1))
+    frame = frame.unionByName(events(spark, ("a", 11, 1e6, "LEAK", 1), ("b", 10 - 31, 0, "X", 1)))
+    observed = observe(frame, categorical=["dept"], numeric=[], hour=False, weekday=False)
+    found = recency(histories(observed, until(spark, "a", "b", "empty")), amounts=True)
+    by_client = {row["client_id"]: row["recency"] for row in found.collect()}
+    ago, logs = [100, 70, 10, 5], [log(11), log(21), log(31), -log(41)]
+    spread = sum((day - mean(ago)) ** 2 for day in ago)
+    slope = -sum((day - mean(ago)) * value for day, value in zip(ago, logs, strict=True)) / spread
+    assert by_client["a"] == pytest.approx(
+        {
+            "since_last_days": 5,
+            "since_first_days": 100,
+            "last_30d:count": 2,
+            "last_30d:amount:sum": -10,
+            "last_30d:log_rate": log(3 / 30) - log(3 / 70),
+            "last_90d:count": 3,
+            "last_90d:amount:sum": 10,
+            "last_90d:log_rate": log(4 / 90) - log(2 / 10),
+            "last_365d:count": 4,
+            "last_365d:amount:sum": 20,
+            "log_amount:slope": 365.25 * slope,
+        },
+        rel=1e-6,
+    )
+    assert by_client["b"] == pytest.approx(
+        {
+            "since_last_days": 31,
+            "since_first_days": 31,
+            "last_90d:count": 1,
+            "last_30d:log_rate": log(1 / 30) - log(2 / 1),
+            "last_365d:count": 1,
+        },
+        rel=1e-6,
+    )
+    assert by_client.keys() == {"a", "b"}
 
 
 def test_a_planted_leak_changes_nothing(spark: SparkSession) -> None:

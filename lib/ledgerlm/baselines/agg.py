@@ -10,6 +10,7 @@ from pydantic import Field
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from ledgerlm.baselines.recency import recency
 from ledgerlm.config import Conf
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.events.asked import AsOfConf
@@ -40,6 +41,9 @@ class AggConf(Conf):
         "log_amount, for data without amounts the spec's numbers",
     )
     calendar: bool = Field(True, description="take hour (where there is one) and weekday of an event as codes")
+    recency: bool = Field(
+        True, description="how long ago a history ended and began, and its last 30, 90 and 365 days against before"
+    )
     max_codes: int = Field(200, ge=1, description="most frequent codes of a column that get features of their own")
 
 
@@ -70,6 +74,7 @@ class Agg(Conf):
     by_code: tuple[str, ...] = Field(description="numbers aggregated for each code")
     hour: bool = Field(description="the hour is a code")
     weekday: bool = Field(description="the weekday is a code")
+    recency: bool = Field(description="features of the clock, from `recency.recency`")
 
     @classmethod
     def fit(cls, events: DataFrame, as_of: DataFrame, conf: AggConf, spec: DataSetSpec) -> Agg:
@@ -91,6 +96,7 @@ class Agg(Conf):
             by_code=conf.by_code if conf.by_code is not None else ("log_amount",) if spec.amount else numeric,
             hour=conf.calendar and spec.time.has_clock,
             weekday=conf.calendar,
+            recency=conf.recency,
         )
         found = learn_codes(open_model.histories(events, as_of), conf.max_codes)
         return open_model.model_copy(update={"codes": {field: tuple(kept) for field, kept in found.items()}})
@@ -113,7 +119,12 @@ class Agg(Conf):
             client_id, as_of, features map<string, float> without zeros; key (client_id, as_of).
         """
         rows = self.histories(events, as_of)
-        return aggregate(rows, as_of, self.codes, numeric=self.whole, by_code=self.by_code)
+        sums = aggregate(rows, as_of, self.codes, numeric=self.whole, by_code=self.by_code)
+        if not self.recency:
+            return sums
+        both = sums.join(recency(rows, amounts="amount" in self.whole), on=list(_KEY), how="left")
+        none = F.create_map().cast("map<string, float>")
+        return both.select(*_KEY, F.map_concat("features", F.coalesce("recency", none)).alias("features"))
 
     def save(self, folder: Path) -> None:
         """Writes `agg.json`."""
