@@ -1,4 +1,4 @@
-"""One file layer: what a run leaves outside its tables, at a folder of this machine or at a URL that all machines reach.
+"""One file layer: what a run leaves outside its tables, in a folder of this machine or at a URL that all reach.
 
 Code works in local folders. Below an `out` that is a URL such a folder is the *working copy* of this machine, and the
 verbs here carry what is finished to the URL (`push`), fetch it (`pull`, `restore`, what Spark wrote: `bring`), and give
@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _MARK = ".ledgerlm-place.json"  # in a working copy: which URL it stands for
 _SEAL = ".files.json"
-_UNFINISHED = "{}\n"  # a seal while its folder is being written
+_UNFINISHED = "unfinished\n"  # a seal while its folder is being written
 _JOINT = "!/"  # of a reference: URL!/sealed folder!/place inside of it#identity
 
 
@@ -72,7 +72,7 @@ def working_copy(url: str) -> Place:
     return _place_at(folder)
 
 
-def check_url(url: str) -> str | None:
+def unreadable(url: str) -> str | None:
     """Why nothing can be read or written at a URL of this kind; None where fsspec has a driver that is installed."""
     import fsspec
 
@@ -190,6 +190,28 @@ def remove(folder: Path) -> None:
                 there.fs.rm(there.path, recursive=True)
 
 
+def create(place: Place, name: str, text: str) -> str:
+    """Writes a file at a URL unless one is there; returns what it holds then, whoever wrote it.
+
+    It is made by one alone where the file system can do that (S3, GCS, Azure, memory); elsewhere two that come at the
+    same instant may both believe that they made it.
+    """
+    there = place.at(name)
+    with _reaching(place.url):
+        if _text(there) is None:
+            with suppress(FileExistsError):
+                there.fs.pipe_file(there.path, text.encode(), mode="create")
+        return _text(there) or text
+
+
+def drop(place: Place, name: str) -> None:
+    """Takes a file at a URL away, if it is there."""
+    there = place.at(name)
+    with _reaching(place.url):
+        if there.fs.exists(there.path):
+            there.fs.rm_file(there.path)
+
+
 def share(path: Path) -> str:
     """A finished file or folder as another machine may be told of it: a reference for `here`, once it is pushed.
 
@@ -291,6 +313,7 @@ def _fetched(source: UPath, folder: Path, seal: str, inner: str = ".") -> None:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (draft / name).replace(folder / name)
             shutil.rmtree(draft)
+        folder.mkdir(exist_ok=True)
         _written(_seal_file(folder), seal)
 
 

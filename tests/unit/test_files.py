@@ -175,8 +175,8 @@ def test_a_place_to_write_to_is_the_same_place_elsewhere(
 
 
 def test_what_a_driver_of_fsspec_raises_is_said_in_a_line(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert files.check_url(URL) is None
-    assert "fsspec has no driver for nowhere here" in str(files.check_url("nowhere://x"))
+    assert files.unreadable(URL) is None
+    assert "fsspec has no driver for nowhere here" in str(files.unreadable("nowhere://x"))
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError("Access Denied\nmore")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ledgerlm.engines import ray as ray_engine
 from ledgerlm.engines.frames import Keeper
+from ledgerlm.files import url_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -21,7 +22,7 @@ class Engines:
         self._pipeline = pipeline
         self._session: Session | None = None
         self.ray = ray_engine.RayEngine(pipeline.engine.ray)
-        self.keeper = Keeper(f"{pipeline.out}/staging/kept")
+        self.keeper = Keeper(url_of(pipeline.out / "staging" / "kept"))
 
     @property
     def spark(self) -> SparkSession:
