@@ -48,10 +48,14 @@ class Place:
     folder: Path
     copy: str
 
+    def name_of(self, path: Path) -> str:
+        """A path of the working copy, relative to it."""
+        return path.relative_to(self.folder).as_posix()
+
     def at(self, path: Path | str) -> UPath:
-        """Where a path of the working copy lies at the URL."""
-        inside = Path(path).relative_to(self.folder).as_posix() if Path(path).is_absolute() else str(path)
-        return _upath(self.url if inside == "." else f"{self.url}/{inside}")
+        """Where a path of the working copy, or a name below it, lies at the URL."""
+        name = self.name_of(path) if isinstance(path, Path) else path
+        return _upath(self.url if name == "." else f"{self.url}/{name}")
 
 
 def cache_root() -> Path:
@@ -96,7 +100,7 @@ def url_of(path: Path) -> str:
     """A path as Spark is to be told of it."""
     place = place_of(path.absolute())
     if place is not None:
-        return f"{place.url}/{path.absolute().relative_to(place.folder).as_posix()}"
+        return f"{place.url}/{place.name_of(path.absolute())}"
     # Databricks' volumes are one place for Python and Spark, and only without a scheme.
     return str(path) if path.parts[:2] == ("/", "Volumes") else path.absolute().as_uri()
 
@@ -164,7 +168,8 @@ def restore(folder: Path, *, without: Iterable[str] = ()) -> Path:
     place = place_of(folder)
     if place is None:
         return folder
-    with _reaching(place.url):
+    # One process of a node at a time: the ranks of a training ask together.
+    with _reaching(place.url), FileLock(cache_root() / "restore.lock"):
         root, left = place.at(folder), tuple(f"{name}/" for name in without)
         sizes = {name: size for name, size in _listed(root).items() if not name.startswith(left)}
         seals = {name.removesuffix(_SEAL): _text(root / name) for name in sizes if name.endswith(_SEAL)}
@@ -184,6 +189,8 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     place = place_of(folder)
     if place is not None:
+        _seal_file(folder).unlink(missing_ok=True)
+        drop(place, place.name_of(_seal_file(folder)))  # first: what is left of it is no folder then
         with _reaching(place.url):
             there = place.at(folder)
             if _listed(there):
@@ -264,7 +271,7 @@ def _place_at(folder: Path) -> Place:
 
 def _reference(place: Place, outer: Path, path: Path, identity: str) -> str:
     inner = path.relative_to(outer).as_posix()
-    return f"{place.url}{_JOINT}{outer.relative_to(place.folder).as_posix()}{_JOINT}{inner}#{identity}"
+    return f"{place.url}{_JOINT}{place.name_of(outer)}{_JOINT}{inner}#{identity}"
 
 
 def _seal_file(folder: Path) -> Path:
