@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ledgerlm.config import SCHEME
 from ledgerlm.engines import ray as ray_engine
 from ledgerlm.engines.frames import Keeper
 from ledgerlm.files import url_of
@@ -30,7 +31,12 @@ class Engines:
         if self._session is None:
             from ledgerlm.engines.spark import open_session
 
-            self._session = open_session(self._pipeline.engine.spark, log=self._pipeline.out / "logs" / "spark.log")
+            places = (self._pipeline.place, self._pipeline.home.root)
+            self._session = open_session(
+                self._pipeline.engine.spark,
+                log=self._pipeline.out / "logs" / "spark.log",
+                schemes={found[0][:-1] for one in places if (found := SCHEME.match(one))},
+            )
         return self._session.spark
 
     def stop(self) -> None:
