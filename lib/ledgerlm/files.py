@@ -117,9 +117,9 @@ def push(path: Path) -> None:
         seal, there = _seal_of(path), place.at(_seal_file(path))
         if _text(there) == seal:
             return
-        there.write_text(_UNFINISHED)
+        _write(there, _UNFINISHED)
         _put(place, [path / name for name in json.loads(seal)])
-        there.write_text(seal)
+        _write(there, seal)
 
 
 def pull(path: Path) -> Path:
@@ -151,7 +151,7 @@ def bring(folder: Path) -> Path:
         with _reaching(place.url):
             shutil.rmtree(folder, ignore_errors=True)
             _get(place.at(folder), folder, _listed(place.at(folder)))
-            place.at(_seal_file(folder)).write_text(_seal_of(folder))
+            _write(place.at(_seal_file(folder)), _seal_of(folder))
     return folder
 
 
@@ -343,7 +343,6 @@ def _get(source: UPath, folder: Path, names: Iterable[str]) -> None:
 
 def _listed(folder: UPath) -> dict[str, int]:
     """Names and sizes of all files below a folder; none where there is no folder."""
-    folder.fs.invalidate_cache()  # Spark and other machines write beside us
     root = folder.path.rstrip("/") + "/"
     found = folder.fs.find(folder.path, detail=True)
     return {name.removeprefix(root): one["size"] for name, one in found.items() if name.startswith(root)}
@@ -360,10 +359,14 @@ def _text(file: UPath) -> str | None:
         return None
 
 
+def _write(file: UPath, text: str) -> None:
+    file.fs.pipe_file(file.path, text.encode())
+
+
 def _upath(url: str) -> UPath:
     from upath import UPath
 
-    return UPath(url)
+    return UPath(url, use_listings_cache=False)  # Spark and other machines write beside us
 
 
 def _written(path: Path, text: str) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from pyspark.errors import PythonException
@@ -90,6 +91,7 @@ def test_workers_that_see_no_folder_of_the_driver_fetch_the_backbone_by_its_cont
     if not hasattr(spark, "sparkContext") or os.environ.get("LEDGERLM_TEST_CONNECT") == "1":
         pytest.skip("a Connect client cannot give its server's workers another environment")
     url = f"local://{tmp_path}/bucket/out"  # for fsspec a file system like any other
+    monkeypatch.setitem(fsspec.config.conf, "local", {"auto_mkdir": True})
     monkeypatch.setenv("LEDGERLM_CACHE", str(tmp_path / "driver"))
     folder = working_copy(url).folder / "artefacts" / "backbones" / backbone_id(backbone)
     shutil.copytree(backbone, folder)
