@@ -85,13 +85,19 @@ def remote(s3: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iter
     conf = {"spark.hadoop.fs.s3a.path.style.access": True, "spark.executorEnv.LEDGERLM_CACHE": "cache"}
     content |= {"out": URL, "engine": "local_cluster", "spark": conf}
     tiny.file.write_text(yaml.safe_dump(content, sort_keys=False))
-    before = set(_WORK.glob("app-*"))
+    before = applications()
     yield Remote(tiny, folder / "cache")
-    for one in set(_WORK.glob("app-*")) - before:
+    for one in applications() - before:
         shutil.rmtree(one)
 
 
+def applications() -> set[Path]:
+    """Working folders of applications whose executors know S3; those of others are not ours to take away."""
+    return {jar.parents[1] for jar in _WORK.glob("app-*/*/*hadoop-aws*.jar")}
+
+
 def executor_caches() -> list[Path]:
+    """Those of executors that were told of a relative cache: no others than this test's."""
     return sorted(_WORK.glob("app-*/*/cache"))
 
 
@@ -108,7 +114,14 @@ def rows(lake: str, table: str, columns: tuple[str, ...]) -> list[str]:
 @pytest.mark.timeout(3600)
 def test_an_out_at_a_url_gives_the_same_rows_and_any_machine_goes_on(remote: Remote, finished: Tiny) -> None:
     # Killed when the training has ended, on a machine whose disk is lost with it.
-    remote.run(expect=-9, LEDGERLM_FAILPOINT="finetune:after_training")
+    first = {"expect": -9, "LEDGERLM_FAILPOINT": "finetune:after_training"}
+    try:
+        remote.run(**first)  # type: ignore[arg-type]
+    except AssertionError as error:
+        fetched = any(Path.home().glob(".ivy2*/cache/org.apache.hadoop/hadoop-aws"))
+        if fetched or "cannot start Spark" not in str(error):
+            raise
+        pytest.skip("Spark has never fetched the jars of s3a:// here and could not now: connect to a repository once")
     (left,) = UPath(f"{URL}/staging/finetune").glob("*/train/training.json")
     trained = json.loads(left.read_text())
     remote.lose_the_disk()
