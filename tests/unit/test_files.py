@@ -79,6 +79,10 @@ def test_a_folder_made_anew_is_carried_and_fetched_anew(
     files.pull(other / "artefacts" / "b")
     monkeypatch.setenv("LEDGERLM_CACHE", str(tmp_path / "driver"))
     (folder / "model.safetensors").write_text("changed")  # of the same length
+    files.push(folder)
+    another_machine(monkeypatch, tmp_path)
+    assert content(files.pull(other / "artefacts" / "b"))["model.safetensors"] == "changed"
+    monkeypatch.setenv("LEDGERLM_CACHE", str(tmp_path / "driver"))
     (folder / "empty").unlink()
     files.push(folder)
     another_machine(monkeypatch, tmp_path)
