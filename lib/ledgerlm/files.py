@@ -131,7 +131,7 @@ def pull(path: Path) -> Path:
             if seal is not None and seal != _UNFINISHED:
                 _fetched(place.at(path), path, seal)
             elif not path.exists() and place.at(path).is_file():
-                _get(place.at(path), path.parent, [path.name])
+                _get(place.at(path.parent), path.parent, [path.name])
     return path
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 from pyspark.errors import PythonException
@@ -21,7 +20,6 @@ from ledgerlm.backbone.embedder import Embedder, resolve_definition
 from ledgerlm.backbone.model import LlamaShape, backbone_id, new_llama
 from ledgerlm.backbone.spark_embed import EmbedSettings, embed
 from ledgerlm.errors import ConfigError
-from ledgerlm.files import working_copy
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
@@ -86,14 +84,16 @@ def resolved(backbone: Path, **settings: object) -> EmbeddingDefinition:
 
 
 def test_workers_that_see_no_folder_of_the_driver_fetch_the_backbone_by_its_content(
-    spark: SparkSession, documents: DataFrame, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spark: SparkSession,
+    documents: DataFrame,
+    backbone: Path,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not hasattr(spark, "sparkContext") or os.environ.get("LEDGERLM_TEST_CONNECT") == "1":
         pytest.skip("a Connect client cannot give its server's workers another environment")
-    url = f"local://{tmp_path}/bucket/out"  # for fsspec a file system like any other
-    monkeypatch.setitem(fsspec.config.conf, "local", {"auto_mkdir": True})
-    monkeypatch.setenv("LEDGERLM_CACHE", str(tmp_path / "driver"))
-    folder = working_copy(url).folder / "artefacts" / "backbones" / backbone_id(backbone)
+    folder = place / "artefacts" / "backbones" / backbone_id(backbone)
     shutil.copytree(backbone, folder)
     monkeypatch.setitem(spark.sparkContext.environment, "LEDGERLM_CACHE", str(tmp_path / "executor"))
     given = {"folder": str(folder), "backbone_id": backbone_id(backbone), "definition": resolved(backbone)}

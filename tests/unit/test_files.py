@@ -61,12 +61,15 @@ def test_a_folder_of_this_machine_is_left_alone(tmp_path: Path) -> None:
 def test_another_machine_pulls_what_was_pushed(driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = backbone(driver / "artefacts" / "b")
     files.push(folder)
-    files.push(driver / "artefacts" / "b" / "model.safetensors")
+    (driver / "artefacts" / "names.json").write_text("[]")
+    files.push(driver / "artefacts" / "names.json")
     other = another_machine(monkeypatch, tmp_path)
     assert other != driver
     assert files.is_there(other / "artefacts" / "b")
     assert not files.is_there(other / "artefacts" / "c")
     assert content(files.pull(other / "artefacts" / "b")) == content(folder)
+    assert files.is_there(other / "artefacts" / "names.json")
+    assert files.pull(other / "artefacts" / "names.json").read_text() == "[]"
     assert files.url_of(other / "artefacts" / "b") == f"{URL}/artefacts/b"
 
 
