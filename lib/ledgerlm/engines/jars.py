@@ -59,7 +59,7 @@ def packages(conf: Mapping[str, str], schemes: Collection[str] = ()) -> dict[str
         return {}
     without = [excluded, *_S3_EXCLUDES] if on_s3 else [excluded]
     named = {"packages": [asked, *wanted], "excludes": without}
-    found = {f"spark.jars.{key}": ",".join(filter(None, values)) for key, values in named.items()}
+    found = {f"spark.jars.{key}": ",".join(filter(None, values)) for key, values in named.items() if any(values)}
     return found | ({"spark.hadoop.fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem"} if on_s3 else {})
 
 
