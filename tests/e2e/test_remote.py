@@ -45,7 +45,9 @@ class Remote:
         shutil.rmtree(self.cache)
 
     def json(self, name: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(UPath(f"{URL}/{name}").read_text())
+        # As it is now: what this process has listed before was written by others since.
+        file = UPath(f"{URL}/{name}", use_listings_cache=False)
+        content: dict[str, Any] = json.loads(file.fs.cat_file(file.path))
         return content
 
 
