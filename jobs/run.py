@@ -32,7 +32,7 @@ def run_pipeline(
     pipeline = load_pipeline(file, overrides)
     progress = Progress()
     runner = Runner(pipeline, progress)
-    progress.say(f"[bold]{pipeline.name}[/bold]: {pipeline.spec.title}; results in {pipeline.out}")
+    progress.say(f"[bold]{pipeline.name}[/bold]: {pipeline.spec.title}; results in {pipeline.place}")
     try:
         if dry_run:
             return _show_plan(runner, only, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Ray's and Spark's workers are other machines to a test that sets LEDGERLM_CACHE for its own process. `local://` is for
+# fsspec a file system like any other; here it makes folders by itself, as object stores do.
+os.environ.setdefault("LEDGERLM_CACHE", tempfile.mkdtemp(prefix="ledgerlm-cache-"))
+os.environ.setdefault("FSSPEC_LOCAL_AUTO_MKDIR", "true")
+
 REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Working copy of the URL `local://TMP/bucket/out`, which Ray's and Spark's workers do not see."""
+    from ledgerlm.files import working_copy
+
+    monkeypatch.setenv("LEDGERLM_CACHE", str(tmp_path / "driver"))
+    return working_copy(f"local://{tmp_path}/bucket/out").folder
 
 
 @pytest.hookimpl(optionalhook=True)

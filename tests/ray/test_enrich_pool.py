@@ -19,6 +19,7 @@ from ledgerlm.enrich.rewrite import RewriteConf
 from ledgerlm.enrich.shards import Shard, ShardStats
 from ledgerlm.enrich.template import TemplateEngine, TemplateOptions
 from ledgerlm.errors import EngineError
+from ledgerlm.files import pull
 
 SHARDS, ROWS, VARIANTS = 4, 6, 2
 
@@ -134,3 +135,18 @@ def test_a_rerun_does_only_what_is_unfinished(clean: dict[str, Any], tmp_path: P
 def test_an_engine_that_cannot_be_built_stops_the_stage_with_its_reason(ray_engine: RayEngine, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="no model there"):
         enrich(tmp_path, shards(tmp_path), stillborn=True)
+
+
+def test_workers_that_see_no_folder_of_the_driver_fetch_and_push_shards(
+    clean: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
+    folder = place / "staging" / "enrich"
+    work = shards(folder)
+    conf = RewriteConf.model_validate({"engine": "template", "variants": VARIANTS, "batch_size": 4})
+    Pool(PoolConf(workers=2), conf, 11).run(work, lambda _: None)
+    assert not list((folder / "out").iterdir())
+    assert len(list((tmp_path / "bucket").glob("out/staging/enrich/out/shard-*.parquet"))) == SHARDS
+    rows = [row for shard in work for row in pq.read_table(pull(shard.target)).to_pylist()]
+    assert {(row["client_id"], row["variant"]): row["text"] for row in rows} == {
+        key: row["text"] for key, row in clean.items()
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -134,6 +135,23 @@ def test_adapters_train_on_two_ranks_and_the_best_is_merged(
     for name, weight in again.state_dict().items():
         torch.testing.assert_close(weight, after.state_dict()[name], msg=name)
     assert not [path for path in conf.result.rglob("*") if path.suffix in (".bin", ".pt")]
+
+
+def test_ranks_on_a_machine_that_sees_no_folder_of_the_driver(
+    ray_engine: RayEngine, staged: Path, place: Path, tmp_path: Path
+) -> None:
+    """They fetch windows and tokenizer; checkpoints, result and facts come back by the URL."""
+    mine = place / "staging" / "finetune"
+    shutil.copytree(staged, mine)
+    conf = worker(mine, mine / "train", 1, max_tokens=10_000, checkpoint_minutes=1e-6)
+    found = finetune(conf, WorkersConf(ranks=1), on_progress=lambda line: None)
+    assert found["tokens_trained"] >= 10_000
+    assert load_backbone(conf.result).config.hidden_size == SHAPE.width
+    assert max(losses(conf.folder)) == found["steps"]
+    there = tmp_path / "bucket" / "out" / "staging" / "finetune" / "train"
+    assert [one.name for one in (there / "checkpoints").iterdir() if one.is_dir()]
+    assert not (conf.folder / "checkpoints").exists()  # of no use to the driver
+    assert not (conf.folder / "tokens").exists()
 
 
 @pytest.mark.slow

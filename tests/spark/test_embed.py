@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -80,6 +81,28 @@ def documents(spark: SparkSession) -> DataFrame:
 def resolved(backbone: Path, **settings: object) -> EmbeddingDefinition:
     definition = EmbeddingDefinition.model_validate({"dtype": "fp32", "parts": ("mean", "surprise"), **settings})
     return resolve_definition(backbone, definition, text_format="compact", fields=tuple(HEADER.split("|")))
+
+
+def test_workers_that_see_no_folder_of_the_driver_fetch_the_backbone_by_its_content(
+    spark: SparkSession,
+    documents: DataFrame,
+    backbone: Path,
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not hasattr(spark, "sparkContext") or os.environ.get("LEDGERLM_TEST_CONNECT") == "1":
+        pytest.skip("a Connect client cannot give its server's workers another environment")
+    folder = place / "artefacts" / "backbones" / backbone_id(backbone)
+    shutil.copytree(backbone, folder)
+    monkeypatch.setitem(spark.sparkContext.environment, "LEDGERLM_CACHE", str(tmp_path / "executor"))
+    given = {"folder": str(folder), "backbone_id": backbone_id(backbone), "definition": resolved(backbone)}
+    there = embed(documents.repartition(2), **given)  # type: ignore[arg-type]
+    shutil.move(tmp_path / "driver", tmp_path / "unplugged")
+    assert there.where("reason IS NULL").count() == len(TEXTS) - 2
+    (fetched,) = (tmp_path / "executor" / "content").glob(f"*/{backbone_id(backbone)}")
+    assert backbone_id(fetched) == backbone_id(backbone)
+    assert not (tmp_path / "driver").exists()
 
 
 def test_spark_gives_the_engines_vectors_and_keeps_every_row(documents: DataFrame, backbone: Path) -> None:

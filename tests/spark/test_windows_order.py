@@ -24,7 +24,7 @@ def document(client: int) -> str:
 def stores(rows: DataFrame, tokenizer: Path, folder: Path, ranks: int) -> list[WindowStore]:
     texts = split_by_client(rows, held_out=0.2, seed=3)
     spread = in_order(texts, ranks, "kind", "text")
-    staged_by_split(cut_windows(spread, tokenizer, context=64), str(folder))
+    staged_by_split(cut_windows(spread, tokenizer, context=64), folder)
     return [
         WindowStore.build(
             files_of(folder / f"split={split}", Ranks(rank, ranks)), ["a", "b"], folder / f"flat-{split}-{rank}"

@@ -20,7 +20,7 @@ from ledgerlm.errors import ArtefactError, ConfigError
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.tasks import Floats, Task
 from ledgerlm.instruct.blend import blend_adapter, blend_models
-from ledgerlm.instruct.head import ADAPTER, InstructCard, Predictor, load_instructed, save_instructed
+from ledgerlm.instruct.head import ADAPTER, InstructCard, Predictor, load_instructed, model_folder, save_instructed
 from ledgerlm.instruct.prompts import PromptConf, compose
 from ledgerlm.instruct.scorer import Scorer, Trie
 from ledgerlm.instruct.sweep import best, sweep
@@ -295,6 +295,22 @@ def test_the_best_length_has_the_lowest_log_loss(tokens: PromptTokens) -> None:
     assert chosen.calibration.temperature == pytest.approx(5 / 3, rel=0.25)
     assert chosen.figures["log_loss"] < chosen.log_loss_before
     assert lengths[0].figures["log_loss"] == pytest.approx(np.log(4), abs=0.03)
+
+
+def test_a_head_finds_its_base_wherever_both_are_moved(tmp_path: Path) -> None:
+    artefacts = tmp_path / "old" / "artefacts"
+    base = artefacts / "backbones" / "b"
+    base.mkdir(parents=True)
+    (base / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / ADAPTER).mkdir()
+    card = InstructCard(
+        task=TASK, prompt=PROMPT, length=9, context=512, base=str(base), base_id=backbone_id(base), adapter=True
+    )
+    head_id = save_instructed(artefacts / "instruct", card, adapter=tmp_path / ADAPTER, model=None)
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = tmp_path / "new" / "artefacts"
+    found = load_instructed(moved / "instruct", head_id)
+    assert model_folder(moved / "instruct" / head_id, found) == moved / "backbones" / "b"
 
 
 def test_a_binary_task_and_length_normalisation(tokens: PromptTokens) -> None:

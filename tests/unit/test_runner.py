@@ -7,14 +7,16 @@ roads on a real lake are in tests/spark/test_records.py.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from filelock import FileLock
 
+from ledgerlm import files
 from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import ArtefactError, ConfigError, DataError
 from ledgerlm.events.spec import load_spec
@@ -25,6 +27,7 @@ from ledgerlm.lake.slices import WHOLE, Slice
 from ledgerlm.progress import Progress
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
+from ledgerlm.runs.lock import held
 from ledgerlm.runs.pipeline import EngineProfile, Pipeline, PipelineConf, load_pipeline
 from ledgerlm.runs.plan import Stage, plan
 from ledgerlm.runs.runner import Run, Runner
@@ -414,8 +417,8 @@ def test_plans_that_cannot_be_right_are_refused(tmp_path: Path, wiring: dict[str
         ("pipeline: a/b\ndata: spec.yaml\nstages: {}", r"key 'pipeline'.*becomes a folder"),
         ("pipeline: p\ndata: spec.yaml\nengine: lapto\nstages: {}", r"no file engines/lapto\.yaml"),
         (
-            "pipeline: p\ndata: spec.yaml\nout: s3://bucket/x\nstages: {serialize: {}}",
-            r"out: s3://bucket/x is no folder",
+            "pipeline: p\ndata: spec.yaml\nout: nowhere://x\nstages: {serialize: {}}",
+            r"out: nowhere://x: fsspec has no driver for nowhere here",
         ),
         (
             "pipeline: p\ndata: spec.yaml\nstages: {finetune: {deepspeed: nowhere.json}}",
@@ -446,3 +449,80 @@ def test_a_named_stage_does_not_hide_what_else_is_needed(tmp_path: Path) -> None
         "embed: {enrich: enrich}}"
     )
     assert load_pipeline(tmp_path / "p.yaml").plans[-1].stages == ("enrich", "finetune")
+
+
+URL = "memory://bank/tiny"
+
+
+class Anywhere:
+    """Machines that run one pipeline whose `out` is a URL; each has a cache of its own, empty at first."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self._monkeypatch = folder, monkeypatch
+
+    def machine(self, name: str, wiring: Mapping[str, Wiring] = FOUR) -> Bench:
+        """A bench on a machine; from here on this process is that machine."""
+        self._monkeypatch.setenv("LEDGERLM_CACHE", str(self.folder / name))
+        return Bench(files.working_copy(URL).folder, wiring, lake=self.folder / "lake")
+
+
+@pytest.fixture
+def anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Anywhere]:
+    memory = fsspec.filesystem("memory")
+    memory.store.clear()
+    yield Anywhere(tmp_path, monkeypatch)
+    memory.store.clear()
+
+
+def test_a_machine_with_an_empty_disk_goes_on_where_another_stopped(anywhere: Anywhere) -> None:
+    first = anywhere.machine("one")
+    first.fail_in = "c"
+    with pytest.raises(DataError):
+        first.run()
+    second = anywhere.machine("two")
+    assert second.run() == ["c", "d"]
+    assert second.attempts["c"] == first.attempts["c"]  # under its identity
+    assert anywhere.machine("three").run() == []
+    first = anywhere.machine("one")
+    assert first.run() == []
+    assert first.run(a=2) == ["a", "b", "d"]
+    assert anywhere.machine("two").run(a=2) == []
+
+
+def test_what_an_earlier_stage_left_is_fetched_where_it_is_used(anywhere: Anywhere) -> None:
+    anywhere.machine("one").run()
+    second = anywhere.machine("two")
+    assert second.run(d=2) == ["d"]
+    there = sorted(one.name for one in (second.out / "artefacts").iterdir() if one.is_dir())
+    assert there == ["b", "d"]  # d uses b, and nothing needs a and c
+
+
+def test_records_at_a_url_hold_no_path_of_a_machine(anywhere: Anywhere) -> None:
+    bench = anywhere.machine("one")
+    bench.run()
+    memory = fsspec.filesystem("memory")
+    found = {name: memory.cat(name).decode() for name in memory.find("/bank/tiny/runs")}
+    assert [name for name in found if name.endswith("run.json")]
+    assert len([name for name in found if "/stages/" in name]) == len(FOUR)
+    assert [name for name, text in found.items() if str(anywhere.folder / "one") in text] == []
+
+
+def test_runs_of_two_machines_exclude_each_other_at_a_url(anywhere: Anywhere) -> None:
+    first = anywhere.machine("one")
+    with held(first.out, "tiny"):
+        second = anywhere.machine("two")
+        with pytest.raises(
+            ConfigError, match=r"in use by a run .* on .* since .* delete memory://bank/tiny/runs\.lock"
+        ):
+            second.run()
+    assert second.run() == ["a", "b", "c", "d"]
+
+
+def test_the_lock_of_a_killed_run_is_taken_over_on_its_own_machine(anywhere: Anywhere) -> None:
+    first = anywhere.machine("one")
+    killed = {"copy": files.working_copy(URL).copy, "host": "one", "pid": 1, "since": "2026-01-01T00:00:00+00:00"}
+    fsspec.filesystem("memory").pipe("/bank/tiny/runs.lock", json.dumps(killed).encode())
+    with pytest.raises(ConfigError, match=r"on one \(process 1\) since 2026-01-01"):
+        anywhere.machine("two").run()
+    anywhere.machine("one")
+    assert first.run() == ["a", "b", "c", "d"]

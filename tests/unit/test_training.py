@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from ledgerlm.backbone.packs import Pack, pack
 from ledgerlm.backbone.settings import TrainingConf
 from ledgerlm.backbone.store import Reader, WindowStore, held_out_packs
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.files import restore, working_copy
 from ledgerlm.training.checkpoints import Checkpoints
 from ledgerlm.training.engine import Engine, PlainEngine
 from ledgerlm.training.log import read_metrics
@@ -162,6 +164,34 @@ def test_resume_after_a_kill_equals_the_uninterrupted_run(files: list[Path], tmp
     expected = [line["loss"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl")]
     found = [line["loss"] for line in read_metrics(tmp_path / "cut" / "metrics.jsonl")]
     assert found == expected
+
+
+def test_another_machine_goes_on_from_the_checkpoint_at_the_url(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working copy of the first machine is lost with it; what it had pushed is enough."""
+    fsspec.filesystem("memory").store.clear()
+    stopped: list[float] = []
+
+    def stop(line: Mapping[str, float]) -> None:
+        stopped.append(line["step"])
+        if line["step"] >= 60:
+            raise KeyboardInterrupt
+
+    often = CONF.model_copy(update={"checkpoint_minutes": 1e-9})
+    monkeypatch.setenv("LEDGERLM_CACHE", str(tmp_path / "one"))
+    first = working_copy("memory://bank/out").folder / "staging" / "train"
+    with pytest.raises(KeyboardInterrupt):
+        Trained(files, first, often, report=stop).loop.run()
+    monkeypatch.setenv("LEDGERLM_CACHE", str(tmp_path / "two"))
+    second = restore(working_copy("memory://bank/out").folder / "staging" / "train")
+    assert [one.name for one in (second / "checkpoints").glob("step-*") if one.is_dir()] == [
+        f"step-{stopped[-1]:09.0f}"
+    ]
+    resumed = Trained(files, second, CONF)
+    assert resumed.loop.done.step == stopped[-1]
+    assert (second / "metrics.jsonl").read_text().count("\n") == len(resumed.loop.done.curve) > 0
+    fsspec.filesystem("memory").store.clear()
 
 
 def test_budgets_of_tokens_and_minutes(files: list[Path], tmp_path: Path) -> None:

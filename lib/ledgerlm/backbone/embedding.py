@@ -203,7 +203,7 @@ def embed_texts(
     Args:
         texts: from `document_texts` or `rewrite_texts`.
         conf: definition, and how workers run.
-        backbone: its folder, at the same path on every machine.
+        backbone: its folder.
         folder: for the file that names the vectors' numbers.
         standing: gives what the lake holds of a slice of `embeddings`, or None.
         keep: for frames that are read again: the model must run once.

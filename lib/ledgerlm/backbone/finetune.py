@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.backbone.settings import BackboneRankConf
+from ledgerlm.files import bring, url_of
 from ledgerlm.training.launch import train
 from ledgerlm.training.settings import WorkersConf
 
@@ -109,11 +110,12 @@ def in_order(rows: DataFrame, files: int, *keys: str) -> DataFrame:
     return rows.repartition(files, "client_id").sortWithinPartitions("client_id", *keys)
 
 
-def staged_by_split(windows: DataFrame, folder: str) -> None:
+def staged_by_split(windows: DataFrame, folder: Path) -> None:
     """Writes windows as Parquet below `split=train` and `split=heldout`, in the order in which they come."""
     numbered = windows.withColumn("_place", F.monotonically_increasing_id())
     in_their_order = numbered.sortWithinPartitions("split", "_place").drop("_place")
-    in_their_order.write.mode("overwrite").partitionBy("split").parquet(folder)
+    in_their_order.write.mode("overwrite").partitionBy("split").parquet(url_of(folder))
+    bring(folder)
 
 
 def cut_windows(texts: DataFrame, tokenizer: Path, *, context: int) -> DataFrame:

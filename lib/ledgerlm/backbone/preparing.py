@@ -33,6 +33,7 @@ from ledgerlm.backbone.settings import (
 )
 from ledgerlm.config import FileName, ModelRef, StageName
 from ledgerlm.errors import ArtefactError, DataError
+from ledgerlm.files import push
 from ledgerlm.progress import Progress
 from ledgerlm.text.rewrites import rewrites_of
 from ledgerlm.training.artefacts import aside, finish
@@ -285,7 +286,7 @@ def _make_tokenizer(
         tokenizer = train_tokenizer(sample, vocabulary_size=conf.vocabulary)
     draft = aside(folder)
     tokenizer.save_pretrained(draft)
-    finish(draft, folder)
+    push(finish(draft, folder))
 
 
 def _stage_windows(conf: FinetuneConf, texts: DataFrame, worker: BackboneRankConf, characters: int) -> int:
@@ -294,5 +295,5 @@ def _stage_windows(conf: FinetuneConf, texts: DataFrame, worker: BackboneRankCon
         # As many files for each rank, and a few for every core of a large cluster.
         files = conf.workers.ranks * -(-characters // (conf.workers.ranks * _CHARACTERS_A_FILE))
         spread = in_order(texts, files, "kind", "text")
-        staged_by_split(cut_windows(spread, worker.tokenizer, context=worker.context), str(worker.windows))
+        staged_by_split(cut_windows(spread, worker.tokenizer, context=worker.context), worker.windows)
     return sum(pq.read_metadata(path).num_rows for path in worker.windows.glob("split=*/*.parquet"))

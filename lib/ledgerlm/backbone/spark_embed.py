@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.config import Conf
 from ledgerlm.errors import ArtefactError
+from ledgerlm.files import here, share
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -47,7 +48,7 @@ def embed(
 
     Args:
         documents: client_id, as_of, text, event_count_used, event_count_cut, input_hash; other columns are left behind.
-        folder: backbone folder, at the same path on every machine.
+        folder: backbone folder; executors fetch it once a node where it has a URL, else it is at the same path for all.
         backbone_id: id that the folder's weights must have; each worker process checks it once.
         definition: resolved definition (`resolve_definition`).
         settings: how a worker runs.
@@ -63,7 +64,11 @@ def embed(
     slim = documents.select(*CARRIED, "text")
     carried = ", ".join(f"{name} {slim.schema[name].dataType.simpleString()}" for name in CARRIED)
     work = partial(
-        _embed_partition, folder=folder, backbone_id=backbone_id, definition=definition.json_text, settings=opened
+        _embed_partition,
+        folder=share(Path(folder)),
+        backbone_id=backbone_id,
+        definition=definition.json_text,
+        settings=opened,
     )
     rows = slim.mapInArrow(work, schema=f"{carried}, {_COMPUTED}")
     return rows.select(
@@ -98,12 +103,11 @@ def _embedder(folder: str, backbone_id: str, definition: str, settings: EmbedSet
     from ledgerlm.backbone import model
     from ledgerlm.backbone.embedder import Embedder
 
-    if (found := model.backbone_id(Path(folder))) != backbone_id:
-        raise ArtefactError(
-            f"{folder}: the files hash to {found}, not {backbone_id}; copy the backbone to every machine"
-        )
+    own = here(folder)
+    if (found := model.backbone_id(own)) != backbone_id:
+        raise ArtefactError(f"{own}: the files hash to {found}, not {backbone_id}; copy the backbone to every machine")
     return Embedder(
-        folder,
+        str(own),
         EmbeddingDefinition.model_validate_json(definition),
         threads=settings.threads,
         device=settings.device,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -13,6 +14,22 @@ from pyspark.sql import SparkSession
 from ledgerlm.errors import EngineError
 
 DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
+# For S3: the connector of Spark's own Hadoop, and of Amazon's SDK the four parts that it uses (17 MB with what they
+# need); the connector itself asks for a bundle of all services, 600 MB.
+_SDK = "2.35.4"
+_S3_PACKAGES = (
+    "org.apache.hadoop:hadoop-aws:3.5.0",
+    *(f"software.amazon.awssdk:{part}:{_SDK}" for part in ("s3", "s3-transfer-manager", "sts", "apache-client")),
+)
+# Beside the bundle what Spark brings itself, some of it newer.
+_NETTY = "buffer codec codec-http codec-http2 common handler resolver transport transport-classes-epoll"
+_S3_EXCLUDES = (
+    "software.amazon.awssdk:bundle",
+    "commons-codec:commons-codec",
+    "commons-logging:commons-logging",
+    "org.slf4j:slf4j-api",
+    *(f"io.netty:netty-{part}" for part in (*_NETTY.split(), "transport-native-unix-common")),
+)
 
 
 def jars_folder() -> Path:
@@ -24,6 +41,26 @@ def delta_installed() -> bool:
     """Whether the pinned Delta jar lies beside Spark's own jars."""
     _, artifact, version = DELTA_PACKAGE.split(":")
     return any(jars_folder().glob(f"*{artifact}-{version}.jar"))
+
+
+def packages(conf: Mapping[str, str], schemes: Collection[str] = ()) -> dict[str, str]:
+    """Settings by which a session of this machine's own Spark fetches what it lacks.
+
+    Args:
+        conf: the session's other settings; packages that they name are kept.
+        schemes: of the file systems that it is to read and write; `s3a` and `s3` need jars that Spark does not bring.
+    """
+    wanted = [] if delta_installed() else [DELTA_PACKAGE]
+    asked, excluded = conf.get("spark.jars.packages", ""), conf.get("spark.jars.excludes", "")
+    on_s3 = bool({"s3", "s3a"} & set(schemes)) and "hadoop-aws" not in asked
+    if on_s3 and not any(jars_folder().glob("hadoop-aws-*.jar")):
+        wanted += _S3_PACKAGES
+    if not wanted:
+        return {}
+    without = [excluded, *_S3_EXCLUDES] if on_s3 else [excluded]
+    named = {"packages": [asked, *wanted], "excludes": without}
+    found = {f"spark.jars.{key}": ",".join(filter(None, values)) for key, values in named.items() if any(values)}
+    return found | ({"spark.hadoop.fs.s3.impl": "org.apache.hadoop.fs.s3a.S3AFileSystem"} if on_s3 else {})
 
 
 def install_delta() -> list[str]:

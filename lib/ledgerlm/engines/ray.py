@@ -13,6 +13,7 @@ from tenacity import Retrying, stop_after_attempt
 
 from ledgerlm.config import Conf
 from ledgerlm.errors import EngineError, LedgerError
+from ledgerlm.files import place_of
 
 # Set before Ray starts, so that its daemons and workers inherit them.
 _ENVIRONMENT = {
@@ -110,7 +111,7 @@ def run_workers(
     Args:
         work: what each worker does.
         config: given to it; JSON values.
-        folder: working folder of the training, on storage that every worker reaches. Ray calls it the experiment.
+        folder: working folder of the training. Ray calls it the experiment.
         ranks: processes.
         threads: cores of each.
         gpu: whether each has a GPU.
@@ -135,7 +136,7 @@ def run_workers(
         ),
         run_config=RunConfig(
             name=folder.name,
-            storage_path=str(folder.absolute().parent),
+            **storage_of(folder.absolute().parent),
             failure_config=FailureConfig(max_failures=retries),
             worker_runtime_env={"env_vars": variables},
         ),
@@ -144,6 +145,17 @@ def run_workers(
         trainer.fit()
     except TrainingFailedError as error:
         raise _worker_error(error) from error
+
+
+def storage_of(folder: Path) -> dict[str, Any]:
+    """Settings of Ray Train's `RunConfig` for what it keeps itself: in a folder that all workers see, or at its URL."""
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    place = place_of(folder.absolute())
+    if place is None:
+        return {"storage_path": str(folder.absolute())}
+    there = place.at(folder.absolute())
+    return {"storage_path": there.path, "storage_filesystem": PyFileSystem(FSSpecHandler(there.fs))}
 
 
 def _worker_error(error: Exception) -> LedgerError:

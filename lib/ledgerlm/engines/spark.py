@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from ledgerlm.config import shipped
-from ledgerlm.engines.jars import DELTA_PACKAGE, delta_installed
+from ledgerlm.engines.jars import DELTA_PACKAGE, packages
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.errors import EngineError
 
@@ -64,18 +64,23 @@ class Session:
                 self.spark.conf.set(key, value)
 
 
-def open_session(settings: SparkConf, *, log: Path | None = None) -> Session:
+def open_session(settings: SparkConf, *, log: Path | None = None, schemes: Collection[str] = ()) -> Session:
     """Joins the session that a notebook or a program has, or starts one.
 
     A session that is there is neither tuned nor stopped: what results depend on (UTC, ANSI mode) is set for the run
     and put back.
+
+    Args:
+        settings: of the engine profile, for a session of its own.
+        log: as for `start`.
+        schemes: as for `start`.
 
     Raises:
         EngineError: Java or the Delta jars are missing, the session that is there knows no Delta, or refuses a setting.
     """
     there = SparkSession.getActiveSession()
     if there is None:
-        return Session(spark=start(settings, log=log), own=True)
+        return Session(spark=start(settings, log=log, schemes=schemes), own=True)
     _quiet()
     before: dict[str, str | None] = {}
     try:
@@ -107,12 +112,14 @@ def _knows_delta(spark: SparkSession) -> bool:
     return True
 
 
-def start(settings: SparkConf, *, log: Path | None = None) -> SparkSession:
+def start(settings: SparkConf, *, log: Path | None = None, schemes: Collection[str] = ()) -> SparkSession:
     """Starts a session.
 
     Args:
         settings: master (or Connect server) and Spark settings of the engine profile.
         log: file that takes what the JVM prints; left out, it goes to stderr.
+        schemes: of the file systems beside this machine's own; on one machine their jars are fetched, a cluster has
+            its own.
 
     Returns:
         A session with Delta, ANSI mode and UTC.
@@ -134,10 +141,10 @@ def start(settings: SparkConf, *, log: Path | None = None) -> SparkSession:
     options = {**conf, **_java_options(conf), **_STARTED, **RUNTIME, **DELTA}
     if settings.remote and not local:
         options = RUNTIME  # a server that runs already has its own
+    else:
+        options |= packages(conf, schemes if local else ())
     for key, value in options.items():
         builder = builder.config(key, value)
-    if not delta_installed() and not settings.remote:
-        builder = builder.config("spark.jars.packages", DELTA_PACKAGE)
     try:
         with _stderr_to(log):
             session = builder.getOrCreate()

@@ -17,6 +17,7 @@ from ledgerlm.enrich.recipes.writer import RecipeConf, RecipeWriter
 from ledgerlm.enrich.rewrite import RewriteConf, Rewriter, Writer
 from ledgerlm.enrich.shards import Shard, ShardStats, enrich_shard
 from ledgerlm.errors import EngineError
+from ledgerlm.files import here, share, share_place
 
 
 class PoolConf(Conf):
@@ -49,8 +50,9 @@ class Worker:
         self._batch_size = conf.batch_size
         self._session = session
 
-    def enrich(self, shard: Shard) -> ShardStats:
-        """Finishes one shard."""
+    def enrich(self, number: int, source: str, target: str) -> ShardStats:
+        """Finishes one shard, whose folder and file are told as `files.here` takes them."""
+        shard = Shard(number=number, source=here(source), target=here(target))
         return enrich_shard(self._writer, shard, batch_size=self._batch_size, session=self._session)
 
 
@@ -98,7 +100,8 @@ class Pool:
             while waiting or busy:
                 while waiting and idle:
                     worker, shard = idle.pop(), waiting.popleft()
-                    busy[worker.enrich.remote(shard)] = (shard, worker)
+                    told = (shard.number, share(shard.source), share_place(shard.target))
+                    busy[worker.enrich.remote(*told)] = (shard, worker)
                 (ended, *_), _ = ray.wait(list(busy), num_returns=1)
                 shard, worker = busy.pop(ended)
                 stats = self._outcome(ended, shard, deaths)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from ledgerlm.enrich.engine import Generation
 from ledgerlm.enrich.rewrite import Document, Rewrite, Task, Writer, judge
+from ledgerlm.files import push
 
 STAGED = pa.schema(
     [
@@ -159,14 +160,16 @@ def enrich_shard(writer: Writer, shard: Shard, *, batch_size: int, session: str)
     journal = Journal(shard.target.with_suffix(".journal"), session)
     tally = Tally()
     aside = _aside(shard.target)
+    aside.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(aside, STAGED) as file:
         for documents in _documents(shard.source, max(1, batch_size // writer.texts)):
             rewrites = _rewrite(writer, documents, journal, tally.rewrites)
             tally.add(documents, rewrites)
             file.write_table(_table(writer, rewrites))
-    aside.replace(shard.target)
+    push(aside.replace(shard.target))
     stats = tally.stats(shard.number, writer, time.monotonic() - began)
     write_aside(shard.record, json.dumps(asdict(stats)))
+    push(shard.record)
     journal.close()
     return stats
 

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.enrich.estimate import Volume
 from ledgerlm.enrich.shards import Shard
+from ledgerlm.files import pull
 from ledgerlm.text.serialize import CHARACTERS_A_TOKEN
 
 KEPT = ("client_id", "as_of", "variant", "format", "engine", "prompt_id", "seed", "text", "input_hash")
@@ -111,7 +112,7 @@ def refused(rewrites: DataFrame) -> DataFrame:
 def example(shards: Iterable[Shard], *, rewrites: int = 2, characters: int = 1500) -> dict[str, Any]:
     """One source document and some of its kept rewrites, shortened; empty when no shard kept any."""
     for shard in shards:
-        with pq.ParquetFile(shard.target) as parquet:
+        with pq.ParquetFile(pull(shard.target)) as parquet:
             rows: list[dict[str, Any]] = next((batch.to_pylist() for batch in parquet.iter_batches(batch_size=64)), [])
         good = [row for row in rows if row["reason"] is None]
         if good:

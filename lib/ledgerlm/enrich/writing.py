@@ -7,7 +7,6 @@ is read back as rows: kept, or refused with a reason. Killed at any point, the s
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from ledgerlm.enrich.rewrite import RewriteConf
 from ledgerlm.enrich.shards import Shard, ShardStats, write_aside
 from ledgerlm.enrich.staging import as_documents, example, kept, refused, sharded, shards_of, to_enrich, volume
 from ledgerlm.errors import DataError
+from ledgerlm.files import bring, push, remove, url_of
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.progress import Progress
 
@@ -222,7 +222,7 @@ def write_texts(
         )
     staged = chosen.documents.sparkSession.read.option("pathGlobFilter", "shard-*.parquet")
     return Texts(
-        rows=staged.parquet(str(folder / "out")), sources=chosen.documents, expected=expected.rewrites, facts=facts
+        rows=staged.parquet(url_of(folder / "out")), sources=chosen.documents, expected=expected.rewrites, facts=facts
     )
 
 
@@ -232,10 +232,12 @@ def _staged(chosen: Chosen, conf: TextsConf, folder: Path) -> list[Shard]:
     shards = chosen.estimate.shards
     content = json.dumps({"conf": conf.model_dump(mode="json"), "shards": shards})
     if not manifest.exists() or manifest.read_text() != content:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         target.mkdir(parents=True)
-        sharded(chosen.documents, shards).write.partitionBy("shard").parquet(str(source))
+        sharded(chosen.documents, shards).write.partitionBy("shard").parquet(url_of(source))
+        bring(source)
         write_aside(manifest, content)
+        push(manifest)
     return shards_of(source, target)
 
 

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from ledgerlm.config import Conf
+from ledgerlm.engines.ray import storage_of
 from ledgerlm.errors import DataError, EngineError
+from ledgerlm.files import bring, here, share, url_of
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, raw_outputs
 from ledgerlm.heads.tasks import Ints, Task, refuse_one_class
 from ledgerlm.heads.vectors import Block, decode_rows, encode_rows
@@ -51,7 +53,8 @@ def stage_rows(labelled: DataFrame, blocks: Sequence[Block], folder: Path, worke
     """
     work = partial(encode_rows, blocks=list(blocks), keep=("label",))
     rows = labelled.mapInArrow(work, "label double, places array<int>, values array<float>")
-    rows.repartition(4 * workers).write.mode("overwrite").parquet(folder.absolute().as_uri())
+    rows.repartition(4 * workers).write.mode("overwrite").parquet(url_of(folder))
+    bring(folder)
 
 
 def train_distributed(
@@ -77,7 +80,7 @@ def train_distributed(
         conf: settings.
         settings: workers and their cores.
         seed: of the draws.
-        storage: folder for the checkpoint, which all workers reach.
+        storage: folder for the checkpoint.
         categorical: features whose values are codes.
 
     Raises:
@@ -102,7 +105,7 @@ def train_distributed(
         scaling_config=ScalingConfig(
             num_workers=settings.workers, resources_per_worker={"CPU": settings.cpus_per_worker}
         ),
-        run_config=RunConfig(name=folder.name, storage_path=str(storage.absolute())),
+        run_config=RunConfig(name=folder.name, **storage_of(storage)),
     )
     result = trainer.fit()
     if result.checkpoint is None:
@@ -131,7 +134,7 @@ def _shards(folder: Path, workers: int) -> list[list[str]]:
     machine does not have, and a copy of all rows in the object store.
     """
     files = sorted(folder.absolute().glob("*.parquet"))
-    rows = {str(file): pq.read_metadata(file).num_rows for file in files}
+    rows = {share(file): pq.read_metadata(file).num_rows for file in files}
     shards: list[list[str]] = [[] for _ in range(workers)]
     for file in sorted(rows, key=lambda name: (-rows[name], name)):
         min(shards, key=lambda shard: sum(rows[one] for one in shard)).append(file)
@@ -150,7 +153,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     import ray.train
     from ray.train.lightgbm import RayTrainReportCallback, get_network_params
 
-    table = pq.read_table(config["shards"][ray.train.get_context().get_world_rank()])
+    table = pq.read_table([str(here(one)) for one in config["shards"][ray.train.get_context().get_world_rank()]])
     report = RayTrainReportCallback()
 
     def report_at_end(env: CallbackEnv) -> None:

@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
+from ledgerlm.files import bring, url_of
 from ledgerlm.heads.boosting import Boosted, LightGBMConf
 from ledgerlm.heads.calibration import Calibrator, Method, brier, fit_calibrator, log_loss
 from ledgerlm.heads.distributed import DistributedConf, stage_rows, train_distributed
@@ -271,7 +272,8 @@ def _in_spark(task: Task, training: _Training) -> Head:
     assert conf.kind != "lightgbm"  # asked before
     model = fit_mllib(rows, training.blocks, task, conf.kind, conf.mllib, seed=training.seed, keep=training.keep)
     home = training.folder / task.name
-    model.write().overwrite().save(home.absolute().as_uri())
+    model.write().overwrite().save(url_of(home))
+    bring(home)
     return Head(card=_card(task, training, Calibrator()), model=home)
 
 

@@ -17,6 +17,7 @@ from pyspark.sql import types as T
 from ledgerlm.config import Conf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import ConfigError
+from ledgerlm.files import url_of
 from ledgerlm.heads.scoring import REASONS
 from ledgerlm.heads.tasks import Task, class_index, refuse_one_class
 from ledgerlm.heads.vectors import KEY, Block, pieces, to_matrix
@@ -142,7 +143,7 @@ def score_mllib(joined: DataFrame, blocks: Sequence[Block], task: Task, folder: 
     from pyspark.ml import PipelineModel
     from pyspark.ml.functions import vector_to_array
 
-    model = PipelineModel.load(folder.absolute().as_uri())
+    model = PipelineModel.load(url_of(folder))
     scored = model.transform(dense_rows(joined, blocks))
     if task.kind == "regression":
         probabilities, prediction = F.array().cast(VECTOR), F.col("prediction")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ledgerlm.files import push
 from ledgerlm.heads.boosting import Boosted, LightGBMConf, raw_outputs, train
 from ledgerlm.heads.linear import LinearConf, linear_raw
 from ledgerlm.heads.tasks import Floats, Ints, Task, counts_by_class, refuse_one_class
@@ -95,7 +96,7 @@ class FitStore:
         draft = self._folder / f".{name}.npz"
         text = np.frombuffer(fitted.text.encode(), np.uint8)
         np.savez(draft, raw=fitted.raw, text=text, scale=np.asarray(fitted.scale), gains=fitted.gains)
-        draft.rename(self._folder / f"{name}.npz")
+        push(draft.rename(self._folder / f"{name}.npz"))
         self._settled()
 
 

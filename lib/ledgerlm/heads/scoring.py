@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pyspark.sql import types as T
 
 from ledgerlm.errors import ConfigError
+from ledgerlm.files import here, share
 from ledgerlm.heads.boosting import Boosted
 from ledgerlm.heads.head import HeadCard, load_trees
 from ledgerlm.heads.tasks import Floats, Ints, Task
@@ -47,7 +48,7 @@ def score_rows(joined: DataFrame, folder: Path, head_id: str, *, reasons: int = 
 
     Args:
         joined: from `join_sources`, with the head's own sources.
-        folder: the artefacts' `heads` folder, which all workers reach.
+        folder: the artefacts' `heads` folder.
         head_id: the head, whose files are checked against it.
         reasons: features named for each client, 0 for none.
         threads: LightGBM threads of a worker, the cores of a Spark task.
@@ -57,7 +58,7 @@ def score_rows(joined: DataFrame, folder: Path, head_id: str, *, reasons: int = 
         (label of the likeliest class, or the value), reasons (largest contributions to the raw score of that class,
         for two classes of the second one; log-odds, or units of the value).
     """
-    work = partial(_score_batches, folder=str(folder), head_id=head_id, reasons=reasons, threads=threads)
+    work = partial(_score_batches, head=share(folder / head_id), reasons=reasons, threads=threads)
     return joined.mapInArrow(work, SCORED)
 
 
@@ -129,14 +130,15 @@ def scored_rows(rows: DataFrame, probabilities: str, task: Task) -> DataFrame:
 
 
 @lru_cache(maxsize=4)
-def _cached(folder: str, head_id: str) -> tuple[HeadCard, Boosted]:
-    return load_trees(Path(folder), head_id)
+def _cached(head: str) -> tuple[HeadCard, Boosted]:
+    home = here(head)
+    return load_trees(home.parent, home.name)
 
 
 def _score_batches(
-    batches: Iterator[pa.RecordBatch], *, folder: str, head_id: str, reasons: int, threads: int
+    batches: Iterator[pa.RecordBatch], *, head: str, reasons: int, threads: int
 ) -> Iterator[pa.RecordBatch]:
-    card, model = _cached(folder, head_id)
+    card, model = _cached(head)
     for batch in batches:
         yield score_batch(batch, card, model, reasons=reasons, threads=threads)
 

@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf, nearest
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import ArtefactError, ConfigError, DataError
+from ledgerlm.files import bring, url_of
 from ledgerlm.heads.mllib import dense_rows
 from ledgerlm.heads.vectors import KEY, Block, Source, component_names, join_sources, learn_blocks
 from ledgerlm.lake.made import Made, Rows
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 # Spark's PCA holds a matrix of columns x columns on the driver.
 _MOST_APPENDED = 4000
 _VECTOR = "vector"
+_PIPELINE = "pipeline"  # folder of MLlib's files
 
 
 class StructuredConf(Conf):
@@ -89,7 +91,8 @@ class Structured:
 
     def save(self, folder: Path) -> None:
         """Writes MLlib's files below `pipeline`, and `structured.json`."""
-        self.model.write().overwrite().save(_pipeline(folder))
+        self.model.write().overwrite().save(url_of(folder / _PIPELINE))
+        bring(folder / _PIPELINE)
         (folder / "structured.json").write_text(self.card.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -105,11 +108,7 @@ class Structured:
             raise ArtefactError(f"{folder}: no structured features that can be read: {error}; run prepare") from error
         from pyspark.ml import PipelineModel
 
-        return cls(model=PipelineModel.load(_pipeline(folder)), card=card)
-
-
-def _pipeline(folder: Path) -> str:
-    return (folder / "pipeline").absolute().as_uri()
+        return cls(model=PipelineModel.load(url_of(folder / _PIPELINE)), card=card)
 
 
 def prepare_features(

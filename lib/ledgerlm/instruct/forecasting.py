@@ -56,7 +56,7 @@ def predict(
 
     Args:
         heads: of each `head_id` and what else is to be told of it; see the facts of the instruct job.
-        folder: the artefacts' `instruct` folder, which all workers reach.
+        folder: the artefacts' `instruct` folder.
         events: the `events` table.
         clients: the `clients` table.
         labels: the `labels` table.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import Field
 
 from ledgerlm.config import Conf, parse
 from ledgerlm.errors import ArtefactError
+from ledgerlm.files import pull
 from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.tasks import Floats, Task
 from ledgerlm.instruct.prompts import PromptConf, compose
@@ -32,7 +34,9 @@ class InstructCard(Conf):
     prompt: PromptConf = Field(description="how it is asked")
     length: int = Field(ge=1, description="events told")
     context: int = Field(description="most tokens of a prompt with its answer")
-    base: str = Field(description="folder of the model; empty: the merged one beside this card")
+    base: str = Field(
+        description="folder of the model, relative where both are artefacts; empty: the merged one beside this card"
+    )
     base_id: str = Field(description="hash of that model's files")
     adapter: bool = Field(description="whether the folder `adapter` is added to its weights")
     length_normalised: bool = Field(False, description="divide an answer's log-likelihood by its tokens")
@@ -59,6 +63,9 @@ def save_instructed(folder: Path, card: InstructCard, *, adapter: Path | None, m
         head_id.
     """
     draft = aside(folder / card.task.name)
+    if card.base and Path(card.base).is_relative_to(folder.resolve().parent):
+        # Artefacts stay beside each other wherever they are moved.
+        card = card.model_copy(update={"base": os.path.relpath(card.base, folder.resolve() / "head")})
     content = json.dumps(card.model_dump(mode="json"), indent=1, sort_keys=True, ensure_ascii=False)
     (draft / CARD).write_text(content + "\n", encoding="utf-8")
     if adapter is not None:
@@ -87,7 +94,7 @@ def load_instructed(folder: Path, head_id: str) -> InstructCard:
 
 def model_folder(home: Path, card: InstructCard) -> Path:
     """Where the head's model lies."""
-    return Path(card.base) if card.base else home / MODEL
+    return pull((home / card.base).resolve()) if card.base else home / MODEL
 
 
 def tokens_of(home: Path, card: InstructCard) -> PromptTokens:

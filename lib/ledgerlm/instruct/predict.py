@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from ledgerlm.files import here, share
 from ledgerlm.heads.tasks import Floats
 from ledgerlm.instruct.head import InstructCard
 from ledgerlm.instruct.tokens import PromptTokens
@@ -26,7 +28,7 @@ class Reading:
     """How a worker reads prompts.
 
     Attributes:
-        model: folder of the model, at the same path on every machine.
+        model: folder of the model.
         adapter: folder of the adapter whose weights are added, if any.
         tokens: prompt and answers.
         device: cpu or cuda.
@@ -54,7 +56,7 @@ def log_likelihoods(prompts: DataFrame, reading: Reading) -> DataFrame:
     """
     kept = [name for name in prompts.columns if name != "body"]
     schema = ", ".join(f"`{name}` {prompts.schema[name].dataType.simpleString()}" for name in kept)
-    work = partial(_read_batches, reading=reading, kept=tuple(kept))
+    work = partial(_read_batches, reading=_shared(reading), kept=tuple(kept))
     return prompts.mapInArrow(work, f"{schema}, log_likelihoods array<double>")
 
 
@@ -72,8 +74,14 @@ def score_prompts(prompts: DataFrame, reading: Reading, card: InstructCard) -> D
     """
     from ledgerlm.heads.scoring import SCORED
 
-    work = partial(_score_batches, reading=reading, card=card.model_dump_json())
+    work = partial(_score_batches, reading=_shared(reading), card=card.model_dump_json())
     return prompts.select("client_id", "as_of", "body").mapInArrow(work, SCORED)
+
+
+def _shared(reading: Reading) -> Reading:
+    """The same, as executors are told of its folders."""
+    adapter = None if reading.adapter is None else share(Path(reading.adapter))
+    return replace(reading, model=share(Path(reading.model)), adapter=adapter)
 
 
 def _score_batches(batches: Iterator[pa.RecordBatch], *, reading: Reading, card: str) -> Iterator[pa.RecordBatch]:
@@ -122,4 +130,5 @@ def _scorer(reading: Reading) -> Scorer:
     from ledgerlm.instruct.scorer import Scorer
 
     torch.set_num_threads(reading.threads)
-    return Scorer.open(reading.model, reading.adapter, reading.tokens, device=reading.device)
+    adapter = None if reading.adapter is None else str(here(reading.adapter))
+    return Scorer.open(str(here(reading.model)), adapter, reading.tokens, device=reading.device)

@@ -307,7 +307,7 @@ def _stage_windows(
         examples = told.select("client_id", "as_of", "split", "answer", body(length).alias("body"))
         # As many files for each rank.
         files = conf.workers.ranks * -(-rows // (conf.workers.ranks * _EXAMPLES_A_FILE))
-        staged_by_split(cut_examples(in_order(examples, files, "as_of"), tokens), str(folder))
+        staged_by_split(cut_examples(in_order(examples, files, "as_of"), tokens), folder)
     return sum(pq.read_metadata(path).num_rows for path in folder.glob("split=*/*.parquet"))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from ledgerlm.config import SCHEME
+from ledgerlm.files import url_of
 
 _CATALOG = re.compile(r"^[A-Za-z_]\w*\.[A-Za-z_]\w*$")
 
@@ -56,10 +57,7 @@ class Home:
         if self.is_catalog:
             return f"{self.root}.{table}"
         folder = self.folder
-        if folder is None or folder.parts[:2] == ("/", "Volumes"):
-            # Databricks' volumes are one place for Python and Spark, and only without a scheme.
-            return f"{self.root if folder is None else folder}/{table}"
-        return (folder / table).as_uri()
+        return f"{self.root}/{table}" if folder is None else url_of(folder / table)
 
     def identifier(self, table: str) -> str:
         """The table in a SQL statement."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ledgerlm.config import HeadRef, ModelRef
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.asked import AsOfConf, after_last, asked
+from ledgerlm.files import push, restore
 from ledgerlm.heads.scoring import heads_of
 from ledgerlm.heads.tasks import Task, declared_tasks, find_tasks
 from ledgerlm.lake.made import Made
@@ -228,7 +229,7 @@ class Context:
     @cached_property
     def staging(self) -> Path:
         """Working folder of this attempt; what is in it survives a kill, and goes when the stage ends."""
-        return _made(self.pipeline.out / "staging" / self.stage / self.record.attempt[:16])
+        return restore(_made(self.pipeline.out / "staging" / self.stage / self.record.attempt[:16]))
 
     def once(self, name: str, make: Callable[[Path], Any]) -> Path:
         """A folder of the staging that is made once, however often the attempt is killed and goes on.
@@ -242,6 +243,7 @@ class Context:
             _emptied(folder)
             make(folder)
             (folder / "_SUCCESS").touch()
+            push(folder)
         return folder
 
     def keep(self, frame: DataFrame) -> DataFrame:

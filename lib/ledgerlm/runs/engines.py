@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ledgerlm.config import SCHEME
 from ledgerlm.engines import ray as ray_engine
 from ledgerlm.engines.frames import Keeper
+from ledgerlm.files import url_of
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -21,7 +23,7 @@ class Engines:
         self._pipeline = pipeline
         self._session: Session | None = None
         self.ray = ray_engine.RayEngine(pipeline.engine.ray)
-        self.keeper = Keeper(f"{pipeline.out}/staging/kept")
+        self.keeper = Keeper(url_of(pipeline.out / "staging" / "kept"))
 
     @property
     def spark(self) -> SparkSession:
@@ -29,7 +31,12 @@ class Engines:
         if self._session is None:
             from ledgerlm.engines.spark import open_session
 
-            self._session = open_session(self._pipeline.engine.spark, log=self._pipeline.out / "logs" / "spark.log")
+            places = (self._pipeline.place, self._pipeline.home.root)
+            self._session = open_session(
+                self._pipeline.engine.spark,
+                log=self._pipeline.out / "logs" / "spark.log",
+                schemes={found[0][:-1] for one in places if (found := SCHEME.match(one))},
+            )
         return self._session.spark
 
     def stop(self) -> None:

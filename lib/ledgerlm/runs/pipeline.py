@@ -14,6 +14,7 @@ from ledgerlm.engines.ray import RayConf
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.spec import DataSetSpec, load_spec
+from ledgerlm.files import place_of, unreadable, working_copy
 from ledgerlm.lake.home import Home
 from ledgerlm.runs.plan import Stage, StagePlan, plan
 from ledgerlm.runs.registry import SHIPPED, Registry
@@ -33,7 +34,11 @@ class PipelineConf(Conf):
 
     pipeline: str = Field(description="name; also the folder below build/ when `out` is left out")
     title: str = Field("", description="heading of the report")
-    out: str | None = Field(None, description="folder of lake, artefacts, records and report; default build/NAME")
+    out: str | None = Field(
+        None,
+        description="lake, artefacts, records and report: a folder, or a URL that fsspec and Spark reach (s3a://, "
+        "abfss://, gs://, hdfs://); default build/NAME",
+    )
     lake: str | None = Field(
         None,
         description="where the tables lie: a folder of any file system that Spark knows, by its URL, or a catalog's "
@@ -64,7 +69,7 @@ class Pipeline:
         conf: the file as it was understood.
         file: the file.
         spec: the data set.
-        out: folder of artefacts, records and report.
+        out: folder of artefacts, records and report; the working copy where they lie at a URL.
         engine: where Spark and Ray run.
         plans: the stages in order, with what each reads and writes.
     """
@@ -87,9 +92,15 @@ class Pipeline:
         return tuple(one.stage for one in self.plans)
 
     @property
+    def place(self) -> str:
+        """Where artefacts, records and report lie, as the user knows it: a folder or a URL."""
+        found = place_of(self.out)
+        return str(self.out) if found is None else found.url
+
+    @property
     def home(self) -> Home:
         """Where the tables lie."""
-        return Home.parse(self.conf.lake or str(self.out / "lake"))
+        return Home.parse(self.conf.lake or f"{self.place}/lake")
 
     def resolved(self) -> dict[str, Any]:
         """Everything as it was understood, defaults included, as JSON values."""
@@ -98,7 +109,7 @@ class Pipeline:
             for stage in self.stages
         }
         engine = self.engine.model_dump(mode="json")
-        return {**self.conf.model_dump(mode="json"), "out": str(self.out), "engine_profile": engine, "stages": stages}
+        return {**self.conf.model_dump(mode="json"), "out": self.place, "engine_profile": engine, "stages": stages}
 
 
 def load_pipeline(name: str | Path, overrides: Sequence[str] = (), *, jobs: Registry = SHIPPED) -> Pipeline:
@@ -139,12 +150,11 @@ def load_pipeline(name: str | Path, overrides: Sequence[str] = (), *, jobs: Regi
 
 def _out(conf: PipelineConf, file: Path) -> Path:
     out = conf.out or f"build/{conf.pipeline}"
-    if SCHEME.match(out) and not out.startswith("file:"):
-        raise ConfigError(
-            f"{file}: out: {out} is no folder of this machine; give a folder that driver, executors and Ray workers "
-            "share (a mount, a volume), and the tables' place under lake"
-        )
-    return Path(out.removeprefix("file://").removeprefix("file:")).expanduser().absolute()
+    if not SCHEME.match(out) or out.startswith("file:"):
+        return Path(out.removeprefix("file://").removeprefix("file:")).expanduser().absolute()
+    if (why := unreadable(out)) is not None:
+        raise ConfigError(f"{file}: out: {out}: {why}; install it in this environment, or give a folder")
+    return working_copy(out).folder
 
 
 def _flat(prefix: str, values: dict[str, Any]) -> list[str]:

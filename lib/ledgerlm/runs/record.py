@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 import ledgerlm
 from ledgerlm.config import without_secrets
 from ledgerlm.errors import ArtefactError, ConfigError
+from ledgerlm.files import place_of, push, restore
 from ledgerlm.lake.history import State
 from ledgerlm.lake.slices import Slice
 
@@ -90,14 +92,14 @@ def portable(value: Any, out: Path) -> Any:
     return f"{_OUT}{os.sep}{value.removeprefix(root)}" if isinstance(value, str) and value.startswith(root) else value
 
 
-def located(value: Any, out: Path) -> Any:
-    """The values of `portable` with the folder as it is now."""
+def located(value: Any, out: Path | str) -> Any:
+    """The values of `portable` with the folder, or the URL, as it is now."""
     if isinstance(value, Mapping):
         return {key: located(one, out) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [located(one, out) for one in value]
     root = f"{_OUT}{os.sep}"
-    return str(out / value.removeprefix(root)) if isinstance(value, str) and value.startswith(root) else value
+    return f"{out}{os.sep}{value.removeprefix(root)}" if isinstance(value, str) and value.startswith(root) else value
 
 
 def git_commit(folder: Path) -> str | None:
@@ -244,7 +246,15 @@ class Records:
     def save(self, record: StageRecord) -> None:
         """Writes the record, whole or not at all."""
         content = portable(asdict(record), self._out) | {"form": _FORM}
-        write_json(self.folder / f"{record.name}.json", content)
+        file = self.folder / f"{record.name}.json"
+        write_json(file, content)
+        push(file)
+
+    def fetch(self) -> None:
+        """Takes the records as they are where `out` lies; they may be another machine's."""
+        if place_of(self.folder) is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            restore(self.folder)
 
     def begin(self, name: str, job: str, engine: str, definition: str, run_id: str) -> StageRecord:
         """Records that the stage starts.

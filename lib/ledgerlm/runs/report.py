@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ledgerlm.config import without_secrets
 from ledgerlm.evaluation.exports import leaderboard_table, write_leaderboard
 from ledgerlm.evaluation.published import published
 from ledgerlm.evaluation.report.page import render
+from ledgerlm.files import push
 from ledgerlm.lake.schemas import TABLES
 from ledgerlm.runs.pipeline import Pipeline
-from ledgerlm.runs.record import git_commit, now, versions, write_json
+from ledgerlm.runs.record import git_commit, located, now, portable, versions, write_json
 from ledgerlm.runs.runner import Finished, Run, Runner
 
 
-def write_report(runner: Runner, run: Run) -> Path:
+def write_report(runner: Runner, run: Run) -> str:
     """Writes `report.json`, `report.html` and `leaderboard.{csv,json,md,tex}` below the pipeline's folder.
 
     Returns:
-        Path of the page.
+        Path or URL of the page.
     """
     pipeline = runner.pipeline
-    facts = without_secrets(collect(pipeline, run, _tables(runner)))
-    write_json(pipeline.out / "report.json", facts)
+    out, place = pipeline.out, pipeline.place
+    facts = without_secrets(located(portable(collect(pipeline, run, _tables(runner)), out), place))
+    write_json(out / "report.json", facts)
     board = leaderboard_table([*facts["leaderboard"], *facts["leaderboard_test"]], facts["published"].get("rows", []))
     if not board.empty:
-        write_leaderboard(board, pipeline.out)
-    page = pipeline.out / "report.html"
-    page.write_text(render(facts), encoding="utf-8")
-    return page
+        write_leaderboard(board, out)
+    (out / "report.html").write_text(render(facts), encoding="utf-8")
+    for one in (*out.glob("leaderboard.*"), out / "report.json", out / "report.html"):
+        push(one)
+    return f"{place}/report.html"
 
 
 def collect(pipeline: Pipeline, run: Run, tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,19 +6,16 @@ what it wrote are its own.
 
 from __future__ import annotations
 
-import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from ledgerlm.errors import ConfigError, LedgerError
+from ledgerlm.files import is_there, pull, push, remove
 from ledgerlm.lake.history import Author, History, State
 from ledgerlm.progress import Progress
 from ledgerlm.runs.context import Context
@@ -27,6 +24,7 @@ from ledgerlm.runs.faults import as_ledger_error
 from ledgerlm.runs.given import Given, answer
 from ledgerlm.runs.hashes import Hashes
 from ledgerlm.runs.job import Scope, StageResult
+from ledgerlm.runs.lock import held
 from ledgerlm.runs.pipeline import Pipeline
 from ledgerlm.runs.plan import StagePlan
 from ledgerlm.runs.record import (
@@ -97,30 +95,9 @@ class Runner:
         Raises:
             ConfigError: another process runs this pipeline, nothing can be written to `out`, or no stage has the verb.
         """
-        with self._locked(), self.progress.running():
+        with held(self.pipeline.out, self.pipeline.name), self.progress.running():
+            self.records.fetch()
             return self._run(only=only, fresh=fresh)
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keeps other runs out of `out`."""
-        lock = FileLock(self.pipeline.out / "runs.lock", timeout=0)
-        try:
-            self.pipeline.out.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout as error:
-            raise ConfigError(
-                f"{self.pipeline.out} is in use by another run of pipeline {self.pipeline.name}; wait for it or give "
-                "this one another folder with --set out=FOLDER"
-            ) from error
-        except OSError as error:
-            raise ConfigError(
-                f"out: nothing can be written to {self.pipeline.out}: {error.strerror or error}; give another folder "
-                "with --set out=FOLDER"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _run(self, *, only: str | None, fresh: bool) -> Run:
         started_at = now()
@@ -142,6 +119,7 @@ class Runner:
 
     def outlook(self, only: str | None) -> list[tuple[StagePlan, bool]]:
         """The chosen stages, each with whether it stands and will be skipped; nothing is done."""
+        self.records.fetch()
         found: list[tuple[StagePlan, bool]] = []
         redone: set[str] = set()
         for plan in self.chosen(only):
@@ -161,7 +139,9 @@ class Runner:
             "data": self.pipeline.spec.model_dump(mode="json"),
             "versions": versions(),
         }
-        write_json(self.pipeline.out / "runs" / self.run_id / "run.json", content)
+        file = self.pipeline.out / "runs" / self.run_id / "run.json"
+        write_json(file, content)
+        push(file)
 
     def _stage(self, plan: StagePlan, position: int, count: int, fresh: bool) -> Finished:
         head = f"[bold]{position}/{count} {plan.stage.name}[/bold]"
@@ -176,7 +156,7 @@ class Runner:
         done = work.finished(result, time.monotonic() - began)
         self.records.save(done)
         self.hashes.save()
-        shutil.rmtree(self.pipeline.out / "staging" / plan.stage.name, ignore_errors=True)
+        remove(self.pipeline.out / "staging" / plan.stage.name)
         self.progress.say(f"{head}  {summary(done)}")
         return Finished(record=done, skipped=False)
 
@@ -232,7 +212,7 @@ class Runner:
 
     def _own_stands(self, record: StageRecord) -> bool:
         """Whether what the stage wrote is there, and nobody has written over it."""
-        if not all((self.pipeline.out / one).exists() for one in record.artefacts):
+        if not all(is_there(self.pipeline.out / one) for one in record.artefacts):
             return False
         return all(self.history.state(table, one.slice, one.state) == one.state for table, one in record.tables.items())
 
@@ -281,6 +261,7 @@ class _Attempt:
     def __init__(self, runner: Runner, plan: StagePlan, record: StageRecord, *, recorded: bool = True) -> None:
         self._runner, self._plan, self._recorded = runner, plan, recorded
         self.record = record
+        self._fetched: set[str] = set()
         before = runner.before(plan)
         author = Author(attempt=record.attempt, stage=f"{runner.pipeline.name}/{record.name}", run_id=runner.run_id)
         self.tables = Tables(
@@ -326,7 +307,9 @@ class _Attempt:
         return result
 
     def finished(self, result: StageResult, seconds: float) -> StageRecord:
-        """The record of the finished attempt."""
+        """The record of the finished attempt, whose artefacts lie where they belong."""
+        for one in result.artefacts:
+            push(Path(one).absolute())
         return replace(
             self.record,
             done=True,
@@ -354,6 +337,11 @@ class _Attempt:
         self._note(tables={**self.record.inputs.tables, table: list(states)})
 
     def _stage(self, name: str, used: str) -> None:
+        if used not in self._fetched:
+            record = self._runner.records.load(used.partition("@")[0])
+            for one in () if record is None else record.artefacts:
+                pull(self._runner.pipeline.out / one)
+            self._fetched.add(used)
         if self.record.inputs.stages.get(name) != used:
             self._note(stages={**self.record.inputs.stages, name: used})
 

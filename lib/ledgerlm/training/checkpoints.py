@@ -15,6 +15,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ledgerlm.files import push, remove
 from ledgerlm.training.ranks import Ranks
 
 # DeepSpeed's name for what is in a checkpoint's folder.
@@ -37,7 +38,7 @@ class Checkpoints:
 
     def newest(self) -> Path | None:
         """The newest finished checkpoint."""
-        found = sorted(self.folder.glob("step-*"))
+        found = self._finished()
         self.ranks.wait()
         return found[-1] if found else None
 
@@ -65,9 +66,14 @@ class Checkpoints:
         if self.ranks.first:
             shutil.rmtree(target, ignore_errors=True)
             draft.rename(target)
-            for older in sorted(self.folder.glob("step-*"))[:-1]:
-                shutil.rmtree(older, ignore_errors=True)
+            carry(self.folder.parent)
+            push(target)
+            for older in self._finished()[:-1]:
+                remove(older)
         self.ranks.wait()
+
+    def _finished(self) -> list[Path]:
+        return sorted(one for one in self.folder.glob("step-*") if one.is_dir())
 
     def adapted(self) -> bool:
         """Makes the newest checkpoint of DeepSpeed readable by this number of ranks, where another number wrote it.
@@ -80,12 +86,20 @@ class Checkpoints:
         found = self.newest()
         if found is not None and self.ranks.first and self._sharded_by_others(found):
             _convert(found)
+            push(found)
         self.ranks.wait()
         return found is not None and (found / _UNIVERSAL).exists()
 
     def _sharded_by_others(self, checkpoint: Path) -> bool:
         sharded = any((checkpoint / TAG).glob("*_optim_states.pt")) and not (checkpoint / _UNIVERSAL).exists()
         return sharded and self.progress(checkpoint)[1] != self.ranks.size
+
+
+def carry(folder: Path) -> None:
+    """Pushes what a training has left so far, but for its checkpoints and what each rank makes anew."""
+    for one in sorted(folder.iterdir()):
+        if not one.name.startswith((".", "checkpoints", "tokens", "arrays")) and one.suffix not in (".aside", ".lock"):
+            push(one)
 
 
 class BestWeights:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ledgerlm.engines.ray import run_workers
 from ledgerlm.errors import EngineError
+from ledgerlm.files import here, push, restore, share, share_place
 from ledgerlm.training.log import read_metrics
 from ledgerlm.training.settings import FACTS, METRICS, RankConf, WorkersConf
 
@@ -39,7 +40,7 @@ def train(
 
     Args:
         work: what each rank does, `module:function`; it is given `conf` and a `Report`, and rank 0 calls `finished`.
-        conf: what each rank is told; its folder must be reached by driver and ranks.
+        conf: what each rank is told; its folder must be reached by driver and ranks, or have a URL.
         workers: processes.
         on_progress: given each new line of the metrics (`step`, `seen`, `share`, `loss` ...), from another thread.
 
@@ -55,7 +56,7 @@ def train(
         with _followed(conf.folder / METRICS, on_progress or _unheard):
             run_workers(
                 _rank,
-                {**told, "conf": conf.model_dump(mode="json")},
+                {**told, "conf": _told(conf)},
                 conf.folder,
                 ranks=workers.ranks,
                 threads=workers.threads,
@@ -63,6 +64,8 @@ def train(
                 retries=workers.retries,
                 environment=_QUIET if workers.gpu else {**_QUIET, **_ON_CPU},
             )
+        if not facts.exists():  # the ranks were elsewhere
+            restore(conf.folder, without=("checkpoints",))
     if not facts.exists():
         raise EngineError(f"Ray Train ended without {facts}; look at Ray's worker logs")
     found: dict[str, Any] = json.loads(facts.read_text())
@@ -92,9 +95,12 @@ def started(conf: RankConf) -> tuple[Ranks, str]:
 
 def finished(conf: RankConf, facts: Mapping[str, Any]) -> None:
     """Writes the facts of a training, by rank 0 and last of all: what has them has ended."""
+    from ledgerlm.training.checkpoints import carry  # it imports torch, which a driver need not
+
+    carry(conf.folder)
     draft = conf.folder / f"{FACTS}.aside"
     draft.write_text(json.dumps(facts))
-    draft.rename(conf.folder / FACTS)
+    push(draft.rename(conf.folder / FACTS))
 
 
 def _rank(told: dict[str, Any]) -> None:
@@ -106,7 +112,22 @@ def _rank(told: dict[str, Any]) -> None:
         ray.train.report(dict(line))
 
     kind = _named(told["kind"])
-    _named(told["work"])(kind.model_validate(told["conf"]), report)
+    places = {name: str(here(told["conf"][name])) for name in _folders(kind) if told["conf"][name] is not None}
+    conf = kind.model_validate({**told["conf"], **places})
+    restore(conf.folder)
+    _named(told["work"])(conf, report)
+
+
+def _told(conf: RankConf) -> dict[str, Any]:
+    """A configuration as ranks on any node are told of it: what they read is fetched there, what they write pushed."""
+    read = {name: getattr(conf, name) for name in _folders(type(conf)) if name != "folder"}
+    shared = {name: share(path) for name, path in read.items() if path is not None}
+    return {**conf.model_dump(mode="json"), **shared, "folder": share_place(conf.folder)}
+
+
+def _folders(kind: type[RankConf]) -> list[str]:
+    """The settings that are paths."""
+    return [name for name, field in kind.model_fields.items() if field.annotation in (Path, Path | None)]
 
 
 def _named(name: str) -> Any:

@@ -35,7 +35,7 @@ ONE_WORKER = WorkersConf(ranks=1, threads=2)
 class RankConf(Conf):
     """What each rank of any training is told."""
 
-    folder: Path = Field(description="folder of checkpoints, metrics and the result; shared by all ranks")
+    folder: Path = Field(description="folder of checkpoints, metrics and the result; all ranks see it")
     seed: int = Field(0, description="of weights and order")
     threads: int = Field(1, ge=1, description="torch threads of a rank on CPUs")
     device: Literal["cpu", "cuda"] = Field("cpu", description="where the network is")

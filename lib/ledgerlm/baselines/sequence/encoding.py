@@ -26,6 +26,7 @@ from ledgerlm.baselines.sequence.settings import (
 )
 from ledgerlm.config import Conf, load_yaml, shipped
 from ledgerlm.engines.frames import Keep
+from ledgerlm.files import bring, push, url_of
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.progress import Progress
 from ledgerlm.training.artefacts import keep_copy
@@ -109,6 +110,7 @@ class Encoded:
             rows_out=self.encoded,
             tables={"embeddings": Rows(frame=self.vectors, slice=part)},
             aside=self.aside,
+            artefacts=[self.folder],
             facts={
                 "method": method,
                 "encoder": str(self.folder),
@@ -147,7 +149,7 @@ def learn_and_encode(
         spec: the data set.
         conf: settings.
         folder: working folder that all workers reach; what is complete in it is not made again.
-        encoders: the artefacts' `encoders` folder, which all workers reach.
+        encoders: the artefacts' `encoders` folder.
         seed: of the first weights and the order, unless `conf` has one.
         keep: computes a frame once: the encoder must run once.
         progress: what the user sees.
@@ -165,8 +167,8 @@ def learn_and_encode(
     home, curve = _trained(fields, conf, folder=folder, encoders=encoders, seed=own, progress=shown)
     failpoint("after_training")
     card = read_encoder_card(home)
-    staged = events.sparkSession.read.parquet(_uri(folder / "histories"))
-    vectors = keep(encode(staged, home.resolve(), card))
+    staged = events.sparkSession.read.parquet(url_of(folder / "histories"))
+    vectors = keep(encode(staged, home, card))
     started = time.monotonic()
     with shown.task("Encoding histories"):
         row = vectors.agg(F.count(F.lit(1)).alias("rows"), F.sum("event_count_used").alias("events")).first()
@@ -203,13 +205,15 @@ def _staged(
     training = newest(as_of, clients)
     fields = learn_fields(histories(observed, training), chosen, conf.fields)
     file.write_text(fields.model_dump_json(), encoding="utf-8")
+    push(file)
     learnt_from = training.withColumn("training", F.lit(True))
     rows = assemble(histories(observed, as_of), fields).join(learnt_from, on=["client_id", "as_of"], how="left")
     marked = rows.withColumn("training", F.coalesce("training", F.lit(False)))
     with progress.task("Laying out histories"):
         files = marked.repartition(4 * conf.workers.ranks, "client_id")
         spread = files.sortWithinPartitions("training", "client_id", "as_of")
-        spread.write.mode("overwrite").partitionBy("training").parquet(_uri(folder))
+        spread.write.mode("overwrite").partitionBy("training").parquet(url_of(folder))
+    bring(folder)
     return fields
 
 
@@ -230,7 +234,3 @@ def _trained(
     with progress.task(f"Training {conf.method}"):
         found = train("ledgerlm.baselines.sequence.training:train_rank", rank, conf.workers)
     return encoders / keep_copy(rank.result, encoders), found["curve"]
-
-
-def _uri(folder: Path) -> str:
-    return folder.absolute().as_uri()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyspark.sql import functions as F
 
 from ledgerlm.baselines.sequence.settings import EncoderCard
+from ledgerlm.files import here, share
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -60,7 +61,7 @@ def encode(rows: DataFrame, folder: Path, card: EncoderCard) -> DataFrame:
 
     Args:
         rows: from `histories.assemble`.
-        folder: the encoder's, at the same path on every machine; its name is the encoder's id.
+        folder: the encoder's; its name is the encoder's id.
         card: its card.
 
     Returns:
@@ -70,7 +71,7 @@ def encode(rows: DataFrame, folder: Path, card: EncoderCard) -> DataFrame:
     task_cpus = int(rows.sparkSession.conf.get("spark.task.cpus", "1") or "1")
     slim = rows.select(*_CARRIED, "codes", "numbers")
     carried = ", ".join(f"{name} {slim.schema[name].dataType.simpleString()}" for name in _CARRIED)
-    work = partial(_encode_partition, folder=str(folder), threads=task_cpus)
+    work = partial(_encode_partition, folder=share(folder), threads=task_cpus)
     found = slim.mapInArrow(work, schema=f"{carried}, vector array<float>, input_hash string")
     places = len(card.fields.codes) + len(card.fields.numbers)
     return found.select(
@@ -121,4 +122,4 @@ def _opened(folder: str, threads: int) -> Encoder:
     from ledgerlm.baselines.sequence.store import load_encoder
 
     torch.set_num_threads(threads)
-    return load_encoder(Path(folder))
+    return load_encoder(here(folder))

@@ -13,6 +13,7 @@ from ledgerlm.backbone.settings import BackboneCard, LlamaShape
 from ledgerlm.config import Conf, FileName, StageName
 from ledgerlm.engines.frames import tasks_for
 from ledgerlm.errors import DataError
+from ledgerlm.files import bring, url_of
 from ledgerlm.heads.alimn.settings import DistilRankConf, DistilTrainingConf
 from ledgerlm.heads.alimn.states import different_sentences, read_sentences, state_definition
 from ledgerlm.lake.made import Made
@@ -69,7 +70,7 @@ def distil(
         clients: the `clients` table, for the split.
         conf: settings.
         ray: started once the teacher has read.
-        teacher: its folder, at the same path on every machine.
+        teacher: its folder.
         deepspeed: DeepSpeed's settings, ZeRO stage 0 to 2.
         staging: working folder that all ranks reach.
         folder: the artefacts' `backbones` folder.
@@ -126,8 +127,9 @@ def _stage_states(sentences: DataFrame, clients: DataFrame, conf: DistilConf, te
         identity = model.backbone_id(teacher)
         read = read_sentences(asked, chosen, folder=str(teacher), backbone_id=identity, definition=definition)
         kept = read.where("reason IS NULL").select("text", "state")
-        kept.coalesce(1).write.mode("overwrite").parquet(folder.as_uri())
-    return sentences.sparkSession.read.parquet(folder.as_uri()).count()
+        kept.coalesce(1).write.mode("overwrite").parquet(url_of(folder))
+        bring(folder)
+    return sentences.sparkSession.read.parquet(url_of(folder)).count()
 
 
 def _kept(

@@ -101,7 +101,7 @@ def fuse(
             sources leave open.
         deepspeed: the settings that `conf.deepspeed` names.
         folder: working folder that all workers reach; what is complete in it is not made again.
-        heads: the artefacts' `heads` folder, which all workers reach.
+        heads: the artefacts' `heads` folder.
         seed: of weights, order and held-out clients.
         keep: computes a frame once.
         progress: what the user sees.

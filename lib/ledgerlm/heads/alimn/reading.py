@@ -88,7 +88,7 @@ def read_clients(
         sentences: the `sentences` table.
         asked: client_id, as_of: who has states, as of when; empty ones where nothing is said.
         conf: prompt, layers and name of the set.
-        backbone: its folder, at the same path on every machine.
+        backbone: its folder.
         keep: for frames that are read again: the model must run once.
         progress: what the user sees.
     """

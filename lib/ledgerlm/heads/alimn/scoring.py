@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pyspark.sql import types as T
 
+from ledgerlm.files import here, share
 from ledgerlm.heads.alimn.batches import Clients, clients_of
 from ledgerlm.heads.alimn.late import late_logit, probability
 from ledgerlm.heads.alimn.network import Alimn
@@ -45,7 +46,7 @@ def score_fusion(joined: DataFrame, folder: Path, heads: Sequence[str], *, reaso
 
     Args:
         joined: the sources' columns (`join_sources`) and `sentences`, for all heads alike.
-        folder: the artefacts' `heads` folder, which all workers reach.
+        folder: the artefacts' `heads` folder.
         heads: head ids; the members of a late fusion stand before it.
         reasons: features and sentences named for each client, 0 for none.
 
@@ -54,22 +55,23 @@ def score_fusion(joined: DataFrame, folder: Path, heads: Sequence[str], *, reaso
         log-odds most, gradient times input (Shrikumar et al. 2016) from the mean training client; none for a late
         fusion.
     """
-    work = partial(_score_batches, folder=str(folder), heads=tuple(heads), reasons=reasons)
+    work = partial(_score_batches, heads=tuple(share(folder / one) for one in heads), reasons=reasons)
     return joined.mapInArrow(work, FUSED)
 
 
 @lru_cache(maxsize=2)
-def _opened(folder: str, heads: tuple[str, ...]) -> Opened:
+def _opened(heads: tuple[str, ...]) -> Opened:
     torch.set_num_threads(1)
-    cards = {head_id: load_fusion(Path(folder), head_id) for head_id in heads}
-    networks = {head_id: load_network(Path(folder), head_id)[1] for head_id in heads if cards[head_id].kind == "alimn"}
+    homes = [here(one) for one in heads]
+    cards = {home.name: load_fusion(home.parent, home.name) for home in homes}
+    networks = {one.name: load_network(one.parent, one.name)[1] for one in homes if cards[one.name].kind == "alimn"}
     return Opened(cards=cards, networks=networks)
 
 
 def _score_batches(
-    batches: Iterator[pa.RecordBatch], *, folder: str, heads: tuple[str, ...], reasons: int
+    batches: Iterator[pa.RecordBatch], *, heads: tuple[str, ...], reasons: int
 ) -> Iterator[pa.RecordBatch]:
-    opened = _opened(folder, heads)
+    opened = _opened(heads)
     for batch in batches:
         for start in range(0, batch.num_rows, _CLIENTS_AT_ONCE):
             yield from score_batch(batch.slice(start, _CLIENTS_AT_ONCE), opened, reasons=reasons)

@@ -7,6 +7,8 @@ from pathlib import Path
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from ledgerlm.files import bring, url_of
+
 
 def stage_clients(rows: DataFrame, folder: Path, *, held_out: float, seed: int, ranks: int) -> None:
     """Writes the training clients as Parquet, as many files as ranks; what is there complete stays.
@@ -24,4 +26,5 @@ def stage_clients(rows: DataFrame, folder: Path, *, held_out: float, seed: int, 
     marked = rows.withColumn("held_out", bucket < round(held_out * 10_000))
     # The order decides what a rank reads together: it must not depend on the shuffle.
     spread = marked.repartition(ranks, "client_id").sortWithinPartitions("client_id", "as_of")
-    spread.write.mode("overwrite").parquet(folder.absolute().as_uri())
+    spread.write.mode("overwrite").parquet(url_of(folder))
+    bring(folder)

@@ -56,7 +56,7 @@ def read_sentences(
     Args:
         asked: from `different_sentences`, spread over the tasks that read.
         sentences: the `sentences` table.
-        folder: backbone folder, at the same path on every machine.
+        folder: backbone folder, as for `embed`.
         backbone_id: id that its weights must have.
         definition: resolved, from `state_definition`.
 

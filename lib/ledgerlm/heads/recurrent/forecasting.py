@@ -59,7 +59,7 @@ def forecast(
 
     Args:
         heads: head_id -> the name under which it is told of.
-        folder: the artefacts' `heads` folder, which all workers reach.
+        folder: the artefacts' `heads` folder.
         events: the `events` table.
         clients: the `clients` table.
         labels: the `labels` table.

@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.files import bring, push, url_of
 from ledgerlm.heads.recurrent.inputs import Sources, chosen_columns, head_rows, learn_shape, observed_events, sources_of
 from ledgerlm.heads.recurrent.settings import (
     PARTS,
@@ -196,6 +197,7 @@ def _staged(
     observed = observed_events(sources, chosen, conf.inputs)
     shape = learn_shape(labels, observed, sources, chosen, conf.inputs) if known is None else known
     (folder / "shape.json").write_text(shape.model_dump_json(), encoding="utf-8")
+    push(folder / "shape.json")
     rows = head_rows(labels, observed, sources, shape, conf.inputs)
     drawn = F.pmod(F.xxhash64("client_id", F.lit(seed)), F.lit(10_000)) / 10_000
     train_part, stop, calibrate = PARTS
@@ -204,5 +206,6 @@ def _staged(
     parted = marked.withColumn("part", held_out.otherwise(train_part))
     files = parted.repartition(4 * conf.workers.ranks, "client_id")
     spread = files.sortWithinPartitions("part", "client_id", "as_of")
-    spread.write.mode("overwrite").partitionBy("part").parquet((folder / "rows").absolute().as_uri())
+    spread.write.mode("overwrite").partitionBy("part").parquet(url_of(folder / "rows"))
+    bring(folder / "rows")
     return shape

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from ledgerlm.files import here, share
 from ledgerlm.heads.recurrent.settings import RecurrentCard
 from ledgerlm.heads.scoring import SCORED
 
@@ -31,14 +32,14 @@ def score_recurrent(rows: DataFrame, folder: Path, head_id: str) -> DataFrame:
 
     Args:
         rows: from `inputs.head_rows`, with the head's own shape.
-        folder: the artefacts' `heads` folder, which all workers reach.
+        folder: the artefacts' `heads` folder.
         head_id: the head, whose files are checked against it.
 
     Returns:
         client_id, as_of, margin, probabilities (in the order of the task's classes), prediction, reasons (none).
     """
     threads = int(rows.sparkSession.conf.get("spark.task.cpus", "1") or "1")
-    work = partial(_score_batches, folder=str(folder / head_id), threads=threads)
+    work = partial(_score_batches, folder=share(folder / head_id), threads=threads)
     return rows.select(*_COLUMNS).mapInArrow(work, SCORED)
 
 
@@ -77,4 +78,4 @@ def _opened(folder: str, threads: int) -> tuple[Network, RecurrentCard]:
     from ledgerlm.heads.recurrent.store import load_recurrent
 
     torch.set_num_threads(threads)
-    return load_recurrent(Path(folder))
+    return load_recurrent(here(folder))

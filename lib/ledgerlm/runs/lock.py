@@ -1,0 +1,75 @@
+"""One run of a pipeline at a time: a lock of this machine, and where `out` is a URL, a file there that is made once."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ledgerlm.errors import ConfigError
+from ledgerlm.files import Place, create, drop, place_of
+from ledgerlm.runs.record import now
+
+LOCK = "runs.lock"
+
+
+@contextmanager
+def held(out: Path, pipeline: str) -> Iterator[None]:
+    """Keeps other runs out of `out` while the block works.
+
+    Args:
+        out: the pipeline's folder, or the working copy of its URL.
+        pipeline: its name, for messages.
+
+    Raises:
+        ConfigError: another run is at work there, or nothing can be written.
+    """
+    lock = FileLock(out / LOCK, timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(
+            f"{out} is in use by another run of pipeline {pipeline}; wait for it or give this one another folder with "
+            "--set out=FOLDER"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"out: nothing can be written to {out}: {error.strerror or error}; give another folder with "
+            "--set out=FOLDER"
+        ) from error
+    try:
+        place = place_of(out)
+        if place is None:
+            yield
+        else:
+            with _held_at(place, pipeline):
+                yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _held_at(place: Place, pipeline: str) -> Iterator[None]:
+    """The same at a URL; this machine's own lock is held."""
+    mine = {"copy": place.copy, "host": platform.node(), "pid": os.getpid(), "since": now()}
+    owner: dict[str, Any] = json.loads(create(place, LOCK, json.dumps(mine)))
+    if owner["copy"] == place.copy and owner != mine:
+        # The lock of this very working copy, whose own lock is ours, is of a run that was killed.
+        drop(place, LOCK)
+        owner = json.loads(create(place, LOCK, json.dumps(mine)))
+    if owner != mine:
+        raise ConfigError(
+            f"{place.url} is in use by a run of pipeline {pipeline} on {owner['host']} (process {owner['pid']}) since "
+            f"{owner['since']}; wait for it, or, if that machine is gone, delete {place.url}/{LOCK}"
+        )
+    try:
+        yield
+    finally:
+        drop(place, LOCK)
