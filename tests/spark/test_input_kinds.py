@@ -110,7 +110,7 @@ def test_amounts_keep_their_digits_or_none(spark: SparkSession) -> None:
         "1e-30": None, "1.23456789012345678e5": None, "-0.00": "0.0000", "1e30": None,
     }  # fmt: skip
     doubles = {0.1 + 0.2: "0.3000", 12.5: "12.5000", 1e7 + 0.5: "10000000.5000", 0.00001: None, 1e300: None,
-               float("inf"): None, 3 * 1.1: "3.3000", -2.675: "-2.6750", 123456789012.34: "123456789012.3400"}  # fmt: skip
+               float("inf"): None, 3 * 1.1: "3.3000", -2.675: "-2.6750", 12345678901.34: "12345678901.3400"}  # fmt: skip
 
     def read(text: str) -> Column:
         return exact_number(F.lit(text))

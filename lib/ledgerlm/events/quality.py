@@ -1,4 +1,4 @@
-"""What makes a row bad, and how texts lose what names a person.
+"""What makes a row bad, and how values become other words and pseudonyms.
 
 Native Spark expressions only.
 """
