@@ -97,6 +97,29 @@ def doctor(fix: bool) -> int:
     return examine(fix=fix)
 
 
+@app.command()
+@click.argument("spec")
+@_SET
+@click.option("--rows", default=10_000, show_default=True, help="Rows of each entry that are looked at.")
+def check(spec: str, overrides: tuple[str, ...], rows: int) -> int:
+    """Look at the files of a data set SPEC: columns, rows before and after, what would be set aside and why."""
+    from ledgerlm.jobs.check import check as look
+
+    return look(spec, overrides, rows=rows)
+
+
+@app.command()
+@click.argument("file")
+@_SET
+@click.option("--reason", default=None, help="This reason alone.")
+@click.option("--examples", default=3, show_default=True, help="Rows that are shown of each reason.")
+def quarantine(file: str, overrides: tuple[str, ...], reason: str | None, examples: int) -> int:
+    """List what the stages of pipeline FILE set aside: reasons, counts, examples."""
+    from ledgerlm.jobs.quarantine import list_quarantine
+
+    return list_quarantine(file, overrides, reason=reason, examples=examples)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0 well, 1 an error the user can act on, 2 wrong usage."""
     try:

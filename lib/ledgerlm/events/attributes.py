@@ -9,13 +9,14 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.events.cells import Uses, code, event_uses, raw, type_of
+from ledgerlm.events.clock import fixed_instant
 from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
 from ledgerlm.events.identity import identity, without
 from ledgerlm.events.sources import read_file
 from ledgerlm.events.spec import DataSetSpec, source_of
 from ledgerlm.events.spec_files import ClientFileSpec, Conflict, FileSpec, SourceSpec
 from ledgerlm.events.spec_times import AsOfSpec
-from ledgerlm.events.times import fixed_instant, time_of
+from ledgerlm.events.times import time_of
 
 _KEY, _VALUES, _DIFFER = "_key", "_values", "_differ"
 

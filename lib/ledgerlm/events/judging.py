@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping
 from functools import reduce
 
@@ -11,6 +12,7 @@ from pyspark.sql import types as T
 
 from ledgerlm.events.attributes import joined
 from ledgerlm.events.cells import code, currency_at, event_uses, exact, raw, real, type_of
+from ledgerlm.events.clock import fixed_instant
 from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
 from ledgerlm.events.masks import masked
@@ -19,13 +21,13 @@ from ledgerlm.events.quality import Reason, recoded
 from ledgerlm.events.sources import read_file
 from ledgerlm.events.spec import AmountSpec, DataSetSpec, FieldSpec, SignSpec, source_of
 from ledgerlm.events.spec_times import FILE_ORDER
-from ledgerlm.events.times import hours_later, local, time_of
+from ledgerlm.events.times import hours_later, time_of
 from ledgerlm.lake.schemas import AMOUNT
 
 DETAIL_LENGTH = 200  # characters of an offending value that the detail quotes
 _ID_LENGTH = 32  # hexadecimal digits of a hashed id: 128 bits
 _ONE, _ZERO = r"(?i)^(?:1(?:\.0+)?|true)$", r"(?i)^(?:0(?:\.0+)?|false)$"
-NOTED = ("_signed", "_rounded", "_unordered", "_clock")
+NOTED = ("_signed", "_rounded", "_unordered")
 """What the settings of a spec decided about a row: counted, and written nowhere."""
 
 
@@ -40,7 +42,12 @@ def judged_rows(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
         SpecError: no source, nothing at its path, or files that are not as the spec says.
     """
     places = range(len(source_of(spec).files))
-    return reduce(DataFrame.unionByName, [_judged(_read(spark, spec, place), spec) for place in places])
+    return reduce(DataFrame.unionByName, [judged_entry(spark, spec, place) for place in places])
+
+
+def judged_entry(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
+    """The rows of one entry of event files, as `judged_rows` has them."""
+    return _judged(_read(spark, spec, place), spec)
 
 
 def aside(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
@@ -118,7 +125,7 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
             **_money(spec),
         }
     )
-    valued = typed.withColumns({**_amount(spec), "_unordered": _unordered(spec), "_clock": _clock(spec)})
+    valued = typed.withColumns({**_amount(spec), "_unordered": _unordered(spec)})
     return valued.withColumn("_bad", _fault(spec)).select(
         "client_id",
         "_id",
@@ -171,11 +178,6 @@ def _unordered(spec: DataSetSpec) -> Column:
     if not spec.time.order or spec.time.order == FILE_ORDER:
         return F.lit(False)
     return F.col("_order").isNull()
-
-
-def _clock(spec: DataSetSpec) -> Column:
-    shown = local(F.col("event_time"), spec.time.zone)
-    return F.coalesce(shown != F.date_trunc("day", shown), F.lit(False))
 
 
 def _raw_id(spec: DataSetSpec) -> Column:
@@ -250,6 +252,10 @@ def _fault(spec: DataSetSpec) -> Column:
         return F.concat(F.lit(f"{name}: "), F.coalesce(value.cast("string"), F.lit("absent")))
 
     written = F.concat_ws(" ", *(raw(name).cast("string") for name in spec.time.parts))
+
+    def midnight_of(day: dt.date) -> Column:
+        return fixed_instant(dt.datetime.combine(day, dt.time()), spec.time.zone)
+
     raw_time = said(" ".join(spec.time.parts), F.nullif(written, F.lit("")))
     time, client = F.col("event_time"), F.col("client_id")
     flags = [(name, raw(name)) for field in spec.fields for name in field.flags]
@@ -261,8 +267,8 @@ def _fault(spec: DataSetSpec) -> Column:
         (F.col("_id").isNull(), Reason.NO_EVENT_ID, F.lit(ids)),
         *((damaged_id(code(name)), Reason.DAMAGED_ID, said(name, code(name))) for name in spec.event_id.columns),
         (time.isNull(), Reason.BAD_TIME, raw_time),
-        (time < F.lit(spec.time.first_day).cast("timestamp"), Reason.TIME_BEFORE_RANGE, raw_time),
-        (time >= F.lit(spec.time.far_future).cast("timestamp"), Reason.TIME_IN_FAR_FUTURE, raw_time),
+        (time < midnight_of(spec.time.first_day), Reason.TIME_BEFORE_RANGE, raw_time),
+        (time >= midnight_of(spec.time.far_future), Reason.TIME_IN_FAR_FUTURE, raw_time),
         *(_amount_faults(spec.amount) if spec.amount else ()),
         *((text.isNotNull() & real(name).isNull(), Reason.BAD_NUMBER, said(name, text)) for name, text in numeric),
         *((~value.rlike(f"{_ONE}|{_ZERO}"), Reason.BAD_FLAG, said(name, value)) for name, value in flags),

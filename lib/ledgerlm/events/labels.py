@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from ledgerlm.errors import DataError
 from ledgerlm.events.attributes import attributes_of
 from ledgerlm.events.cells import Uses, code, raw, real, type_of
+from ledgerlm.events.clock import fixed_instant, local, zoned
 from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
 from ledgerlm.events.identity import damaged_client
 from ledgerlm.events.judging import aside, first_fault
@@ -20,7 +21,7 @@ from ledgerlm.events.sources import read_file
 from ledgerlm.events.spec import DataSetSpec, FutureSpec, LabelSpec, source_of
 from ledgerlm.events.spec_files import FileSpec
 from ledgerlm.events.spec_times import AsOfSpec
-from ledgerlm.events.times import fixed_instant, local, time_of, zoned
+from ledgerlm.events.times import time_of
 
 _KEY = ("client_id", "task", "as_of")
 _JUDGED = (

@@ -6,6 +6,7 @@ A number is what its grammar takes as a whole, or none: no sign is deleted where
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import NamedTuple
 
 from pyspark.sql import Column
@@ -25,6 +26,7 @@ _FITS = r"^[^eE.]*(?:\.[0-9]{0,18}0*)?$"  # at most eighteen places, zeros at th
 _MOST_EXPONENT_DIGITS = 15
 _NOISE = 1e-15  # relative error of a double that was computed from decimals
 _NOISE_PLACES = 9
+_LAST_PLACE = Decimal("1e-17")  # one place less than EXACT has, since a sum may need another digit before the point
 EXACT = T.DecimalType(38, 18)
 """Numbers whose every digit counts, before they are judged."""
 
@@ -41,12 +43,12 @@ def real_number(value: Column) -> Column:
 
 
 def exact_number(value: Column) -> Column:
-    """A decimal(38,18) of a number in plain form; null where it has more digits than that."""
+    """A decimal(38,18) of a number in plain form; one that has more places is no number of few, see `_with_more`."""
     exact = value.try_cast(EXACT)
     # With an exponent: fifteen digits are told apart by their double, so an equal one lost none.
     digits = F.length(F.regexp_replace(F.regexp_replace(value, "[eE].*$", ""), "[^0-9]", ""))
     same = (digits <= _MOST_EXPONENT_DIGITS) & (exact.try_cast("double") == value.try_cast("double"))
-    return F.when(value.rlike(_FITS), exact).when(value.rlike("[eE]") & same, exact)
+    return F.when(value.rlike(_FITS) | (value.rlike("[eE]") & same), exact).otherwise(_with_more(exact, value))
 
 
 def exact_double(value: Column) -> Column:
@@ -55,10 +57,15 @@ def exact_double(value: Column) -> Column:
     A double holds some sixteen digits, and the noise of a sum or a product (0.30000000000000004) stands behind them.
     """
     exact = value.try_cast(EXACT)
-    near = F.round(exact, _NOISE_PLACES)
+    near = F.round(exact, _NOISE_PLACES).try_cast(EXACT)
     noisy = F.abs(near.cast("double") - value) <= F.abs(value) * _NOISE
-    # Beside noise, what a decimal of eighteen places cannot hold is none of its doubles.
-    return F.when(noisy, near).when(exact.cast("double") == value, exact)
+    return F.when(noisy, near).when(exact.cast("double") == value, exact).otherwise(_with_more(exact, value))
+
+
+def _with_more(rounded: Column, value: Column) -> Column:
+    """What stands for a number of more than eighteen places: never one of few places, so that it counts as rounded."""
+    more = F.when(value.try_cast("double") < 0, -_LAST_PLACE).otherwise(_LAST_PLACE)
+    return (rounded + more).try_cast(EXACT)
 
 
 def amount_of(exact: Column, scale: int = AMOUNT.scale, *, rounded: bool = False) -> Column:

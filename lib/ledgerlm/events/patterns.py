@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -112,3 +113,8 @@ def check_zone(zone: str) -> str:
             "such as Europe/Berlin, or an offset such as +02:00"
         ) from None
     return zone
+
+
+def offset_of(zone: str) -> dt.tzinfo:
+    """A zone that `check_zone` has taken, for Python."""
+    return dt.datetime.strptime(zone, "%z").tzinfo or dt.UTC if zone[0] in "+-" else ZoneInfo(zone)

@@ -73,6 +73,14 @@ def read_file(
     return reduce(DataFrame.unionByName, frames)
 
 
+def columns_in(spark: SparkSession, file: FileSpec, source: SourceSpec) -> list[str]:
+    """Names of the columns of an entry, folders included, in order; none of JSON, whose lines have their own."""
+    names: dict[str, None] = {}
+    for part in _parts(spark, file, source, {}, ()):
+        names |= dict.fromkeys((*part.columns, *(name for one in part.files for name, _ in one.partitions)))
+    return list(names)
+
+
 def source_places(spec: DataSetSpec) -> list[str]:
     """Paths, globs and URLs of all files that the spec reads, each once."""
     if spec.source is None:

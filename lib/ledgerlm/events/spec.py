@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ledgerlm.config import find_file, load_yaml, nearest, parse
 from ledgerlm.errors import ConfigError, SpecError
+from ledgerlm.events.clock import aware
 from ledgerlm.events.files import is_url
 from ledgerlm.events.spec_files import ClientFileSpec, DictionarySpec, FileSpec, JoinSpec, SourceSpec, SpecPart
 from ledgerlm.events.spec_times import AsOfSpec, TimeSpec
@@ -42,7 +43,7 @@ class EventIdSpec(SpecPart):
 class SignSpec(SpecPart):
     """The sign of amounts that are written without one, by a column such as the transaction type."""
 
-    column: str
+    column: str = Field(description="column of the code")
     negative: tuple[str, ...] = Field(min_length=1, description="values (after the file's `values`) of money going out")
     positive: tuple[str, ...] = Field(min_length=1, description="values of money coming in; others make a bad amount")
     signed: Literal["refuse", "column", "both"] = Field(
@@ -62,7 +63,7 @@ class SignSpec(SpecPart):
 class AmountSpec(SpecPart):
     """The amount of an event; money going out is negative when the data say so."""
 
-    column: str
+    column: str = Field(description="column of the amount")
     nulls: tuple[str, ...] = Field((), description="values that mean absent, beside the empty one")
     scale: int = Field(4, ge=0, description="decimal places that are kept, 4 at most; what has more is a bad amount")
     round: bool = Field(
@@ -91,7 +92,7 @@ class FieldSpec(SpecPart):
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="column in the events table")
     column: str = Field("", description="column in the files; left out, the name")
-    kind: Kind = "categorical"
+    kind: Kind = Field("categorical", description="a code or category, a number, or free text (which is masked)")
     title: str = Field("", description="human name used in headers; left out, the name")
     short: str = Field("", pattern=r"^[^\s|]*$", description="prefix of the value in compact text")
     dictionary: DictionarySpec | dict[str, str] | None = Field(
@@ -143,7 +144,7 @@ class LabelSpec(SpecPart):
     """One task, and the file that holds its labels or the rule that computes them."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the task")
-    kind: TaskKind
+    kind: TaskKind = Field(description="two classes, several, or a number")
     title: str = Field("", description="human name; left out, the task's name")
     file: FileSpec | None = Field(None, description="file of the labels; left out with `future`")
     id: str = Field("", description="column of the client id")
@@ -221,7 +222,7 @@ class SplitSpec(SpecPart):
 class DataSetSpec(SpecPart):
     """A data set: where its files lie and what their columns mean."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="small letters, digits and _")
     title: str = Field("", description="human name; left out, the name")
     about: str = Field("", description="one sentence: origin and licence")
     source: SourceSpec | None = Field(None, description="event files; left out when the simulate job makes the events")
@@ -233,7 +234,10 @@ class DataSetSpec(SpecPart):
     fields: tuple[FieldSpec, ...] = Field(min_length=1)
     clients: tuple[ClientFileSpec, ...] = Field((), description="attribute files; the first that has a value wins")
     labels: tuple[LabelSpec, ...] = ()
-    as_of: dt.datetime | None = Field(None, description="instant of labels and documents that have none of their own")
+    as_of: dt.datetime | None = Field(
+        None,
+        description="instant of labels and documents that have none of their own; without a zone it is in time.zone",
+    )
     mask: tuple[Mask, ...] = Field(
         ("iban", "card", "email", "phone", "name"), description="what is masked in fields of kind text"
     )
@@ -260,6 +264,12 @@ class DataSetSpec(SpecPart):
         if wrong:
             raise ValueError(f"field names {', '.join(wrong)} are used twice or belong to every event")
         return fields
+
+    @field_validator("as_of")
+    @classmethod
+    def _in_zone(cls, as_of: dt.datetime | None, info: ValidationInfo) -> dt.datetime | None:
+        time = info.data.get("time")
+        return aware(as_of, time.zone) if as_of is not None and isinstance(time, TimeSpec) else as_of
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -87,10 +87,10 @@ class TimeSpec(SpecPart):
 class AsOfSpec(SpecPart):
     """Instant of a label that stands in a column; only events before it belong to the history."""
 
-    column: str
+    column: str = Field(description="column of the instant")
     format: Format = Field("timestamp", description="as time.format")
-    origin: dt.date | None = None
-    pivot: int = 1970
+    origin: dt.date | None = Field(None, description="as time.origin")
+    pivot: int = Field(1970, description="as time.pivot")
     zone: Zone | None = Field(None, description="time zone of instants that carry none; left out, time.zone")
     start_of: Literal["month"] | None = Field(None, description="month: the first day of the month that is named")
     hours: float = Field(0.0, description="hours added to the instant, such as the first day of a stay in hospital")

@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.errors import SpecError
+from ledgerlm.events.clock import local, zoned
 from ledgerlm.events.identity import present
 from ledgerlm.events.numbers import number
 from ledgerlm.events.patterns import EPOCH_DIGITS, unquoted
@@ -69,22 +70,6 @@ def time_of(value: Column, kind: T.DataType, form: TimeFormat) -> Column:
         parsed = F.when(text.rlike(r"^[0-9]{4}-"), text.try_cast("timestamp"))
         return F.when(text.rlike(_ZONED), parsed).otherwise(zoned(parsed, form.zone))
     return _COUNTED[form.format](value, form) if form.format in _COUNTED else _by_pattern(value, form)
-
-
-def zoned(time: Column, zone: str | None) -> Column:
-    """The instant at which a clock in the zone shows a time."""
-    return time if zone in (None, "UTC") else F.to_utc_timestamp(time, zone)
-
-
-def local(time: Column, zone: str) -> Column:
-    """What a clock in the zone shows at an instant."""
-    return time if zone == "UTC" else F.from_utc_timestamp(time, zone)
-
-
-def fixed_instant(time: dt.datetime, zone: str) -> Column:
-    """A timestamp; a time without a zone is taken in `zone`."""
-    text = F.lit(time.isoformat(sep=" "))
-    return text.cast("timestamp") if time.tzinfo else zoned(text.cast("timestamp"), zone)
 
 
 def hours_later(time: Column, hours: Column, zone: str) -> Column:
