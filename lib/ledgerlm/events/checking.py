@@ -1,4 +1,4 @@
-"""A look at the files of a data set before a run: columns, rows before and after, and what would be set aside and why."""
+"""A look at the files of a data set before a run: columns, rows before and after, what would be set aside and why."""
 
 from __future__ import annotations
 
