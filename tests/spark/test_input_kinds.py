@@ -31,6 +31,9 @@ from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.events.spec_files import FileSpec
 from ledgerlm.events.spec_times import TimeSpec
 from ledgerlm.events.times import time_of
+from ledgerlm.lake.history import Author
+from ledgerlm.lake.lake import Lake
+from ledgerlm.text.numbers import plain_amount
 
 HEAD = "id;client;time;amount;mcc;note"
 WHEN = "2024-05-01 10:00:00"
@@ -303,6 +306,8 @@ def test_leave_out_and_compressed_files(spark: SparkSession, tmp_path: Path) -> 
 
     good = lines_of(HEAD, f"1;c;{WHEN};5;1;x")
     (tmp_path / "_old.csv").write_text(good)
+    for mark in ("_SUCCESS.csv.crc", ".DS_Store", "._b.csv"):
+        (tmp_path / mark).write_text("no row")
     (tmp_path / "a [1]{x}.csv").write_text(good)
     (tmp_path / "b.csv.gz").write_bytes(gzip.compress(good.replace("1;c", "2;c").encode()))
     events, _, _ = ingested(spark, spec_of(tmp_path, [{"glob": "*.csv*", "leave_out": ["_old*"]}]))
@@ -422,6 +427,24 @@ def test_rounding_is_a_setting_that_is_counted(spark: SparkSession, tmp_path: Pa
     events, _, counts = ingested(spark, spec_of(tmp_path, [{"glob": "a.csv"}], amount=amount))
     assert str(events["1"].amount) == "1.0001"
     assert counts.choices == {"rounded amounts": 1}
+
+
+def test_finer_amounts_keep_their_digits(spark: SparkSession, tmp_path: Path) -> None:
+    cases = {"0.00001234": "0.0000123400", "-0.00004999": "-0.0000499900", "12.5": "12.5000000000", "1e-18": None}
+    (tmp_path / "a.csv").write_text(lines_of(HEAD, *(f"{one};c;{WHEN};{one};1;x" for one in cases)))
+    amount = {"column": "amount", "scale": 10, "sign": {"column": "note", "negative": ["y"], "positive": ["x"]}}
+    amount["sign"]["signed"] = "both"
+    spec = spec_of(tmp_path, [{"glob": "a.csv"}], amount=amount)
+    events, quarantine, _ = ingested(spark, spec)
+    assert {one: str(events[one].amount) if one in events else None for one in cases} == {
+        one: None if value is None else f"{Decimal(value):.10f}" for one, value in cases.items()
+    }
+    assert [row.reason for row in quarantine] == ["bad_amount"]
+    lake = Lake(str(tmp_path / "lake"), spark)
+    lake.write("events", ingest_events(spark, spec).events, by=Author(attempt="1", stage="test/ingest", run_id="r"))
+    assert {str(row.amount) for row in lake.read("events").collect()} == {one for one in cases.values() if one}
+    told = lake.read("events").select(plain_amount(F.col("amount")).alias("text")).collect()
+    assert {row.text for row in told} == {"0.00001234", "-0.00004999", "12.50"}
 
 
 def test_deliveries_that_overlap_count_once(spark: SparkSession, tmp_path: Path) -> None:

@@ -225,9 +225,9 @@ def _with_sign(amount: Column, conf: AmountSpec) -> Column:
     if not isinstance(conf.sign, SignSpec):
         return amount
     mark = code(conf.sign.column)
-    factor = F.when(mark.isin(*conf.sign.negative), -1).when(mark.isin(*conf.sign.positive), 1)
     magnitude = F.abs(amount) if conf.sign.signed == "column" else amount
-    return (magnitude * factor).cast(AMOUNT)
+    # Not by a factor: Spark shortens products of long decimals.
+    return F.when(mark.isin(*conf.sign.negative), -magnitude).when(mark.isin(*conf.sign.positive), magnitude)
 
 
 def _value(field: FieldSpec, spec: DataSetSpec) -> Column:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 from functools import reduce
+from operator import and_
 
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window, WindowSpec
 from pyspark.sql import functions as F
@@ -24,6 +25,8 @@ from ledgerlm.events.spec_times import AsOfSpec
 from ledgerlm.events.times import time_of
 
 _KEY = ("client_id", "task", "as_of")
+_LEFT_OUT = "left_out"
+"""In place of a reason: a row that the spec's `only` passes over, which is counted and kept nowhere."""
 _JUDGED = (
     "client_id string, task string, as_of timestamp, label double, label_text string, reason string, detail string, "
     "source_file string, payload string"
@@ -55,6 +58,11 @@ class Labelled:
         if rows != out + quarantined + duplicates:
             raise DataError(f"labels: {rows} in, but {out} out + {quarantined} quarantined + {duplicates} duplicates")
         return rows, out, quarantined, duplicates
+
+    @property
+    def left_out(self) -> int:
+        """Rows that `only` passes over, once `labels` has been written."""
+        return int(self.judged.get[_LEFT_OUT])
 
 
 def first_events(events: DataFrame) -> DataFrame:
@@ -113,6 +121,7 @@ def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events:
     ranked = known.withColumn("_nth", F.row_number().over(_same_key())).withColumn(
         "_label", F.first("label").over(_same_key())
     )
+    left = F.coalesce(F.col("reason") == _LEFT_OUT, F.lit(False))
     again = F.col("reason").isNull() & (F.col("_nth") > 1)
     conflict = F.when(again & ~F.col("label").eqNullSafe(F.col("_label")), Reason.CONFLICTING_LABEL.value)
     final = ranked.withColumn("reason", F.coalesce("reason", conflict))
@@ -120,13 +129,16 @@ def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events:
     judged = Observation()
     counted = final.observe(
         judged,
-        F.count(F.lit(1)).alias("rows"),
+        F.count_if(~left).alias("rows"),
         F.count_if(kept).alias("out"),
-        F.count_if(F.col("reason").isNotNull()).alias("quarantined"),
+        F.count_if(F.col("reason").isNotNull() & ~left).alias("quarantined"),
+        F.count_if(left).alias(_LEFT_OUT),
         F.count_if(F.col("reason").isNull() & (F.col("_nth") > 1)).alias("duplicates"),
     )
     return Labelled(
-        labels=counted.where(kept).select(*_KEY, "label", "label_text"), quarantine=aside(final, spec), judged=judged
+        labels=counted.where(kept).select(*_KEY, "label", "label_text"),
+        quarantine=aside(final.where(~left), spec),
+        judged=judged,
     )
 
 
@@ -169,8 +181,6 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
         times = {as_of.column}
     uses = Uses(codes={label.id, *label.only}, reals=set() if label.values else {label.column}, times=times)
     source = read_file(spark, file, source_of(spec), needed=needed, uses=uses)
-    for name, values in label.only.items():
-        source = source.where(F.col(FAULT).isNotNull() | code(name).isin(*values))
     typed = source.withColumns(
         {
             "client_id": code(label.id),
@@ -189,13 +199,17 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
         (outside, Reason.LABEL_OUTSIDE, F.concat(task, text)),
         (F.col("_class").isNull(), Reason.BAD_LABEL, F.concat(task, text)),
     )
+    asked = reduce(
+        and_, (F.coalesce(code(name).isin(*among), F.lit(False)) for name, among in label.only.items()), F.lit(True)
+    )
+    passed_over = F.when(~asked, _LEFT_OUT)
     return typed.withColumn("_bad", fault).select(
         "client_id",
         F.lit(label.name).alias("task"),
         F.col("_as_of").alias("as_of"),
         F.col("_class").alias("label"),
         _label_text(label).alias("label_text"),
-        F.coalesce(F.col(FAULT), F.col("_bad.reason")).alias("reason"),
+        F.coalesce(F.col(FAULT), passed_over, F.col("_bad.reason")).alias("reason"),
         F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).alias("detail"),
         FILE,
         F.col(PAYLOAD).alias("payload"),

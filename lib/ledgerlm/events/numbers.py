@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.events.spec_files import FileSpec
-from ledgerlm.lake.schemas import AMOUNT
+from ledgerlm.lake.schemas import AMOUNT, amount_type
 
 _MINUS, _PLUS = "-\u2212\ufe63\uff0d", "+\ufe62\uff0b"
 _SPACE = "[ \\u00a0\\u202f\\u2009]"
@@ -69,14 +69,14 @@ def _with_more(rounded: Column, value: Column) -> Column:
 
 
 def amount_of(exact: Column, scale: int = AMOUNT.scale, *, rounded: bool = False) -> Column:
-    """A decimal(18,4); null where the number is too large, or has more places than `scale`.
+    """An amount of the type that `scale` asks for; null where the number is too large, or has more places.
 
     Args:
         exact: decimal(38,18).
         scale: decimal places that are kept.
         rounded: whether more places are rounded away, half up.
     """
-    kept = F.round(exact, scale).try_cast(AMOUNT)
+    kept = F.round(exact, scale).try_cast(amount_type(scale))
     return kept if rounded else F.when(kept == exact, kept)
 
 

@@ -16,7 +16,7 @@ from ledgerlm.events.files import is_url
 from ledgerlm.events.spec_files import ClientFileSpec, DictionarySpec, FileSpec, JoinSpec, SourceSpec, SpecPart
 from ledgerlm.events.spec_times import AsOfSpec, TimeSpec
 from ledgerlm.events.spec_yaml import check_words
-from ledgerlm.lake.schemas import AMOUNT, EVENTS
+from ledgerlm.lake.schemas import EVENTS, FINEST
 
 Kind = Literal["categorical", "numeric", "text"]
 TaskKind = Literal["binary", "multiclass", "regression"]
@@ -65,7 +65,13 @@ class AmountSpec(SpecPart):
 
     column: str = Field(description="column of the amount")
     nulls: tuple[str, ...] = Field((), description="values that mean absent, beside the empty one")
-    scale: int = Field(4, ge=0, description="decimal places that are kept, 4 at most; what has more is a bad amount")
+    scale: int = Field(
+        4,
+        ge=0,
+        le=FINEST,
+        description="decimal places that are kept; what has more is a bad amount. Up to 4 amounts are decimal(18,4), "
+        "of more they are decimal(38,scale)",
+    )
     round: bool = Field(
         False, description="whether amounts with more decimal places are rounded (half up) and counted instead"
     )
@@ -78,12 +84,6 @@ class AmountSpec(SpecPart):
     def _one_currency(self) -> Self:
         if self.currency and self.currency_column:
             raise ValueError("give 'currency' or 'currency_column', not both")
-        if self.scale > AMOUNT.scale:
-            raise ValueError(
-                f"amount.scale: the events table keeps amounts as decimal({AMOUNT.precision},{AMOUNT.scale}), so "
-                f"{self.scale} decimal places do not fit: round them (amount.round), or read the column "
-                "as a numeric field"
-            )
         return self
 
 
