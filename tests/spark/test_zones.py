@@ -67,6 +67,26 @@ def test_hours_and_weekdays_are_those_of_the_zone(spark: SparkSession, tmp_path:
     events.unpersist()
 
 
+def test_rows_may_have_zones_of_their_own(spark: SparkSession, tmp_path: Path) -> None:
+    rows = ["1,a,2024-05-01 09:00:00,1,Asia/Tokyo", "2,a,2024-05-01 09:00:00,1,+02:00", "3,a,2024-05-01 09:00:00,1,",
+            "4,a,2024-05-01 09:00:00,1,Mars/Base", "5,a,2024-05-01 09:00:00Z,1,Asia/Tokyo"]  # fmt: skip
+    (tmp_path / "z.csv").write_text("id,client,time,amount,where\n" + "\n".join(rows))
+    content: dict[str, Any] = {
+        "name": "small",
+        "source": {"path": str(tmp_path), "files": [{"glob": "z.csv"}]},
+        "client": "client",
+        "event_id": {"columns": ["id"]},
+        "time": {"column": "time", "zone": "America/New_York", "zone_column": "where"},
+        "fields": [{"name": "amount_text", "column": "amount"}],
+    }
+    result = ingest_events(spark, DataSetSpec.model_validate(content))
+    found = result.events.selectExpr("event_id", "cast(event_time as string) t").collect()
+    assert {row.event_id: row.t[11:16] for row in found} == {"1": "00:00", "2": "07:00", "3": "13:00", "5": "09:00"}
+    assert [(row.reason, row.detail) for row in result.quarantine.collect()] == [
+        ("bad_time", "time: 2024-05-01 09:00:00")
+    ]
+
+
 def test_dates_stay_dates_and_have_no_hour(spark: SparkSession, tmp_path: Path) -> None:
     times = ["2024-05-01", "2024-06-01"]
     for form in ({}, {"format": "yyyy-MM-dd"}):

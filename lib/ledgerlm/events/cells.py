@@ -54,6 +54,7 @@ def event_uses(spec: DataSetSpec) -> Uses:
     """What a spec reads the columns of events as."""
     codes = {spec.client, *spec.event_id.columns, *(join.key for join in spec.joins)}
     codes |= {field.column for field in spec.fields_of("categorical") if not field.flags}
+    codes |= {spec.time.zone_column} if spec.time.zone_column else set()
     numbers: set[str] = set()
     if spec.amount is not None:
         numbers = {spec.amount.column, spec.amount.times or spec.amount.column}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 from typing import TYPE_CHECKING
+from zoneinfo import available_timezones
 
 from pyspark.sql import functions as F
 
-from ledgerlm.events.patterns import offset_of
+from ledgerlm.events.patterns import OFFSET, offset_of
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -15,14 +16,19 @@ if TYPE_CHECKING:
     from ledgerlm.events.spec import DataSetSpec
 
 
-def zoned(time: Column, zone: str | None) -> Column:
-    """The instant at which a clock in the zone shows a time."""
-    return time if zone in (None, "UTC") else F.to_utc_timestamp(time, zone)
+def zoned(time: Column, zone: str | Column | None) -> Column:
+    """The instant at which a clock in the zone shows a time; null where the zone is."""
+    return time if zone is None or (isinstance(zone, str) and zone == "UTC") else F.to_utc_timestamp(time, zone)
 
 
-def local(time: Column, zone: str) -> Column:
+def known_zone(zone: Column) -> Column:
+    """The zone; null where nobody knows it."""
+    return F.when(zone.isin(*sorted(available_timezones())) | zone.rlike(OFFSET), zone)
+
+
+def local(time: Column, zone: str | Column) -> Column:
     """What a clock in the zone shows at an instant."""
-    return time if zone == "UTC" else F.from_utc_timestamp(time, zone)
+    return time if isinstance(zone, str) and zone == "UTC" else F.from_utc_timestamp(time, zone)
 
 
 def aware(time: dt.datetime, zone: str) -> dt.datetime:

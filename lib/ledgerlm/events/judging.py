@@ -12,11 +12,11 @@ from pyspark.sql import types as T
 
 from ledgerlm.events.attributes import joined
 from ledgerlm.events.cells import code, currency_at, event_uses, exact, raw, real, type_of
-from ledgerlm.events.clock import fixed_instant
+from ledgerlm.events.clock import fixed_instant, known_zone
 from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
 from ledgerlm.events.masks import masked
-from ledgerlm.events.numbers import EXACT, amount_of, number, product
+from ledgerlm.events.numbers import EXACT, amount_of, number, product, same
 from ledgerlm.events.quality import Reason, recoded
 from ledgerlm.events.sources import read_file
 from ledgerlm.events.spec import AmountSpec, DataSetSpec, FieldSpec, SignSpec, source_of
@@ -98,6 +98,8 @@ def _needed(spec: DataSetSpec) -> dict[str, str]:
         needed[spec.time.order] = "time.order"
     if spec.time.hour:
         needed[spec.time.hour] = "time.hour"
+    if spec.time.zone_column:
+        needed[spec.time.zone_column] = "time.zone_column"
     needed |= dict.fromkeys(spec.event_id.columns, "event_id.columns")
     if spec.amount is not None:
         needed[spec.amount.column] = "amount.column"
@@ -153,17 +155,18 @@ def _none() -> Column:
 
 def _time(rows: DataFrame, spec: DataSetSpec) -> Column:
     form = spec.time
+    zone = known_zone(F.coalesce(code(form.zone_column), F.lit(form.zone))) if form.zone_column else None
     if form.columns:
         texts = [raw(name).cast("string") for name in form.columns]
         # Unlike concat_ws, concat is null when a part is.
         text = F.concat(texts[0], *(part for one in texts[1:] for part in (F.lit(" "), one)))
-        time = time_of(text, T.StringType(), form)
+        time = time_of(text, T.StringType(), form, zone)
     else:
-        time = time_of(raw(form.column), type_of(rows, form.column), form)
+        time = time_of(raw(form.column), type_of(rows, form.column), form, zone)
     if form.hour:
         hour = number(raw(form.hour))
         whole = F.when(hour.between(0, 23) & (hour == F.floor(hour)), hour)
-        time = hours_later(time, whole, form.zone)
+        time = hours_later(time, whole, form.zone if zone is None else zone)
     return time
 
 
@@ -215,7 +218,7 @@ def _amount(spec: DataSetSpec) -> dict[str, Column]:
         return {"amount": F.lit(None).cast(AMOUNT), "_signed": F.lit(False), "_rounded": F.lit(False)}
     amount = _with_sign(amount_of(value, conf.scale, rounded=conf.round), conf)
     signed = F.coalesce(value < 0, F.lit(False)) if conf.sign != "as_is" else F.lit(False)
-    rounded = F.coalesce(F.round(value, conf.scale) != value, F.lit(False)) if conf.round else F.lit(False)
+    rounded = F.coalesce(~same(F.round(value, conf.scale), value), F.lit(False)) if conf.round else F.lit(False)
     return {"amount": F.when(F.col("_agree"), amount), "_signed": signed, "_rounded": rounded}
 
 

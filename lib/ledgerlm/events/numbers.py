@@ -77,7 +77,12 @@ def amount_of(exact: Column, scale: int = AMOUNT.scale, *, rounded: bool = False
         rounded: whether more places are rounded away, half up.
     """
     kept = F.round(exact, scale).try_cast(amount_type(scale))
-    return kept if rounded else F.when(kept == exact, kept)
+    return kept if rounded else F.when(same(kept, exact), kept)
+
+
+def same(rounded: Column, exact: Column) -> Column:
+    """Whether rounding changed nothing; compared in one type, since Spark shortens what it compares in two."""
+    return rounded.try_cast(EXACT) == exact
 
 
 def product(one: Column, other: Column) -> Column:

@@ -12,6 +12,9 @@ NAMED_FORMATS = ("timestamp", "epoch", "epoch_ms", "epoch_us", "epoch_ns", "days
 EPOCH_DIGITS = {"epoch": 0, "epoch_ms": 3, "epoch_us": 6, "epoch_ns": 9}
 """Epoch formats, and how many decimal places of a second one step is."""
 
+OFFSET = r"^[+-](0\d|1[0-7]):[0-5]\d$|^[+-]18:00$"
+"""A zone that is an offset."""
+
 # Letters of a Spark pattern that can be read, and how often each may stand in a row.
 _LETTERS = {
     "G": (1, 2, 3, 4), "y": (1, 2, 3, 4, 5, 6), "M": (1, 2, 3, 4), "L": (1, 2, 3, 4), "d": (1, 2), "D": (3,),
@@ -101,7 +104,7 @@ def check_zone(zone: str) -> str:
     Raises:
         ValueError: when nobody knows it.
     """
-    if re.fullmatch(r"[+-](0\d|1[0-8]):[0-5]\d", zone):
+    if re.fullmatch(OFFSET, zone):
         return zone
     try:
         ZoneInfo(zone)

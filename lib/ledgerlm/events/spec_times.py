@@ -39,7 +39,15 @@ class TimeSpec(SpecPart):
         description="whether weekdays and dates mean something; false where each client's days are counted from an "
         "unknown day: then texts show gaps in days and no weekday or date unless asked",
     )
-    zone: Zone = Field("UTC", description="time zone of times that carry none")
+    zone: Zone = Field(
+        "UTC",
+        description="time zone of the data: of times that carry none, and of the hours, weekdays and dates told",
+    )
+    zone_column: str | None = Field(
+        None,
+        description="column with the time zone of each row (Europe/Berlin, +02:00), where rows have their own; an "
+        "empty one is `zone`, an unknown one a bad time",
+    )
     pivot: int = Field(1970, description="first year that a two-digit year can mean")
     earliest: dt.date | None = Field(
         None,
