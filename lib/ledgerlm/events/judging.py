@@ -15,7 +15,7 @@ from ledgerlm.events.cells import code, currency_at, event_uses, exact, raw, rea
 from ledgerlm.events.clock import fixed_instant, known_zone
 from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
-from ledgerlm.events.masks import masked
+from ledgerlm.events.masks import mask_steps
 from ledgerlm.events.numbers import EXACT, amount_of, number, product, same
 from ledgerlm.events.quality import Reason, recoded
 from ledgerlm.events.sources import read_file
@@ -128,14 +128,18 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
         }
     )
     valued = typed.withColumns({**_amount(spec), "_unordered": _unordered(spec)})
-    return valued.withColumn("_bad", _fault(spec)).select(
+    rows = valued.withColumns({"_bad": _fault(spec)} | {f"f_{field.name}": _value(field) for field in spec.fields})
+    texts = [f"f_{field.name}" for field in spec.fields_of("text") if not field.flags]
+    for step in mask_steps(spec.mask, spec.mask_words) if texts else ():
+        rows = rows.withColumns({name: step(F.col(name)) for name in texts})
+    return rows.select(
         "client_id",
         "_id",
         "event_time",
         "_order",
         "amount",
         "currency",
-        *(_value(field, spec).alias(f"f_{field.name}") for field in spec.fields),
+        *(f"f_{field.name}" for field in spec.fields),
         FILE,
         F.coalesce(F.col(FAULT), F.col("_bad.reason")).alias("reason"),
         F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).alias("detail"),
@@ -233,7 +237,7 @@ def _with_sign(amount: Column, conf: AmountSpec) -> Column:
     return F.when(mark.isin(*conf.sign.negative), -magnitude).when(mark.isin(*conf.sign.positive), magnitude)
 
 
-def _value(field: FieldSpec, spec: DataSetSpec) -> Column:
+def _value(field: FieldSpec) -> Column:
     if field.kind == "numeric":
         return (
             F.when(F.col(f"_raw_{field.name}").isNotNull(), real(field.column)) if field.nulls else real(field.column)
@@ -244,8 +248,7 @@ def _value(field: FieldSpec, spec: DataSetSpec) -> Column:
     text = without(field.nulls, raw(field.column) if field.kind == "text" else code(field.column))
     if field.extract:
         text = present(F.regexp_extract(text, field.extract, 1))
-    text = recoded(text, field.values)
-    return masked(text, spec.mask, spec.mask_words) if field.kind == "text" else text
+    return recoded(text, field.values)
 
 
 def _fault(spec: DataSetSpec) -> Column:
