@@ -437,6 +437,7 @@ def test_labels(spark: SparkSession, tmp_path: Path) -> None:
         ("bert", "age", 1.0, "middle"),
     }
     assert result.rows() == (16, 4, 10, 2)
+    assert result.left_out == 4, "rows that `only` passes over are counted"
     reasons = sorted((row.reason, row.detail) for row in result.quarantine.where("detail IS NOT NULL").collect())
     assert reasons == [
         ("bad_label", "task bad: X"),
