@@ -45,7 +45,7 @@ def field_help(field: object) -> str:
 
 
 class _Commands(click.Group):
-    """`run`, `doctor` and a command for every job."""
+    """`run`, `doctor`, `check`, `quarantine` and a command for every job."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), *SHIPPED.names()]
