@@ -45,7 +45,7 @@ def field_help(field: object) -> str:
 
 
 class _Commands(click.Group):
-    """`run`, `doctor` and a command for every job."""
+    """`run`, `doctor`, `check`, `quarantine` and a command for every job."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), *SHIPPED.names()]
@@ -95,6 +95,29 @@ def doctor(fix: bool) -> int:
     from ledgerlm.jobs.doctor import examine
 
     return examine(fix=fix)
+
+
+@app.command()
+@click.argument("spec")
+@_SET
+@click.option("--rows", default=10_000, show_default=True, help="Rows of each entry that are looked at.")
+def check(spec: str, overrides: tuple[str, ...], rows: int) -> int:
+    """Look at the files of a data set SPEC: columns, rows before and after, what would be set aside and why."""
+    from ledgerlm.jobs.check import check as look
+
+    return look(spec, overrides, rows=rows)
+
+
+@app.command()
+@click.argument("file")
+@_SET
+@click.option("--reason", default=None, help="This reason alone.")
+@click.option("--examples", default=3, show_default=True, help="Rows that are shown of each reason.")
+def quarantine(file: str, overrides: tuple[str, ...], reason: str | None, examples: int) -> int:
+    """List what the stages of pipeline FILE set aside: reasons, counts, examples."""
+    from ledgerlm.jobs.quarantine import list_quarantine
+
+    return list_quarantine(file, overrides, reason=reason, examples=examples)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

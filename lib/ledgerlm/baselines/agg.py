@@ -14,6 +14,7 @@ from ledgerlm.baselines.recency import recency
 from ledgerlm.config import Conf
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.events.asked import AsOfConf
+from ledgerlm.events.clock import local, with_clock
 from ledgerlm.events.dictionaries import with_description
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.lake.made import Made, Rows
@@ -75,6 +76,7 @@ class Agg(Conf):
     hour: bool = Field(description="the hour is a code")
     weekday: bool = Field(description="the weekday is a code")
     recency: bool = Field(description="features of the clock, from `recency.recency`")
+    zone: str = Field("UTC", description="time zone of hours and weekdays")
 
     @classmethod
     def fit(cls, events: DataFrame, as_of: DataFrame, conf: AggConf, spec: DataSetSpec) -> Agg:
@@ -94,9 +96,10 @@ class Agg(Conf):
             numeric=numeric,
             whole=(*amounts, "log_days", *numeric),
             by_code=conf.by_code if conf.by_code is not None else ("log_amount",) if spec.amount else numeric,
-            hour=conf.calendar and spec.time.has_clock,
+            hour=conf.calendar and with_clock(spec, events).time.has_clock,
             weekday=conf.calendar,
             recency=conf.recency,
+            zone=spec.time.zone,
         )
         found = learn_codes(open_model.histories(events, as_of), conf.max_codes)
         return open_model.model_copy(update={"codes": {field: tuple(kept) for field, kept in found.items()}})
@@ -104,7 +107,12 @@ class Agg(Conf):
     def histories(self, events: DataFrame, as_of: DataFrame) -> DataFrame:
         """The events before each `as_of`, as `aggregate` takes them."""
         observed = observe(
-            events, categorical=self.categorical, numeric=self.numeric, hour=self.hour, weekday=self.weekday
+            events,
+            categorical=self.categorical,
+            numeric=self.numeric,
+            hour=self.hour,
+            weekday=self.weekday,
+            zone=self.zone,
         )
         return histories(observed, as_of)
 
@@ -199,7 +207,13 @@ def _names(chosen: tuple[str, ...] | None, spec: DataSetSpec, kind: str) -> tupl
 
 
 def observe(
-    events: DataFrame, *, categorical: Sequence[str], numeric: Sequence[str], hour: bool, weekday: bool
+    events: DataFrame,
+    *,
+    categorical: Sequence[str],
+    numeric: Sequence[str],
+    hour: bool,
+    weekday: bool,
+    zone: str = "UTC",
 ) -> DataFrame:
     """Prepares events for aggregation.
 
@@ -209,6 +223,7 @@ def observe(
         numeric: columns of numbers beside the amount.
         hour: take the hour as a code, where the data have a time of day.
         weekday: take the weekday as a code (1 is Sunday).
+        zone: time zone of hours and weekdays.
 
     Returns:
         client_id, event_time, `codes` array<struct<field, code>>, and as doubles: amount, log_amount = sign(x) ln(1 +
@@ -219,8 +234,10 @@ def observe(
     seconds = F.col("event_time").cast("double") - F.lag("event_time").over(before).cast("double")
     amount = F.col("amount").cast("double")
     fields: dict[str, Column] = {name: F.col(name) for name in categorical}
-    fields |= {"hour": F.hour("event_time").cast("string")} if hour else {}
-    fields |= {"weekday": F.dayofweek("event_time").cast("string")} if weekday else {}
+    time = local(F.col("event_time"), zone)
+    # A field of the data of the same name wins, as in documents.
+    fields |= {"hour": F.hour(time).cast("string")} if hour and "hour" not in fields else {}
+    fields |= {"weekday": F.dayofweek(time).cast("string")} if weekday and "weekday" not in fields else {}
     codes = [
         F.struct(F.lit(name).alias("field"), F.coalesce(code, F.lit(ABSENT)).alias("code"))
         for name, code in fields.items()

@@ -10,6 +10,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
 from ledgerlm.errors import DataError
+from ledgerlm.events.clock import aware, local
 
 _KEY = ("client_id", "as_of")
 
@@ -34,16 +35,20 @@ class AsOfConf(Conf):
     )
 
 
-def after_last(events: DataFrame) -> dt.datetime:
+def after_last(events: DataFrame, zone: str = "UTC") -> dt.datetime:
     """Midnight after the last event, the end of all histories where the data set names none.
+
+    Args:
+        events: the `events` table.
+        zone: that of the data set, whose midnight it is.
 
     Raises:
         DataError: for an empty table.
     """
-    row = events.select(F.date_add(F.to_date(F.max("event_time")), 1).alias("day")).first()
+    row = events.select(F.date_add(F.to_date(local(F.max("event_time"), zone)), 1).alias("day")).first()
     if row is None or row["day"] is None:
         raise DataError("the events table is empty: there is no history to tell; look at the quarantine table")
-    return dt.datetime.combine(row["day"], dt.time())
+    return aware(dt.datetime.combine(row["day"], dt.time()), zone)
 
 
 def asked(clients: DataFrame, labels: DataFrame | None, end: dt.datetime, conf: AsOfConf | None = None) -> DataFrame:

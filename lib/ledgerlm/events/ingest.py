@@ -1,88 +1,41 @@
 """From raw files to typed events: one pass that judges and counts every row, and one shuffle by client.
 
 The shuffle brings all rows of a client together, which serves the three things that need a neighbour: occurrence
-numbers of equal raw rows, duplicates by id, and the place among events of the same instant. No window is wider than a
-client's rows of one id or one instant, so a client with a million events sorts and spills, and does not have to fit
-into memory.
+numbers of equal raw rows, duplicates and conflicts by id, and the place among events of the same instant. No window is
+wider than a client's rows of one id or one instant, so a client with a million events sorts and spills, and does not
+have to fit into memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
 
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 
-from ledgerlm.errors import DataError, SpecError
-from ledgerlm.events.masks import masked
-from ledgerlm.events.quality import (
-    Reason,
-    decimal_amount,
-    number,
-    present,
-    pseudonymised,
-    recoded,
-    time_of,
-)
-from ledgerlm.events.sources import FAULT, FILE, PAYLOAD, read_file
-from ledgerlm.events.spec import DataSetSpec, FieldSpec, FileSpec, JoinSpec, SignSpec, SourceSpec
-from ledgerlm.lake.schemas import AMOUNT
+from ledgerlm.events.attributes import conflicts, damaged_attributes, dictionaries, unknown_codes
+from ledgerlm.events.columns import BLOCK, FILE, ODD, PATH, PLACE
+from ledgerlm.events.counts import IngestCounts, facts_of
+from ledgerlm.events.judging import NOTED, aside, counters, judged_rows
+from ledgerlm.events.quality import Reason, pseudonymised
+from ledgerlm.events.spec import DataSetSpec, source_of
+from ledgerlm.events.spec_times import FILE_ORDER
 
-_DETAIL_LENGTH = 200  # characters of an offending value that the detail quotes
-_ID_LENGTH = 32  # hexadecimal digits of a hashed id: 128 bits
-QUARANTINED = ("reason", "detail", FILE, "payload")
-"""Columns of the rows that are set aside."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IngestCounts:
-    """What happened to the rows.
-
-    Attributes:
-        rows_in: rows read (headers and blank lines are none).
-        rows_out: events.
-        duplicates: rows dropped because their client and event id were there already.
-        reasons: quarantined rows by reason.
-        first: time of the earliest event; None without events.
-        last: time of the latest event.
-        unmatched: rows whose key a join file lacks, by key column.
-        absent: events without a value, by field.
-    """
-
-    rows_in: int
-    rows_out: int
-    duplicates: int
-    reasons: Mapping[str, int]
-    first: str | None
-    last: str | None
-    unmatched: Mapping[str, int]
-    absent: Mapping[str, int]
-
-    @property
-    def quarantined(self) -> int:
-        """Rows set aside."""
-        return sum(self.reasons.values())
-
-    def check(self, source: str) -> None:
-        """Asserts that no row vanished and that every file was read under its own header.
-
-        Raises:
-            DataError: with the figures, or what to do about a second header.
-        """
-        found = self.rows_out + self.quarantined + self.duplicates
-        if self.rows_in != found:
-            raise DataError(
-                f"{source}: {self.rows_in} rows in, but {self.rows_out} out + {self.quarantined} quarantined + "
-                f"{self.duplicates} duplicates = {found}; were the files changed while they were read? Run it again"
-            )
-        if self.reasons.get(Reason.OTHER_HEADER):
-            raise DataError(
-                f"{source}: {self.reasons[Reason.OTHER_HEADER]} lines are the header in another order than that "
-                "of the first file, so columns would be mixed up; give such files their own entry under source.files"
-            )
+# What the ingest job needs, in one place.
+__all__ = [
+    "IngestCounts",
+    "Ingested",
+    "damaged_attributes",
+    "dictionaries",
+    "facts_of",
+    "ingest_events",
+    "unknown_codes",
+]
+_SAID = {
+    "_signed": "amounts with a sign of their own beside sign",
+    "_rounded": "rounded amounts",
+    "_unordered": "events whose order is no number",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,22 +45,41 @@ class Ingested:
     Attributes:
         events: client_id, event_id, event_time, event_seq, amount, currency, one column a field, source_file; by
             client, time and event_seq within each partition.
-        quarantine: reason, detail, source_file, payload; reads the files again when it is computed.
         spec: the data set.
+        rows: the judged rows; reads the files again when it is computed.
         judged: counts before the shuffle, filled when `events` is computed (once).
         kept: counts after it.
+        partitions: partitions of the shuffle by client.
     """
 
     events: DataFrame
-    quarantine: DataFrame
     spec: DataSetSpec
+    rows: DataFrame
     judged: Observation
     kept: Observation
+    partitions: int | None = None
+
+    @property
+    def quarantine(self) -> DataFrame:
+        """reason, detail, source_file, payload, once `events` has been written; waits for ever before."""
+        found = aside(self.rows, self.spec)
+        if not self.kept.get["conflicts"]:
+            return found
+        # Conflicts are known after the shuffle alone, and the raw rows were not carried through it.
+        good = _hidden(self.rows.where("reason IS NULL"), self.spec)
+        keys = _numbered(good, self.spec, self.partitions).where("_conflict").select("client_id", "_id").distinct()
+        rows = good.join(keys, ["client_id", "_id"], how="left_semi")
+        detail = F.concat(F.lit("event_id: "), F.col("_id"))
+        reason = F.lit(Reason.CONFLICTING_EVENT.value)
+        return found.unionByName(aside(rows.withColumns({"reason": reason, "detail": detail}), self.spec))
 
     def counts(self) -> IngestCounts:
         """The counts, once `events` has been written; waits for ever before."""
         judged, kept = self.judged.get, self.kept.get
         reasons = {reason.value: int(judged[f"reason_{reason}"]) for reason in Reason}
+        reasons[Reason.CONFLICTING_EVENT.value] = int(kept["conflicts"])
+        choices = {said: int(judged[name]) for name, said in _SAID.items()}
+        choices |= conflicts(self.events.sparkSession, self.spec)
         return IngestCounts(
             rows_in=int(judged["rows"]),
             rows_out=int(kept["rows"]),
@@ -117,7 +89,20 @@ class Ingested:
             last=kept["last"],
             unmatched={join.key: int(judged[f"unmatched_{place}"]) for place, join in enumerate(self.spec.joins)},
             absent={field.name: int(kept[f"absent_{field.name}"] or 0) for field in self.spec.fields},
+            choices={said: count for said, count in choices.items() if count},
+            warnings=self._warnings(),
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        judged, found = self.judged.get, []
+        if judged["open"] and judged["odd"] > 1:
+            files = [one.glob for one in source_of(self.spec).files if one.format == "csv" and one.line_breaks is None]
+            found.append(
+                f"{judged['odd']} lines have an odd number of quotes and {judged['open']} of them an open one, so "
+                f"values in {', '.join(files)} seem to hold line breaks: say 'line_breaks: true' at the file, or "
+                "false to set such lines aside"
+            )
+        return tuple(found)
 
 
 def ingest_events(spark: SparkSession, spec: DataSetSpec, partitions: int | None = None) -> Ingested:
@@ -134,276 +119,14 @@ def ingest_events(spark: SparkSession, spec: DataSetSpec, partitions: int | None
     Raises:
         SpecError: no source, nothing at its path, or a column that the files lack.
     """
-    source = source_of(spec)
-    parts = [_judged(_read(spark, spec, source, place), spec) for place in range(len(source.files))]
-    rows = reduce(DataFrame.unionByName, parts)
+    rows = judged_rows(spark, spec)
     judged, kept = Observation(), Observation()
-    counted = rows.observe(judged, *_judged_counters(spec))
-    good = counted.where(F.col("reason").isNull())
+    counted = rows.observe(judged, *(column.alias(name) for name, column in counters(spec).items()))
+    good = counted.where(F.col("reason").isNull()).drop("reason", "detail", "payload", ODD, *NOTED)
+    numbered = _numbered(_hidden(good, spec), spec, partitions)
     return Ingested(
-        events=_placed(_hidden(good, spec), spec, kept, partitions),
-        quarantine=aside(rows, spec),
-        spec=spec,
-        judged=judged,
-        kept=kept,
+        events=_placed(numbered, spec, kept), spec=spec, rows=rows, judged=judged, kept=kept, partitions=partitions
     )
-
-
-def dictionaries(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
-    """Code and description of every field that has a dictionary.
-
-    Returns:
-        field, code, description; key (field, code): of a code that is described twice the first in alphabet is kept.
-    """
-    frames = [spark.createDataFrame([], "field string, code string, description string")]
-    for place, field in enumerate(spec.fields):
-        if isinstance(field.dictionary, dict) and field.dictionary:
-            inline = [(field.name, code, text) for code, text in field.dictionary.items()]
-            frames.append(spark.createDataFrame(inline, frames[0].schema))
-        elif field.dictionary is not None and not isinstance(field.dictionary, dict):
-            book, key = field.dictionary, f"fields.{place}.dictionary"
-            needed = {book.code: f"{key}.code", book.description: f"{key}.description"}
-            rows = sound(read_file(spark, book.file, spec.source or SourceSpec(files=(book.file,)), needed=needed))
-            frames.append(
-                rows.select(
-                    F.lit(field.name).alias("field"),
-                    present(F.col(book.code)).alias("code"),
-                    present(F.col(book.description)).alias("description"),
-                )
-            )
-    known = reduce(DataFrame.unionByName, frames).where("code IS NOT NULL AND description IS NOT NULL")
-    return known.groupBy("field", "code").agg(F.min("description").alias("description"))
-
-
-def unknown_codes(events: DataFrame, known: DataFrame, spec: DataSetSpec) -> DataFrame:
-    """Codes that stand in events but not in their dictionary; they stay readable as they are.
-
-    Args:
-        events: the events table.
-        known: the dictionaries table.
-        spec: the data set.
-
-    Returns:
-        field, code, events (count), most frequent first; empty when no field has a dictionary.
-    """
-    named = [field.name for field in spec.fields if field.dictionary]
-    pairs = [F.struct(F.lit(name).alias("field"), F.col(name).alias("code")) for name in named]
-    exploded = F.explode(F.array(*pairs).cast("array<struct<field:string,code:string>>"))
-    codes = events.select(exploded.alias("pair")).select("pair.*").where("code IS NOT NULL")
-    seen = codes.groupBy("field", "code").agg(F.count(F.lit(1)).alias("events"))
-    return seen.join(known, ["field", "code"], how="left_anti").orderBy(F.desc("events"), "field", "code")
-
-
-def source_of(spec: DataSetSpec) -> SourceSpec:
-    """The source of a data set that is read from files.
-
-    Raises:
-        SpecError: when the spec has none.
-    """
-    if spec.source is None:
-        raise SpecError(f"data set {spec.name} has no 'source': the simulate job makes its events, or add source.path")
-    return spec.source
-
-
-def sound(rows: DataFrame) -> DataFrame:
-    """The rows without a fault of reading."""
-    return rows.where(F.col(FAULT).isNull())
-
-
-def damaged(rows: DataFrame) -> DataFrame:
-    """The rows with a fault of reading, as quarantine takes them."""
-    return rows.where(F.col(FAULT).isNotNull()).select(
-        F.col(FAULT).alias("reason"), F.lit(None).cast("string").alias("detail"), FILE, F.col(PAYLOAD).alias("payload")
-    )
-
-
-def aside(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
-    """The judged rows that have a reason, as quarantine takes them; without the raw row if the spec wants that."""
-    keep = spec.pseudonymise is None or spec.pseudonymise.keep_payload
-    payload = F.col("payload") if keep else F.lit(None).cast("string")
-    detail = F.col("detail") if keep else F.lit(None).cast("string")
-    bad = rows.where(F.col("reason").isNotNull())
-    return bad.select("reason", detail.alias("detail"), FILE, payload.alias("payload"))
-
-
-def first_reason(*faults: tuple[Column, Reason, Column]) -> tuple[Column, Column]:
-    """Reason and detail of the first fault that applies.
-
-    Args:
-        faults: condition, reason, and the offending value.
-    """
-    reason = F.coalesce(*(F.when(condition, name.value) for condition, name, _ in faults))
-    detail = F.coalesce(*(F.when(condition, F.left(value, F.lit(_DETAIL_LENGTH))) for condition, _, value in faults))
-    return reason, detail
-
-
-def _read(spark: SparkSession, spec: DataSetSpec, source: SourceSpec, place: int) -> DataFrame:
-    """One file entry with the columns that the spec needs, join columns included."""
-    file = source.files[place]
-    joined = {column for join in spec.joins for column in join.columns}
-    needed = {column: key for column, key in _needed(spec).items() if column not in joined or column in file.constants}
-    rows = read_file(
-        spark,
-        file,
-        source,
-        needed=needed,
-        optional={column for field in spec.fields if field.optional for column in field.columns},
-        numbers=_number_columns(spec),
-        times={spec.time.column},
-    )
-    for number_of_join, join in enumerate(spec.joins):
-        rows = _joined(spark, rows, join, number_of_join, source)
-    return rows
-
-
-def _needed(spec: DataSetSpec) -> dict[str, str]:
-    """Column to the key of the spec that names it."""
-    needed = {spec.client: "client", spec.time.column: "time.column"}
-    if spec.time.order:
-        needed[spec.time.order] = "time.order"
-    if spec.time.hour:
-        needed[spec.time.hour] = "time.hour"
-    needed |= dict.fromkeys(spec.event_id.columns, "event_id.columns")
-    if spec.amount is not None:
-        needed[spec.amount.column] = "amount.column"
-        if spec.amount.times:
-            needed[spec.amount.times] = "amount.times"
-        if isinstance(spec.amount.sign, SignSpec):
-            needed[spec.amount.sign.column] = "amount.sign.column"
-        if spec.amount.currency_column:
-            needed[spec.amount.currency_column] = "amount.currency_column"
-    for place, field in enumerate(spec.fields):
-        for column in field.columns:
-            needed.setdefault(column, f"fields.{place}.{'flags' if field.flags else 'column'}")
-    return needed | {join.key: f"joins.{place}.key" for place, join in enumerate(spec.joins)}
-
-
-def _number_columns(spec: DataSetSpec) -> set[str]:
-    columns = {field.column for field in spec.fields_of("numeric")}
-    of_amount = {spec.amount.column, spec.amount.times} if spec.amount else set()
-    return columns | {column for column in of_amount if column}
-
-
-def _joined(spark: SparkSession, rows: DataFrame, join: JoinSpec, place: int, source: SourceSpec) -> DataFrame:
-    """Adds the columns of an attribute file; of a key that stands there twice, one whole row is taken."""
-    key = f"joins.{place}"
-    needed = {join.key: f"{key}.key"} | dict.fromkeys(join.columns, f"{key}.columns")
-    found = sound(read_file(spark, join.file, source, needed=needed))
-    one = found.groupBy(present(F.col(join.key)).alias("_key")).agg(F.max(F.struct(*join.columns)).alias("_found"))
-    matched = rows.withColumn("_key", present(F.col(join.key))).join(one.where("_key IS NOT NULL"), "_key", how="left")
-    unmatched = F.col("_key").isNotNull() & F.col("_found").isNull()
-    added = {column: F.col(f"_found.{column}") for column in join.columns}
-    return matched.withColumns({**added, f"_unmatched_{place}": unmatched}).drop("_key", "_found")
-
-
-def _judged(raw: DataFrame, spec: DataSetSpec) -> DataFrame:
-    """Typed columns, and reason and detail of rows that cannot be an event."""
-    kinds = {column.name: column.dataType for column in raw.schema}
-    time = time_of(F.col(spec.time.column), kinds[spec.time.column], spec.time)
-    if spec.time.hour:
-        hour = number(F.col(spec.time.hour))
-        time = F.timestamp_seconds(F.unix_seconds(time) + F.when(hour.between(0, 23), hour.cast("int")) * 3600)
-    order = F.col(spec.time.order).try_cast("double") if spec.time.order else F.lit(0.0)
-    numeric = {field.name: present(F.col(field.column), field.nulls) for field in spec.fields_of("numeric")}
-    typed = raw.withColumns(
-        {
-            "client_id": present(F.col(spec.client)),
-            "_id": _raw_id(spec),
-            "event_time": time,
-            "_order": order,
-            "_amount": present(F.col(spec.amount.column)) if spec.amount else F.lit(None).cast("string"),
-            **{f"_raw_{name}": value for name, value in numeric.items()},
-        }
-    ).withColumns({"amount": _amount(spec), **{f"_n_{name}": number(F.col(f"_raw_{name}")) for name in numeric}})
-    reason, detail = _reason(spec, numeric)
-    return typed.select(
-        "client_id",
-        "_id",
-        "event_time",
-        "_order",
-        "amount",
-        _currency(spec).alias("currency"),
-        *(_value(field, spec).alias(f"f_{field.name}") for field in spec.fields),
-        FILE,
-        F.coalesce(F.col(FAULT), reason).alias("reason"),
-        F.when(F.col(FAULT).isNull(), detail).alias("detail"),
-        F.col(PAYLOAD).alias("payload"),
-        *(f"_unmatched_{place}" for place in range(len(spec.joins))),
-    )
-
-
-def _raw_id(spec: DataSetSpec) -> Column:
-    if not spec.event_id.columns:
-        return F.substring(F.sha2(F.col(PAYLOAD), 256), 1, _ID_LENGTH)
-    parts = [present(F.col(column)) for column in spec.event_id.columns]
-    # Unlike concat_ws, concat is null when a part is.
-    return F.concat(parts[0], *(part for one in parts[1:] for part in (F.lit("|"), one)))
-
-
-def _amount(spec: DataSetSpec) -> Column:
-    if spec.amount is None:
-        return F.lit(None).cast(AMOUNT)
-    amount = decimal_amount(F.col("_amount"))
-    if spec.amount.times:
-        amount = (amount * decimal_amount(present(F.col(spec.amount.times)))).try_cast(AMOUNT)
-    if spec.amount.sign == "negative":
-        return -amount
-    if isinstance(spec.amount.sign, SignSpec):
-        outgoing = present(F.col(spec.amount.sign.column)).isin(*spec.amount.sign.negative)
-        return F.when(outgoing, -amount).otherwise(amount)
-    return amount
-
-
-def _currency(spec: DataSetSpec) -> Column:
-    if spec.amount is None or not (spec.amount.currency or spec.amount.currency_column):
-        return F.lit(None).cast("string")
-    return present(F.col(spec.amount.currency_column)) if spec.amount.currency_column else F.lit(spec.amount.currency)
-
-
-def _value(field: FieldSpec, spec: DataSetSpec) -> Column:
-    if field.kind == "numeric":
-        return F.col(f"_n_{field.name}")
-    if field.flags:
-        ones = (F.when(present(F.col(column)) == "1", word) for column, word in field.flags.items())
-        return F.nullif(F.concat_ws("|", *ones), F.lit(""))
-    text = present(F.col(field.column), field.nulls)
-    if field.extract:
-        text = present(F.regexp_extract(text, field.extract, 1))
-    text = recoded(text, field.values)
-    return masked(text, spec.mask, spec.mask_words) if field.kind == "text" else text
-
-
-def _reason(spec: DataSetSpec, numeric: Mapping[str, Column]) -> tuple[Column, Column]:
-    def said(name: str, value: Column) -> Column:
-        return F.concat(F.lit(f"{name}: "), F.coalesce(value.cast("string"), F.lit("absent")))
-
-    raw_time = said(spec.time.column, F.col(spec.time.column))
-    time = F.col("event_time")
-    bad_amount = F.col("_amount").isNotNull() & F.col("amount").isNull()
-    return first_reason(
-        (F.col("client_id").isNull(), Reason.NO_CLIENT, said(spec.client, F.col(spec.client))),
-        (F.col("_id").isNull(), Reason.NO_EVENT_ID, F.lit("event_id: " + ", ".join(spec.event_id.columns) + " absent")),
-        (time.isNull(), Reason.BAD_TIME, raw_time),
-        (time < F.lit(spec.time.earliest).cast("timestamp"), Reason.TIME_BEFORE_RANGE, raw_time),
-        (time >= F.lit(spec.time.far_future).cast("timestamp"), Reason.TIME_IN_FAR_FUTURE, raw_time),
-        (bad_amount, Reason.BAD_AMOUNT, said(spec.amount.column if spec.amount else "", F.col("_amount"))),
-        *(
-            (
-                F.col(f"_raw_{name}").isNotNull() & F.col(f"_n_{name}").isNull(),
-                Reason.BAD_NUMBER,
-                said(name, F.col(f"_raw_{name}")),
-            )
-            for name in numeric
-        ),
-    )
-
-
-def _judged_counters(spec: DataSetSpec) -> list[Column]:
-    return [
-        F.count(F.lit(1)).alias("rows"),
-        *(F.count_if(F.col("reason") == reason.value).alias(f"reason_{reason}") for reason in Reason),
-        *(F.count_if(f"_unmatched_{place}").alias(f"unmatched_{place}") for place in range(len(spec.joins))),
-    ]
 
 
 def _hidden(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
@@ -413,34 +136,59 @@ def _hidden(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
     return pseudonymised(rows, columns, spec.pseudonymise.key_env)
 
 
-def _placed(good: DataFrame, spec: DataSetSpec, kept: Observation, partitions: int | None) -> DataFrame:
-    """Event ids, duplicates and places, after one shuffle by client.
+def _numbered(good: DataFrame, spec: DataSetSpec, partitions: int | None) -> DataFrame:
+    """The good rows by client, with `_again` (a duplicate), `_conflict` and `_nth`.
 
-    Of rows with the same client and id, the earliest is kept. `event_seq` counts from 0 by `time.order`, then event id.
+    Without id columns, equal raw rows are numbered within each file and an occurrence that several files have counts
+    once: overlapping deliveries change nothing. With id columns, rows of one id that differ in what is kept of them are
+    a conflict, and equal ones duplicates.
     """
-    values = [f"f_{field.name}" for field in spec.fields]
-    columns = ["client_id", "_id", "event_time", "_order", "amount", "currency", *values, FILE]
-    rows = good.select(*columns)
-    together = rows.repartition(partitions, "client_id") if partitions else rows.repartition("client_id")
-    same_id = Window.partitionBy("client_id", "_id").orderBy("event_time", FILE, F.xxhash64(*columns))
-    numbered = together.withColumn("_nth", F.row_number().over(same_id))
-    hashed = not spec.event_id.columns
-    keep_repeats = hashed and spec.event_id.repeats == "keep"
-    event_id = F.concat_ws("-", "_id", "_nth") if keep_repeats else F.col("_id")
-    unique = F.lit(True) if keep_repeats else F.col("_nth") == 1
+    values = ["event_time", "_order", "amount", "currency", *(f"f_{field.name}" for field in spec.fields)]
+    rows = good.select("client_id", "_id", *values, FILE, PATH, BLOCK, PLACE)
+    rows = rows.repartition(partitions, "client_id") if partitions else rows.repartition("client_id")
+    if not spec.event_id.columns and spec.event_id.repeats == "keep":
+        here = Window.partitionBy("client_id", "_id", PATH).orderBy(BLOCK, PLACE)
+        over = Window.partitionBy("client_id", "_id", "_nth").orderBy(PATH)
+        numbered = rows.withColumn("_nth", F.row_number().over(here))
+        return numbered.withColumns({"_again": F.row_number().over(over) > 1, "_conflict": F.lit(False)})
+    last = (F.col("_order").desc_nulls_last(), F.desc(PATH), F.desc(BLOCK), F.desc(PLACE))
+    first = (F.col(PATH), F.col(BLOCK), F.col(PLACE))
+    # One order for place and comparison, so that the rows are sorted once.
+    same = Window.partitionBy("client_id", "_id").orderBy(*(last if spec.event_id.conflicts == "last" else first))
+    nth = F.row_number().over(same)
+    if spec.event_id.conflicts == "last":
+        return rows.withColumn("_nth", nth).withColumns({"_again": F.col("_nth") > 1, "_conflict": F.lit(False)})
+    all_of_id = same.rowsBetween(Window.unboundedPreceding, Window.unboundedFollowing)
+    # A hash of several columns passes over nulls, so they are hashed as such.
+    content = F.xxhash64(*values, *(F.col(name).isNull() for name in values))
+    found = rows.withColumn("_content", content).withColumns(
+        {"_nth": nth, "_least": F.min("_content").over(all_of_id), "_most": F.max("_content").over(all_of_id)}
+    )
+    found = found.withColumn("_conflict", F.col("_least") != F.col("_most"))
+    return found.withColumn("_again", (F.col("_nth") > 1) & ~F.col("_conflict")).drop("_content", "_least", "_most")
+
+
+def _placed(numbered: DataFrame, spec: DataSetSpec, kept: Observation) -> DataFrame:
+    """Events in their final form; `event_seq` counts from 0 by `time.order`, then event id, digits as numbers."""
+    unique = ~F.col("_again") & ~F.col("_conflict")
     counters: dict[str, Column] = {
         "rows": F.count_if(unique),
-        "duplicates": F.count_if(~unique),
-        "first": F.min("event_time").cast("string"),
-        "last": F.max("event_time").cast("string"),
+        "duplicates": F.count_if(F.col("_again")),
+        "conflicts": F.count_if(F.col("_conflict")),
+        "first": F.min(F.when(unique, F.col("event_time"))).cast("string"),
+        "last": F.max(F.when(unique, F.col("event_time"))).cast("string"),
         **{f"absent_{field.name}": F.count_if(F.col(f"f_{field.name}").isNull() & unique) for field in spec.fields},
     }
     counted = numbered.observe(kept, *(column.alias(name) for name, column in counters.items()))
-    same_time = Window.partitionBy("client_id", "event_time").orderBy("_order", "event_id")
-    placed = counted.where(unique).withColumn("event_id", event_id)
-    return placed.withColumn("event_seq", (F.row_number().over(same_time) - 1).cast("long")).select(
+    by_file = (PATH, BLOCK, PLACE) if spec.time.order == FILE_ORDER else ()
+    digits = F.when(F.col("_id").rlike("^[0-9]{1,38}$"), F.col("_id").try_cast("decimal(38,0)"))
+    order = ("_order", *by_file, digits.asc_nulls_last(), "_id", "_nth")
+    same_time = Window.partitionBy("client_id", "event_time").orderBy(*order)
+    placed = counted.where(unique).withColumn("event_seq", (F.row_number().over(same_time) - 1).cast("long"))
+    keep_repeats = not spec.event_id.columns and spec.event_id.repeats == "keep"
+    return placed.select(
         "client_id",
-        "event_id",
+        (F.concat_ws("-", "_id", "_nth") if keep_repeats else F.col("_id")).alias("event_id"),
         "event_time",
         "event_seq",
         "amount",
@@ -448,34 +196,3 @@ def _placed(good: DataFrame, spec: DataSetSpec, kept: Observation, partitions: i
         *(F.col(f"f_{field.name}").alias(field.name) for field in spec.fields),
         FILE,
     )
-
-
-def facts_of(counts: IngestCounts) -> dict[str, Any]:
-    """The counts as JSON values."""
-    return {
-        "quarantined_by_reason": dict(counts.reasons),
-        "first_event": counts.first,
-        "last_event": counts.last,
-        "unmatched": dict(counts.unmatched),
-        "absent": dict(counts.absent),
-    }
-
-
-def attribute_files(spec: DataSetSpec) -> list[tuple[FileSpec, dict[str, str]]]:
-    """Join and client files with the columns that the spec needs of them."""
-    joins = [
-        (join.file, dict.fromkeys((join.key, *join.columns), f"joins.{place}")) for place, join in enumerate(spec.joins)
-    ]
-    clients = [
-        (one.file, dict.fromkeys((one.id, *one.attributes.values()), f"clients.{place}"))
-        for place, one in enumerate(spec.clients)
-    ]
-    return [*joins, *clients]
-
-
-def damaged_attributes(spark: SparkSession, spec: DataSetSpec) -> DataFrame | None:
-    """Damaged lines of join and client files, as quarantine takes them; None when no such file is text."""
-    source = source_of(spec)
-    text = [(file, needed) for file, needed in attribute_files(spec) if file.format in ("csv", "json")]
-    frames = [damaged(read_file(spark, file, source, needed=needed)) for file, needed in text]
-    return reduce(DataFrame.unionByName, frames) if frames else None

@@ -100,7 +100,7 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
         main="events",
         aside=_aside(ingested, counts, labelled, damaged_attributes(spark, spec), keep),
         facts={
-            **facts_of(counts),
+            **_facts(counts, labelled),
             "clients": clients,
             "label_rows": dict(zip(("in", "out", "quarantined", "duplicates"), label_rows, strict=True)),
             "labels": by_class,
@@ -108,6 +108,13 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
         },
     )
     return Ingestion(made=made, refusal=_refusal(spec, counts, conf.max_quarantined_share))
+
+
+def _facts(counts: IngestCounts, labelled: Labelled | None) -> dict[str, Any]:
+    """The counts of events, and what `only` of labels left out among the choices."""
+    facts = facts_of(counts)
+    left_out = labelled.left_out if labelled else 0
+    return facts | {"choices": facts["choices"] | ({"label rows outside only": left_out} if left_out else {})}
 
 
 def _aside(

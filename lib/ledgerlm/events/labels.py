@@ -5,18 +5,28 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 from functools import reduce
+from operator import and_
 
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window, WindowSpec
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
 
 from ledgerlm.errors import DataError
-from ledgerlm.events.ingest import aside, first_reason, sound, source_of
-from ledgerlm.events.quality import Reason, number, present, pseudonymised, time_of
-from ledgerlm.events.sources import FAULT, FILE, PAYLOAD, read_file
-from ledgerlm.events.spec import AsOfSpec, ClientFileSpec, DataSetSpec, FileSpec, FutureSpec, LabelSpec
+from ledgerlm.events.attributes import attributes_of
+from ledgerlm.events.cells import Uses, code, raw, real, type_of
+from ledgerlm.events.clock import fixed_instant, local, zoned
+from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
+from ledgerlm.events.identity import damaged_client
+from ledgerlm.events.judging import aside, first_fault
+from ledgerlm.events.quality import Reason, pseudonymised
+from ledgerlm.events.sources import read_file
+from ledgerlm.events.spec import DataSetSpec, FutureSpec, LabelSpec, source_of
+from ledgerlm.events.spec_files import FileSpec
+from ledgerlm.events.spec_times import AsOfSpec
+from ledgerlm.events.times import time_of
 
 _KEY = ("client_id", "task", "as_of")
+_LEFT_OUT = "left_out"
+"""In place of a reason: a row that the spec's `only` passes over, which is counted and kept nowhere."""
 _JUDGED = (
     "client_id string, task string, as_of timestamp, label double, label_text string, reason string, detail string, "
     "source_file string, payload string"
@@ -49,6 +59,11 @@ class Labelled:
             raise DataError(f"labels: {rows} in, but {out} out + {quarantined} quarantined + {duplicates} duplicates")
         return rows, out, quarantined, duplicates
 
+    @property
+    def left_out(self) -> int:
+        """Rows that `only` passes over, once `labels` has been written."""
+        return int(self.judged.get[_LEFT_OUT])
+
 
 def first_events(events: DataFrame) -> DataFrame:
     """client_id and first_event_time: one row for each client that has events."""
@@ -68,25 +83,14 @@ def client_attributes(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame)
     """
     clients = firsts.select("client_id")
     for place, one in enumerate(spec.clients):
-        clients = clients.join(_attributes(spark, spec, one, place), "client_id", how="left")
+        found = attributes_of(spark, spec, one, place)
+        hidden = pseudonymised(found, ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None)
+        clients = clients.join(hidden, "client_id", how="left")
     columns: dict[str, list[Column]] = {}
     for place, one in enumerate(spec.clients):
         for name in one.attributes:
             columns.setdefault(name, []).append(F.col(f"_{place}.{name}"))
     return clients.select("client_id", *(F.coalesce(*found).alias(name) for name, found in columns.items()))
-
-
-def _attributes(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, place: int) -> DataFrame:
-    """client_id and a struct of the attributes of one file; of a client that stands there twice one whole row."""
-    key = f"clients.{place}"
-    needed = {one.id: f"{key}.id"} | {column: f"{key}.attributes.{name}" for name, column in one.attributes.items()}
-    rows = sound(read_file(spark, one.file, source_of(spec), needed=needed))
-    values = F.struct(*(present(F.col(column), one.nulls).alias(name) for name, column in one.attributes.items()))
-    named = rows.select(present(F.col(one.id)).alias("client_id"), values.alias("values")).where(
-        "client_id IS NOT NULL"
-    )
-    found = named.groupBy("client_id").agg(F.max("values").alias(f"_{place}"))
-    return pseudonymised(found, ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None)
 
 
 def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events: DataFrame | None = None) -> Labelled:
@@ -109,7 +113,7 @@ def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events:
     )
     for label in spec.labels:
         if label.future:
-            rows = rows.unionByName(_future_task(events, label, label.future, label.as_of or spec.as_of))
+            rows = rows.unionByName(_future_task(events, spec, label, label.future))
     known = rows.join(firsts, "client_id", how="left")
     unseen = F.col("first_event_time").isNull() | (F.col("first_event_time") >= F.col("as_of"))
     lonely = F.when(unseen, Reason.LABEL_WITHOUT_HISTORY.value)
@@ -117,6 +121,7 @@ def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events:
     ranked = known.withColumn("_nth", F.row_number().over(_same_key())).withColumn(
         "_label", F.first("label").over(_same_key())
     )
+    left = F.coalesce(F.col("reason") == _LEFT_OUT, F.lit(False))
     again = F.col("reason").isNull() & (F.col("_nth") > 1)
     conflict = F.when(again & ~F.col("label").eqNullSafe(F.col("_label")), Reason.CONFLICTING_LABEL.value)
     final = ranked.withColumn("reason", F.coalesce("reason", conflict))
@@ -124,13 +129,16 @@ def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events:
     judged = Observation()
     counted = final.observe(
         judged,
-        F.count(F.lit(1)).alias("rows"),
+        F.count_if(~left).alias("rows"),
         F.count_if(kept).alias("out"),
-        F.count_if(F.col("reason").isNotNull()).alias("quarantined"),
+        F.count_if(F.col("reason").isNotNull() & ~left).alias("quarantined"),
+        F.count_if(left).alias(_LEFT_OUT),
         F.count_if(F.col("reason").isNull() & (F.col("_nth") > 1)).alias("duplicates"),
     )
     return Labelled(
-        labels=counted.where(kept).select(*_KEY, "label", "label_text"), quarantine=aside(final, spec), judged=judged
+        labels=counted.where(kept).select(*_KEY, "label", "label_text"),
+        quarantine=aside(final.where(~left), spec),
+        judged=judged,
     )
 
 
@@ -139,13 +147,11 @@ def _same_key() -> WindowSpec:
     return Window.partitionBy(*_KEY).orderBy(F.col("reason").asc_nulls_first(), "label", "source_file")
 
 
-def _future_task(
-    events: DataFrame | None, label: LabelSpec, rule: FutureSpec, as_of: dt.datetime | AsOfSpec | None
-) -> DataFrame:
+def _future_task(events: DataFrame | None, spec: DataSetSpec, label: LabelSpec, rule: FutureSpec) -> DataFrame:
     """Label rows computed from the events table; its client ids are pseudonyms already."""
     if events is None:
         raise DataError(f"task {label.name} is computed from events, but no events were given")
-    start = _instant(as_of, {})
+    start = _instant(label.as_of or spec.as_of, spec)
     before = F.col("event_time") < start
     end = start + F.make_dt_interval(F.lit(rule.days))
     amount = F.col("amount").cast("double") if rule.value == "amount" else F.lit(1.0)
@@ -153,7 +159,8 @@ def _future_task(
     found = events.where(F.col("event_time") < end).groupBy("client_id")
     rows = found.agg(F.count_if(before).alias("_before"), value.cast("string").alias("_text")).where("_before > 0")
     absent = F.lit(None).cast("string")
-    return rows.withColumn("_class", _class(label)).select(
+    typed = rows.withColumn("_number", F.col("_text").try_cast("double")).withColumn("_class", _class(label))
+    return typed.select(
         "client_id",
         F.lit(label.name).alias("task"),
         start.alias("as_of"),
@@ -172,49 +179,53 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
     if isinstance(as_of, AsOfSpec):
         needed[as_of.column] = f"{key}.as_of.column"
         times = {as_of.column}
-    numbers = set() if label.values else {label.column}
-    raw = read_file(spark, file, source_of(spec), needed=needed, times=times, numbers=numbers)
-    for name, values in label.only.items():
-        raw = raw.where(F.col(FAULT).isNotNull() | present(F.col(name)).isin(*values))
-    raw = raw.where(F.col(FAULT).isNotNull() | present(F.col(label.column)).isNotNull())
-    if label.between:
-        outside = ~number(present(F.col(label.column))).between(*label.between)
-        raw = raw.where(F.col(FAULT).isNotNull() | ~F.coalesce(outside, F.lit(False)))
-    kinds = {column.name: column.dataType for column in raw.schema}
-    typed = raw.withColumns(
+    uses = Uses(codes={label.id, *label.only}, reals=set() if label.values else {label.column}, times=times)
+    source = read_file(spark, file, source_of(spec), needed=needed, uses=uses)
+    typed = source.withColumns(
         {
-            "client_id": present(F.col(label.id)),
-            "_text": present(F.col(label.column)),
-            "_as_of": _instant(as_of, kinds),
+            "client_id": code(label.id),
+            "_text": raw(label.column),
+            "_number": F.lit(None).cast("double") if label.values else real(label.column),
+            "_as_of": _instant(as_of, spec, source),
         }
     ).withColumn("_class", _class(label))
-    reason, detail = first_reason(
-        (F.col("client_id").isNull(), Reason.NO_CLIENT, F.lit(f"task {label.name}")),
+    task, client, text = F.lit(f"task {label.name}: "), F.col("client_id"), F.col("_text")
+    outside = ~F.col("_number").between(*label.between) if label.between else F.lit(False)
+    fault = first_fault(
+        (client.isNull(), Reason.NO_CLIENT, F.lit(f"task {label.name}")),
+        (damaged_client(client), Reason.DAMAGED_ID, F.concat(task, client)),
+        (text.isNull(), Reason.NO_LABEL, F.lit(f"task {label.name}")),
         (F.col("_as_of").isNull(), Reason.BAD_TIME, F.lit(f"task {label.name}: as_of")),
-        (F.col("_class").isNull(), Reason.BAD_LABEL, F.concat(F.lit(f"task {label.name}: "), F.col("_text"))),
+        (outside, Reason.LABEL_OUTSIDE, F.concat(task, text)),
+        (F.col("_class").isNull(), Reason.BAD_LABEL, F.concat(task, text)),
     )
-    return typed.select(
+    asked = reduce(
+        and_, (F.coalesce(code(name).isin(*among), F.lit(False)) for name, among in label.only.items()), F.lit(True)
+    )
+    passed_over = F.when(~asked, _LEFT_OUT)
+    return typed.withColumn("_bad", fault).select(
         "client_id",
         F.lit(label.name).alias("task"),
         F.col("_as_of").alias("as_of"),
         F.col("_class").alias("label"),
         _label_text(label).alias("label_text"),
-        F.coalesce(F.col(FAULT), reason).alias("reason"),
-        F.when(F.col(FAULT).isNull(), detail).alias("detail"),
+        F.coalesce(F.col(FAULT), passed_over, F.col("_bad.reason")).alias("reason"),
+        F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).alias("detail"),
         FILE,
         F.col(PAYLOAD).alias("payload"),
     )
 
 
-def _instant(as_of: dt.datetime | AsOfSpec | None, kinds: dict[str, T.DataType]) -> Column:
-    if isinstance(as_of, AsOfSpec):
-        time = time_of(F.col(as_of.column), kinds[as_of.column], as_of)
-        time = F.date_trunc(as_of.start_of, time) if as_of.start_of else time
+def _instant(as_of: dt.datetime | AsOfSpec | None, spec: DataSetSpec, rows: DataFrame | None = None) -> Column:
+    if isinstance(as_of, AsOfSpec) and rows is not None:
+        zone = as_of.zone or spec.time.zone
+        time = time_of(raw(as_of.column), type_of(rows, as_of.column), as_of.model_copy(update={"zone": zone}))
+        if as_of.start_of:
+            time = zoned(F.date_trunc(as_of.start_of, local(time, zone)), zone)
         return time + F.make_dt_interval(secs=F.lit(as_of.hours * 3600)) if as_of.hours else time
-    if as_of is None:
+    if not isinstance(as_of, dt.datetime):
         raise DataError("a label without as_of passed the check of the spec")
-    instant = as_of if as_of.tzinfo else as_of.replace(tzinfo=dt.UTC)
-    return F.lit(instant.isoformat()).cast("timestamp")
+    return fixed_instant(as_of, spec.time.zone)
 
 
 def _class(label: LabelSpec) -> Column:
@@ -222,7 +233,7 @@ def _class(label: LabelSpec) -> Column:
     if label.values:
         pairs = [F.lit(part) for name, value in label.values.items() for part in (name, float(value))]
         return F.try_element_at(F.create_map(*pairs), F.col("_text"))
-    value = number(F.col("_text"))
+    value = F.col("_number")
     if label.thresholds:
         reached = [F.when(value >= limit, 1.0).otherwise(0.0) for limit in label.thresholds]
         return F.when(value.isNotNull(), reduce(Column.__add__, reached))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
@@ -76,17 +77,24 @@ def masked(text: Column, masks: Sequence[Mask], words: Sequence[str] = ()) -> Co
         masks: kinds, in the order to apply.
         words: further names, masked as `[name]` wherever they stand as whole words, in upper or lower case.
     """
+    for step in mask_steps(masks, words):
+        text = step(text)
+    return text
+
+
+def mask_steps(masks: Sequence[Mask], words: Sequence[str] = ()) -> list[Callable[[Column], Column]]:
+    """The steps of `masked`. Some name their text several times: as a projection each, none stands twice in a plan."""
+    steps: list[Callable[[Column], Column]] = []
     for name in masks:
-        if name in _CHECKED:
-            patterns, valid = _CHECKED[name]
-            for pattern in patterns:
-                text = _masked_if(text, pattern, valid, f"[{name}]")
-        for pattern, kind in _PATTERNS.get(name, ()):
-            text = F.regexp_replace(text, pattern, kind)
+        patterns, valid = _CHECKED.get(name, ((), None))
+        if valid is not None:
+            steps += [partial(_masked_if, pattern=pattern, valid=valid, kind=f"[{name}]") for pattern in patterns]
+        steps += [partial(F.regexp_replace, pattern=one, replacement=kind) for one, kind in _PATTERNS.get(name, ())]
     if words:
         listed = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
-        text = F.regexp_replace(text, rf"(?iu)(?<![\p{{L}}\p{{N}}])(?:{listed})(?![\p{{L}}\p{{N}}])", "[name]")
-    return text
+        pattern = rf"(?iu)(?<![\p{{L}}\p{{N}}])(?:{listed})(?![\p{{L}}\p{{N}}])"
+        steps.append(partial(F.regexp_replace, pattern=pattern, replacement="[name]"))
+    return steps
 
 
 def _masked_if(text: Column, pattern: str, valid: Callable[[Column], Column], kind: str) -> Column:

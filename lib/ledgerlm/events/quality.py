@@ -1,29 +1,20 @@
-"""What makes a row bad, and how values that came as text become times, numbers, codes and pseudonyms.
+"""What makes a row bad, and how values become other words and pseudonyms.
 
-Native Spark expressions only. ANSI mode is on, so every conversion is a `try_` one: what cannot be read is null, and
-the caller gives the row its reason.
+Native Spark expressions only.
 """
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Protocol
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
 
 from ledgerlm.errors import SpecError
-from ledgerlm.lake.schemas import AMOUNT
 
-_DAY_SECONDS = 86_400
-# Spark's timestamps end in the year 294247; beyond some 200,000 years a number of seconds is no time.
-_MOST_SECONDS = 6e12
 _HMAC_BLOCK = 64  # bytes of a SHA-256 block
 
 
@@ -32,46 +23,28 @@ class Reason(StrEnum):
 
     NUL_BYTE = "nul_byte"
     BAD_UTF8 = "bad_utf8"
+    BAD_ENCODING = "bad_encoding"
+    CONTROL_SIGN = "control_sign"
     UNCLOSED_QUOTE = "unclosed_quote"
     WRONG_COLUMN_COUNT = "wrong_column_count"
     OTHER_HEADER = "other_header"
     BAD_JSON = "bad_json"
     NO_CLIENT = "no_client"
     NO_EVENT_ID = "no_event_id"
+    DAMAGED_ID = "damaged_id"
     BAD_TIME = "bad_time"
     TIME_BEFORE_RANGE = "time_before_range"
     TIME_IN_FAR_FUTURE = "time_in_far_future"
     BAD_AMOUNT = "bad_amount"
+    SIGNED_AMOUNT = "signed_amount"
     BAD_NUMBER = "bad_number"
+    BAD_FLAG = "bad_flag"
+    CONFLICTING_EVENT = "conflicting_event"
+    NO_LABEL = "no_label"
+    LABEL_OUTSIDE = "label_outside"
     BAD_LABEL = "bad_label"
     CONFLICTING_LABEL = "conflicting_label"
     LABEL_WITHOUT_HISTORY = "label_without_history"
-
-
-class TimeFormat(Protocol):
-    """The part of a time spec that says how a time is written."""
-
-    @property
-    def format(self) -> str:
-        """Name of the form, or a Spark pattern."""
-
-    @property
-    def origin(self) -> dt.date | None:
-        """Day 0."""
-
-    @property
-    def zone(self) -> str:
-        """Zone of times that carry none."""
-
-    @property
-    def pivot(self) -> int:
-        """First year that a two-digit year can mean."""
-
-
-def present(value: Column, nulls: Sequence[str] = ()) -> Column:
-    """The text without outer blanks; null where nothing is left, or what is left stands for absent."""
-    trimmed = F.trim(value)
-    return F.when(~trimmed.isin("", *nulls), trimmed)
 
 
 def recoded(value: Column, values: Mapping[str, str]) -> Column:
@@ -80,90 +53,6 @@ def recoded(value: Column, values: Mapping[str, str]) -> Column:
         return value
     pairs = [F.lit(part) for pair in values.items() for part in pair]
     return F.coalesce(F.try_element_at(F.create_map(*pairs), value), value)
-
-
-def number(value: Column) -> Column:
-    """A double; null where the text is no finite number."""
-    # Java's parser takes a type letter ("3d"), which in data is a code, not a number.
-    parsed = F.when(value.rlike(r"[0-9.]$"), value.try_cast("double"))
-    return F.when(~F.isnan(parsed) & (F.abs(parsed) < float("inf")), parsed)
-
-
-def decimal_amount(value: Column) -> Column:
-    """A decimal(18,4); null where the text is no number or too large."""
-    return value.try_cast(AMOUNT)
-
-
-def time_of(value: Column, kind: T.DataType, form: TimeFormat) -> Column:
-    """A timestamp; null where the value is no time in the stated form.
-
-    Args:
-        value: the raw column.
-        kind: its type; a timestamp or date is taken as it is, anything else must be text.
-        form: how it is written, and the zone of times that carry none.
-    """
-    if isinstance(kind, T.TimestampType):
-        return value
-    if isinstance(kind, T.TimestampNTZType | T.DateType):
-        return _in_zone(value.cast("timestamp"), form.zone)
-    if form.format == "timestamp":
-        # Without this check Spark reads "12:30" as today at half past twelve, and "93010" as a year.
-        parsed = F.when(value.rlike(r"^[0-9]{4}-"), value.try_cast("timestamp"))
-        return F.when(value.rlike(r"(Z|[+-][0-9]{2}:?[0-9]{2})$"), parsed).otherwise(_in_zone(parsed, form.zone))
-    return _COUNTED[form.format](value, form) if form.format in _COUNTED else _by_pattern(value, form)
-
-
-def _in_zone(time: Column, zone: str) -> Column:
-    return time if zone == "UTC" else F.to_utc_timestamp(time, zone)
-
-
-def _from_seconds(seconds: Column) -> Column:
-    return F.timestamp_seconds(F.when(F.abs(seconds) < _MOST_SECONDS, seconds))
-
-
-def _origin_seconds(form: TimeFormat) -> int:
-    if form.origin is None:
-        raise SpecError(f"time format {form.format} needs an origin")
-    return (form.origin - dt.date(1970, 1, 1)).days * _DAY_SECONDS
-
-
-def _epoch(value: Column, form: TimeFormat) -> Column:
-    return _from_seconds(number(value) / (1000.0 if form.format == "epoch_ms" else 1.0))
-
-
-def _days(value: Column, form: TimeFormat) -> Column:
-    return _in_zone(_from_seconds(number(value) * _DAY_SECONDS + _origin_seconds(form)), form.zone)
-
-
-def _days_before(value: Column, form: TimeFormat) -> Column:
-    return _days((-number(value)).cast("string"), form)
-
-
-def _days_clock(value: Column, form: TimeFormat) -> Column:
-    pattern = r"^(-?[0-9]{1,7}) ([0-9]{1,2}):([0-9]{1,2}):([0-9]{1,2})$"
-    day, hour, minute, second = (F.regexp_extract(value, pattern, group).try_cast("long") for group in range(1, 5))
-    valid = (hour < 24) & (minute < 60) & (second <= 60)
-    seconds = day * _DAY_SECONDS + hour * 3600 + minute * 60 + F.least(second, F.lit(59)) + _origin_seconds(form)
-    return _in_zone(_from_seconds(F.when(valid, seconds)), form.zone)
-
-
-_COUNTED: dict[str, Callable[[Column, TimeFormat], Column]] = {
-    "epoch": _epoch,
-    "epoch_ms": _epoch,
-    "days": _days,
-    "days_before": _days_before,
-    "days_clock": _days_clock,
-}
-
-
-def _by_pattern(value: Column, form: TimeFormat) -> Column:
-    text = F.regexp_replace(value, ":60$", ":59") if form.format.endswith(":ss") else value
-    time = F.try_to_timestamp(text, F.lit(form.format))
-    if re.search(r"(?<!y)yy(?!y)", form.format):
-        # Spark reads two digits as 2000 to 2099.
-        century = F.make_interval(F.lit(100))
-        time = F.when(F.year(time) > form.pivot + 99, time - century).otherwise(time)
-    return time if re.search("[VzOXxZ]", form.format) else _in_zone(time, form.zone)
 
 
 def pseudonymised(frame: DataFrame, columns: Sequence[str], key_env: str | None) -> DataFrame:

@@ -7,109 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ledgerlm.config import Conf, find_file, load_yaml, nearest, parse
+from ledgerlm.config import find_file, load_yaml, nearest, parse
 from ledgerlm.errors import ConfigError, SpecError
-from ledgerlm.lake.schemas import EVENTS
+from ledgerlm.events.clock import aware
+from ledgerlm.events.files import is_url
+from ledgerlm.events.spec_files import ClientFileSpec, DictionarySpec, FileSpec, JoinSpec, SourceSpec, SpecPart
+from ledgerlm.events.spec_times import AsOfSpec, TimeSpec
+from ledgerlm.events.spec_yaml import check_words
+from ledgerlm.lake.schemas import EVENTS, FINEST
 
 Kind = Literal["categorical", "numeric", "text"]
 TaskKind = Literal["binary", "multiclass", "regression"]
 Show = Literal["text", "day", "log_int", "log_2", "rank"]
 Mask = Literal["iban", "card", "email", "phone", "name"]
-
-
-class SpecPart(Conf):
-    """Base of the parts of a spec. YAML reads unquoted codes as numbers: they become text (quote leading zeros)."""
-
-    model_config = ConfigDict(coerce_numbers_to_str=True)
-
-
-class FileSpec(SpecPart):
-    """One file, or several of one form, below `source.path`."""
-
-    glob: str = Field(description="file name or pattern below source.path; an absolute path or a URL stands for itself")
-    format: Literal["csv", "json", "parquet", "delta"] = Field("csv", description="json: one object a line")
-    separator: str = Field(",", min_length=1, description="csv: what stands between columns")
-    quote: str = Field('"', max_length=1, description="csv: quote character, doubled inside a value; empty for none")
-    header: bool = Field(
-        True, description="csv: the first line names the columns; the same line further down is skipped"
-    )
-    columns: tuple[str, ...] = Field((), description="csv: column names in order; needed without a header")
-    encoding: Literal["utf-8", "iso-8859-1"] = Field("utf-8", description="csv, json: encoding of the text")
-    decimal: str = Field(".", min_length=1, max_length=1, description="decimal sign of numbers written as text")
-    thousands: str = Field("", max_length=1, description="sign between groups of three digits; empty for none")
-    rename: dict[str, str] = Field(default_factory=dict, description="column name in this spec -> name in the file")
-    constants: dict[str, str] = Field(default_factory=dict, description="columns that the file lacks, with their value")
-    values: dict[str, dict[str, str]] = Field(
-        default_factory=dict, description="column -> value in the file -> value to use; others stay as they are"
-    )
-
-    @model_validator(mode="after")
-    def _columns_known(self) -> Self:
-        if self.format == "csv" and not self.header and not self.columns:
-            raise ValueError(f"{self.glob} has no header: name its columns in order under 'columns'")
-        return self
-
-
-class JoinSpec(SpecPart):
-    """An attribute file whose columns are added to every event by a key, such as products by product id."""
-
-    file: FileSpec
-    key: str = Field(description="key column, of the same name in the events and in the file")
-    columns: tuple[str, ...] = Field(min_length=1, description="columns that the file adds")
-
-
-class SourceSpec(SpecPart):
-    """Where the event files lie."""
-
-    path: str = Field("", description="folder or URL; relative: beside the spec, in the shipped conf/, or from here")
-    files: tuple[FileSpec, ...] = Field(min_length=1, description="event files; several are put one after another")
-    needs: str = Field("", description="what to tell a user whose path is empty or wrong: where the files come from")
-
-
-class TimeSpec(SpecPart):
-    """The time of an event, and how it is written. Times without a zone are taken in `zone`."""
-
-    column: str
-    format: str = Field(
-        "timestamp",
-        description="timestamp (typed, or ISO 8601 text), epoch or epoch_ms (seconds or milliseconds since 1970), "
-        "days (since origin, fractions allowed), days_clock (day number and hh:mm:ss), days_before (whole days back "
-        "from origin), or a Spark pattern such as yyMMdd. Month names may be in any case; second 60 is read as 59",
-    )
-    origin: dt.date | None = Field(None, description="day 0 of the formats days, days_clock and days_before")
-    hour: str | None = Field(
-        None, description="column with the hour of the day, 0 to 23, added to a time of whole days"
-    )
-    calendar: bool = Field(
-        True,
-        description="whether weekdays and dates mean something; false where each client's days are counted from an "
-        "unknown day: then texts show gaps in days and no weekday or date unless asked",
-    )
-    zone: str = Field("UTC", description="time zone of times that carry none")
-    pivot: int = Field(1970, description="first year that a two-digit year can mean")
-    earliest: dt.date = Field(dt.date(1900, 1, 1), description="events before it go to quarantine")
-    far_future: dt.date = Field(dt.date(2100, 1, 1), description="events at or after it go to quarantine")
-    order: str | None = Field(None, description="numeric column that orders events of the same instant; else event id")
-    clock: bool | None = Field(None, description="whether there is a time of day; left out, the format decides")
-
-    @model_validator(mode="after")
-    def _origin_given(self) -> Self:
-        if self.format in ("days", "days_clock", "days_before") and self.origin is None:
-            raise ValueError(f"format {self.format} counts from a day: give 'origin', such as 2015-01-01")
-        return self
-
-    @property
-    def has_clock(self) -> bool:
-        """Whether the data have a time of day."""
-        if self.clock is not None:
-            return self.clock
-        if self.format in ("timestamp", "epoch", "epoch_ms", "days_clock"):
-            return True
-        if self.hour or self.format in ("days", "days_before"):
-            return self.hour is not None
-        return any(letter in self.format for letter in "HhKk")
 
 
 class EventIdSpec(SpecPart):
@@ -119,21 +31,50 @@ class EventIdSpec(SpecPart):
     repeats: Literal["keep", "drop"] = Field(
         "keep",
         description="without columns: an equal row again is an event of its own (the id carries its occurrence "
-        "number), or a duplicate",
+        "number; rows that several files repeat count once), or a duplicate",
+    )
+    conflicts: Literal["refuse", "last"] = Field(
+        "refuse",
+        description="rows of one id that differ: set all of them aside, or keep the last by time.order, then file and "
+        "line (the others count as duplicates)",
     )
 
 
 class SignSpec(SpecPart):
     """The sign of amounts that are written without one, by a column such as the transaction type."""
 
-    column: str
+    column: str = Field(description="column of the code")
     negative: tuple[str, ...] = Field(min_length=1, description="values (after the file's `values`) of money going out")
+    positive: tuple[str, ...] = Field(min_length=1, description="values of money coming in; others make a bad amount")
+    signed: Literal["refuse", "column", "both"] = Field(
+        "refuse",
+        description="amounts that carry a minus themselves: a bad amount, the column alone decides, or both (a minus "
+        "turns the column's sign over); they are counted",
+    )
+
+    @model_validator(mode="after")
+    def _codes_distinct(self) -> Self:
+        both = sorted(set(self.negative) & set(self.positive))
+        if both:
+            raise ValueError(f"amount.sign: {', '.join(both)} cannot be both negative and positive")
+        return self
 
 
 class AmountSpec(SpecPart):
     """The amount of an event; money going out is negative when the data say so."""
 
-    column: str
+    column: str = Field(description="column of the amount")
+    nulls: tuple[str, ...] = Field((), description="values that mean absent, beside the empty one")
+    scale: int = Field(
+        4,
+        ge=0,
+        le=FINEST,
+        description="decimal places that are kept; what has more is a bad amount. Up to 4 amounts are decimal(18,4), "
+        "of more they are decimal(38,scale)",
+    )
+    round: bool = Field(
+        False, description="whether amounts with more decimal places are rounded (half up) and counted instead"
+    )
     times: str | None = Field(None, description="numeric column that multiplies it, such as a quantity beside a price")
     sign: SignSpec | Literal["as_is", "negative"] = Field("as_is", description="as_is, negative (all), or by a column")
     currency: str | None = Field(None, description="currency of all amounts")
@@ -146,20 +87,12 @@ class AmountSpec(SpecPart):
         return self
 
 
-class DictionarySpec(SpecPart):
-    """A file from code to description."""
-
-    file: FileSpec
-    code: str = Field(description="column of the code")
-    description: str = Field(description="column of the description")
-
-
 class FieldSpec(SpecPart):
     """One attribute of an event, in the order in which texts show them."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="column in the events table")
     column: str = Field("", description="column in the files; left out, the name")
-    kind: Kind = "categorical"
+    kind: Kind = Field("categorical", description="a code or category, a number, or free text (which is masked)")
     title: str = Field("", description="human name used in headers; left out, the name")
     short: str = Field("", pattern=r"^[^\s|]*$", description="prefix of the value in compact text")
     dictionary: DictionarySpec | dict[str, str] | None = Field(
@@ -200,27 +133,6 @@ class PublishedField(SpecPart):
     )
 
 
-class ClientFileSpec(SpecPart):
-    """A file with attributes of clients."""
-
-    file: FileSpec
-    id: str = Field(description="column of the client id")
-    attributes: dict[str, str] = Field(default_factory=dict, description="attribute -> column of the file")
-    nulls: tuple[str, ...] = Field((), description="values that mean absent, beside the empty one")
-
-
-class AsOfSpec(SpecPart):
-    """Instant of a label that stands in a column; only events before it belong to the history."""
-
-    column: str
-    format: str = Field("timestamp", description="as time.format")
-    origin: dt.date | None = None
-    pivot: int = 1970
-    zone: str = "UTC"
-    start_of: Literal["month"] | None = Field(None, description="month: the first day of the month that is named")
-    hours: float = Field(0.0, description="hours added to the instant, such as the first day of a stay in hospital")
-
-
 class FutureSpec(SpecPart):
     """A label computed from events: what a client does from `as_of` on. Clients without an event before have none."""
 
@@ -232,13 +144,13 @@ class LabelSpec(SpecPart):
     """One task, and the file that holds its labels or the rule that computes them."""
 
     name: str = Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the task")
-    kind: TaskKind
+    kind: TaskKind = Field(description="two classes, several, or a number")
     title: str = Field("", description="human name; left out, the task's name")
     file: FileSpec | None = Field(None, description="file of the labels; left out with `future`")
     id: str = Field("", description="column of the client id")
     column: str = Field("", description="column of the label")
     future: FutureSpec | None = Field(None, description="rule that computes the labels from events, instead of a file")
-    between: tuple[float, float] | None = Field(None, description="least and most; rows beyond are no labels")
+    between: tuple[float, float] | None = Field(None, description="least and most; rows beyond are set aside")
     values: dict[str, int] = Field(default_factory=dict, description="value in the file -> class number")
     thresholds: tuple[float, ...] = Field((), description="class = how many of these the number reaches")
     classes: tuple[str, ...] = Field((), description="names of the classes, from class 0")
@@ -310,7 +222,7 @@ class SplitSpec(SpecPart):
 class DataSetSpec(SpecPart):
     """A data set: where its files lie and what their columns mean."""
 
-    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    name: str = Field(pattern=r"^[a-z0-9_]+$", description="small letters, digits and _")
     title: str = Field("", description="human name; left out, the name")
     about: str = Field("", description="one sentence: origin and licence")
     source: SourceSpec | None = Field(None, description="event files; left out when the simulate job makes the events")
@@ -322,7 +234,10 @@ class DataSetSpec(SpecPart):
     fields: tuple[FieldSpec, ...] = Field(min_length=1)
     clients: tuple[ClientFileSpec, ...] = Field((), description="attribute files; the first that has a value wins")
     labels: tuple[LabelSpec, ...] = ()
-    as_of: dt.datetime | None = Field(None, description="instant of labels and documents that have none of their own")
+    as_of: dt.datetime | None = Field(
+        None,
+        description="instant of labels and documents that have none of their own; without a zone it is in time.zone",
+    )
     mask: tuple[Mask, ...] = Field(
         ("iban", "card", "email", "phone", "name"), description="what is masked in fields of kind text"
     )
@@ -349,6 +264,12 @@ class DataSetSpec(SpecPart):
         if wrong:
             raise ValueError(f"field names {', '.join(wrong)} are used twice or belong to every event")
         return fields
+
+    @field_validator("as_of")
+    @classmethod
+    def _in_zone(cls, as_of: dt.datetime | None, info: ValidationInfo) -> dt.datetime | None:
+        time = info.data.get("time")
+        return aware(as_of, time.zone) if as_of is not None and isinstance(time, TimeSpec) else as_of
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -424,6 +345,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> DataSetSpec:
         content = load_yaml(file, overrides)
     except ConfigError as error:
         raise SpecError(str(error)) from error
+    check_words(file)
     _place_dictionaries(content, file.parent)
     source = content.get("source")
     if isinstance(source, dict) and source.get("path"):
@@ -431,9 +353,15 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> DataSetSpec:
     return parse(DataSetSpec, content, source=str(file), error=SpecError)
 
 
-def is_url(path: str) -> bool:
-    """Whether Spark, not this machine's file system, knows where `path` is."""
-    return "://" in path or path.startswith(("dbfs:/", "file:/"))
+def source_of(spec: DataSetSpec) -> SourceSpec:
+    """The source of a data set that is read from files.
+
+    Raises:
+        SpecError: when the spec has none.
+    """
+    if spec.source is None:
+        raise SpecError(f"data set {spec.name} has no 'source': the simulate job makes its events, or add source.path")
+    return spec.source
 
 
 def located(path: str, beside: Path) -> str:

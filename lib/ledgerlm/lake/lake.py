@@ -17,7 +17,7 @@ from ledgerlm.config import nearest
 from ledgerlm.errors import DataError
 from ledgerlm.lake.history import Author, History, State
 from ledgerlm.lake.home import Home
-from ledgerlm.lake.schemas import TABLES, Table
+from ledgerlm.lake.schemas import TABLES, Table, stored_type
 from ledgerlm.lake.slices import WHOLE, Slice, literal, predicate
 
 # Ray reads these tables through Arrow, which refuses deletion vectors and column mapping. Wide columns come last
@@ -230,7 +230,7 @@ def conform(table: Table, frame: DataFrame) -> DataFrame:
     Raises:
         DataError: naming the missing or unknown columns.
     """
-    fixed = [column.name for column in table.schema]
+    fixed, given = [column.name for column in table.schema], frame.schema
     missing = [name for name in fixed if name not in frame.columns and not table.schema[name].nullable]
     unknown = [name for name in frame.columns if name not in fixed]
     if missing:
@@ -238,7 +238,11 @@ def conform(table: Table, frame: DataFrame) -> DataFrame:
     if unknown and not table.open:
         raise DataError(f"table {table.name}: unknown columns {', '.join(unknown)}; its columns are {', '.join(fixed)}")
     chosen = [
-        (F.col(column.name) if column.name in frame.columns else F.lit(None)).cast(column.dataType).alias(column.name)
+        (
+            F.col(column.name).cast(stored_type(column, given[column.name].dataType))
+            if column.name in frame.columns
+            else F.lit(None).cast(column.dataType)
+        ).alias(column.name)
         for column in table.schema
         if column.name != "run_id"
     ]

@@ -9,6 +9,8 @@ from pyspark.sql import types as T
 STRING = T.StringType()
 DOUBLE = T.DoubleType()
 AMOUNT = T.DecimalType(18, 4)
+FINEST = 18
+"""Most decimal places that an amount may have."""
 # Containers may hold nulls by their type, since Spark refuses to cast the other way; no row of ours has any.
 VECTOR = T.ArrayType(T.FloatType())
 
@@ -35,6 +37,17 @@ class Table:
     def schema(self) -> T.StructType:
         """The fixed columns and `run_id`."""
         return T.StructType([*self.columns, T.StructField("run_id", STRING, nullable=False)])
+
+
+def amount_type(scale: int) -> T.DecimalType:
+    """The type of amounts of so many decimal places: up to four the usual one."""
+    return AMOUNT if scale <= AMOUNT.scale else T.DecimalType(38, scale)
+
+
+def stored_type(column: T.StructField, given: T.DataType) -> T.DataType:
+    """The type in which a column is stored: that of the schema, but for amounts of more decimal places."""
+    finer = column.name == "amount" and isinstance(given, T.DecimalType) and given.scale > AMOUNT.scale
+    return given if finer else column.dataType
 
 
 def _required(name: str, kind: T.DataType) -> T.StructField:

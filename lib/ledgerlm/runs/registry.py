@@ -64,5 +64,5 @@ class Registry:
         return Path(next(iter(spec.submodule_search_locations)))
 
 
-SHIPPED = Registry(package="ledgerlm.jobs", commands=frozenset({"cli", "run", "doctor"}))
+SHIPPED = Registry(package="ledgerlm.jobs", commands=frozenset({"check", "cli", "doctor", "quarantine", "run"}))
 """The jobs that come with ledgerlm. This room knows them by name alone; a pipeline may be given others."""

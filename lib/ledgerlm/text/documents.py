@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.errors import DataError
 from ledgerlm.events.asked import AsOfConf, asked
+from ledgerlm.events.clock import aware, fixed_instant, with_clock
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.text.check import check_documents, sum_up
@@ -61,11 +62,13 @@ def tell_histories(
         ConfigError: fields that the data set lacks.
         DataError: documents that do not hold what the events say, or clients that the clients table lacks.
     """
+    spec = with_clock(spec, events)
     events = events if conf.only is None else events.where(conf.only)
     labels = labels if conf.labels else None
+    end = aware(end, spec.time.zone)
     if conf.until is not None:
-        end = min(end, conf.until)
-        last = F.lit(conf.until.isoformat(sep=" ")).cast("timestamp")
+        end = min(end, aware(conf.until, spec.time.zone))
+        last = fixed_instant(conf.until, spec.time.zone)
         labels = None if labels is None else labels.withColumn("as_of", F.least("as_of", last))
     if conf.everyone:
         labels = asked(clients, labels, end, conf)

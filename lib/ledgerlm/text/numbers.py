@@ -59,9 +59,12 @@ def plain_number(number: Column) -> Column:
 
 
 def plain_amount(amount: Column) -> Column:
-    """An amount, decimal(18,4), with two decimals, or four where it has them."""
-    text = amount.cast("decimal(18,4)").cast("string")
-    return F.when(F.endswith(text, F.lit("00")), F.substring(text, F.lit(1), F.length(text) - 2)).otherwise(text)
+    """An amount with two decimals, or four where it has them, or as many more as a finer one has."""
+    usual = amount.try_cast("decimal(18,4)")
+    text = usual.cast("string")
+    short = F.when(F.endswith(text, F.lit("00")), F.substring(text, F.lit(1), F.length(text) - 2)).otherwise(text)
+    finer = F.regexp_replace(amount.cast("string"), r"^(-?[0-9]+\.[0-9]{2}[0-9]*?)0+$", "$1")
+    return F.when(usual == amount, short).otherwise(finer)
 
 
 def _table(values: list[str], kind: str) -> Column:

@@ -12,6 +12,7 @@ import datetime as dt
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from ledgerlm.events.clock import local
 from ledgerlm.events.spec import DataSetSpec, PublishedField
 from ledgerlm.text.formats import Shown
 from ledgerlm.text.numbers import plain_amount, plain_number
@@ -80,7 +81,7 @@ def _source(one: PublishedField, spec: DataSetSpec) -> tuple[Column, str]:
     """The value before it is shown, and its kind: day, amount or that of the field."""
     if one.of == "day":
         origin = (spec.time.origin - dt.date(1970, 1, 1)).days if spec.time.origin else 0
-        return F.unix_date(F.to_date("event_time")) - origin, "day"
+        return F.unix_date(F.to_date(local(F.col("event_time"), spec.time.zone))) - origin, "day"
     return F.col(one.of), "amount" if one.of == "amount" else spec.field(one.of).kind
 
 

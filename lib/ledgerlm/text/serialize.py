@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import ConfigError
+from ledgerlm.events.clock import aware, local
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.text.formats import FORMATS, FieldKind, Format, FormatName, Shown
 from ledgerlm.text.numbers import e12, plain_amount, plain_number
@@ -162,9 +163,9 @@ def serialize(
     if conf.format == "published":
         events = as_published(events, spec, events if ranked_on is None else ranked_on)
     rows = events if dictionaries is None else _describe(events, dictionaries, coded, conf.max_value_length)
-    lines = _render(rows, shown, coded, conf)
-    histories = with_as_of(lines, labels, as_of).where(F.col("event_time") < F.col("as_of"))
-    return _assemble(_rank(histories, shown, conf), shown, FORMATS[conf.format])
+    lines = _render(rows, shown, coded, conf, spec.time.zone)
+    histories = with_as_of(lines, labels, aware(as_of, spec.time.zone)).where(F.col("event_time") < F.col("as_of"))
+    return _assemble(_rank(histories, shown, conf, spec.time.zone), shown, FORMATS[conf.format])
 
 
 def with_as_of(events: DataFrame, labels: DataFrame | None, as_of: dt.datetime) -> DataFrame:
@@ -200,12 +201,14 @@ def _describe(events: DataFrame, dictionaries: DataFrame, fields: Sequence[str],
     return events
 
 
-def _render(events: DataFrame, shown: Sequence[Shown], coded: Collection[str], conf: DocumentConf) -> DataFrame:
+def _render(
+    events: DataFrame, shown: Sequence[Shown], coded: Collection[str], conf: DocumentConf, zone: str
+) -> DataFrame:
     """Renders each event: `_KEYS`, `_tail` (its text beside the gap) and `_characters` (those of free text)."""
     form = FORMATS[conf.format]
     fixed = [one for one in shown if one.kind != "gap"]
     words = [one for one in fixed if one.kind in ("word", "text")]
-    values = [(_word(one, coded) if one in words else _plain(one, form)).alias(f"_{one.name}") for one in fixed]
+    values = [(_word(one, coded) if one in words else _plain(one, form, zone)).alias(f"_{one.name}") for one in fixed]
     # Columns used more than once get a projection of their own: Spark then computes them once.
     rows = events.select(*_KEYS, *values)
     rows = rows.withColumn("_clean", _cleaned([F.col(f"_{one.name}") for one in words], form, conf.max_value_length))
@@ -224,9 +227,10 @@ def _word(shown: Shown, coded: Collection[str]) -> Column:
     return F.coalesce(f"_of_{shown.name}", F.concat(F.lit("code "), value))
 
 
-def _plain(shown: Shown, form: Format) -> Column:
-    """A time or number as text that needs no sanitising."""
-    day = F.unix_date(F.to_date("event_time"))
+def _plain(shown: Shown, form: Format, zone: str) -> Column:
+    """A time, as a clock in the zone shows it, or a number as text that needs no sanitising."""
+    time = local(F.col("event_time"), zone)
+    day = F.unix_date(F.to_date(time))
     if shown.kind == "number":
         number = F.col(shown.name)
         if not form.exact:
@@ -235,8 +239,8 @@ def _plain(shown: Shown, form: Format) -> Column:
     if shown.name == "weekday":
         return F.get(F.split(F.lit(_WEEKDAYS), ","), F.pmod(day, F.lit(7)))
     if shown.name == "hour":
-        return F.concat(F.hour("event_time").cast("string"), F.lit("h"))
-    return F.date_format("event_time", "yyyy-MM-dd HH:mm" if shown.title == "time" else "yyyy-MM-dd")
+        return F.concat(F.hour(time).cast("string"), F.lit("h"))
+    return F.date_format(time, "yyyy-MM-dd HH:mm" if shown.title == "time" else "yyyy-MM-dd")
 
 
 def _cleaned(words: Sequence[Column], form: Format, max_length: int) -> Column:
@@ -280,23 +284,25 @@ def _tail(shown: Sequence[Shown], form: Format, values: Mapping[str, Column]) ->
     return F.concat(*pieces, F.lit(pending + form.closing))
 
 
-def _line(shown: Sequence[Shown], form: Format, before: Column) -> Column:
+def _line(shown: Sequence[Shown], form: Format, before: Column, zone: str) -> Column:
     """Text of an event whose `_tail` is rendered; `before` is the time of the event before, null for the first."""
     first, last = (shown[place].kind == "gap" for place in (0, -1))
     if not first and not last:
         return F.col("_tail")
     gap = shown[0 if first else -1]
     cell = form.cell(gap)
-    value = _gap(gap, before)
+    value = _gap(gap, before, zone)
     if first:
         return F.concat(F.lit(f"{form.opening}{cell.before}+"), value, F.col("_tail"))
     return F.concat(F.col("_tail"), F.lit(f"{form.between}{cell.before}+"), value, F.lit(cell.after + form.closing))
 
 
-def _gap(shown: Shown, before: Column) -> Column:
+def _gap(shown: Shown, before: Column, zone: str) -> Column:
     """Number and unit of the time since the event before: `3d`; of a pause also `12m` and `5h`."""
     if shown.name == "days":
-        return F.concat(F.coalesce(F.datediff("event_time", before), F.lit(0)), F.lit("d"))
+        return F.concat(
+            F.coalesce(F.datediff(local(F.col("event_time"), zone), local(before, zone)), F.lit(0)), F.lit("d")
+        )
     seconds = F.coalesce(F.unix_timestamp("event_time") - F.unix_timestamp(before), F.lit(0))
     minutes, hours, days = (F.floor(seconds / unit).cast("string") for unit in (60, _HOUR, _DAY))
     return (
@@ -319,7 +325,7 @@ def _frame_tokens(shown: Sequence[Shown], form: Format) -> int:
     return math.ceil(len(form.head(shown) + form.foot) / CHARACTERS_A_TOKEN) if form.exact else len(shown)
 
 
-def _rank(histories: DataFrame, shown: Sequence[Shown], conf: DocumentConf) -> DataFrame:
+def _rank(histories: DataFrame, shown: Sequence[Shown], conf: DocumentConf, zone: str) -> DataFrame:
     """Puts the newest events first and drops what is over budget.
 
     Returns:
@@ -336,7 +342,7 @@ def _rank(histories: DataFrame, shown: Sequence[Shown], conf: DocumentConf) -> D
         "_tokens",
         F.row_number().over(newest).alias("_rank"),
         F.sum("_tokens").over(up_to_here).alias("_sum"),
-        _line(shown, form, F.lead("event_time").over(newest)).alias("_text"),
+        _line(shown, form, F.lead("event_time").over(newest), zone).alias("_text"),
     )
     affordable = (F.col("_rank") <= conf.max_events) & (F.col("_sum") <= conf.max_tokens - _frame_tokens(shown, form))
     kept = affordable | (F.col("_rank") == 1)

@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from ledgerlm.baselines.agg import ABSENT, Codes, learn_codes
 from ledgerlm.baselines.sequence.settings import FIRST_CODE, LOG_DAYS, UNKNOWN, Fields, FieldsConf
 from ledgerlm.errors import DataError
+from ledgerlm.events.clock import local
 from ledgerlm.events.spec import DataSetSpec
 
 if TYPE_CHECKING:
@@ -33,12 +34,14 @@ class Chosen:
         numeric: columns of numbers, the amount among them.
         hour: whether the hour is a code.
         weekday: whether the weekday is a code.
+        zone: time zone of hours and weekdays.
     """
 
     categorical: tuple[str, ...]
     numeric: tuple[str, ...]
     hour: bool
     weekday: bool
+    zone: str = "UTC"
 
 
 def choose(spec: DataSetSpec, conf: FieldsConf) -> Chosen:
@@ -52,6 +55,7 @@ def choose(spec: DataSetSpec, conf: FieldsConf) -> Chosen:
         numeric=(*amount, *(names["numeric"] if conf.numeric is None else conf.numeric)),
         hour=conf.calendar and spec.time.has_clock,
         weekday=conf.calendar,
+        zone=spec.time.zone,
     )
 
 
@@ -67,8 +71,10 @@ def observe(events: DataFrame, chosen: Chosen) -> DataFrame:
         sign(x) ln(1 + |x|) of each numeric column (absent is 0), then ln(1 + days since the client's event before).
     """
     columns: dict[str, Column] = {name: F.col(name) for name in chosen.categorical}
-    columns |= {"hour": F.hour("event_time").cast("string")} if chosen.hour else {}
-    columns |= {"weekday": F.dayofweek("event_time").cast("string")} if chosen.weekday else {}
+    time = local(F.col("event_time"), chosen.zone)
+    # A field of the data of the same name wins, as in documents.
+    columns |= {"hour": F.hour(time).cast("string")} if chosen.hour and "hour" not in columns else {}
+    columns |= {"weekday": F.dayofweek(time).cast("string")} if chosen.weekday and "weekday" not in columns else {}
     codes = [
         F.struct(F.lit(name).alias("field"), F.coalesce(code, F.lit(ABSENT)).alias("code"))
         for name, code in columns.items()
@@ -128,7 +134,8 @@ def learn_fields(training: DataFrame, chosen: Chosen, conf: FieldsConf) -> Field
 
 
 def _names(chosen: Chosen) -> tuple[str, ...]:
-    return (*chosen.categorical, *(["hour"] if chosen.hour else []), *(["weekday"] if chosen.weekday else []))
+    computed = (*(["hour"] if chosen.hour else []), *(["weekday"] if chosen.weekday else []))
+    return tuple(dict.fromkeys((*chosen.categorical, *computed)))
 
 
 def _width(codes: int) -> int:

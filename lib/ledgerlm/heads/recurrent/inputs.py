@@ -16,6 +16,7 @@ from ledgerlm.baselines.agg import ABSENT, histories
 from ledgerlm.baselines.sequence.histories import Chosen, assemble, choose, learn_fields, observe
 from ledgerlm.baselines.sequence.settings import FIRST_CODE, UNKNOWN, FieldsConf
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.events.clock import local
 from ledgerlm.events.dictionaries import with_description
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.heads.recurrent.settings import ContextFields, HolidaysConf, InputsConf, RowsShape, SeriesConf
@@ -109,14 +110,14 @@ def observed_events(sources: Sources, chosen: Chosen, conf: InputsConf) -> DataF
         sources.events if conf.only is None else sources.events.where(conf.only),
     )
     if conf.holidays:
-        events = _with_holidays(events, sources, conf.holidays)
+        events = _with_holidays(events, sources, conf.holidays, chosen.zone)
     if conf.series and sources.series is not None:
-        day = F.date_sub(F.to_date("event_time"), conf.series.lag_days)
+        day = F.date_sub(F.to_date(local(F.col("event_time"), chosen.zone)), conf.series.lag_days)
         events = events.withColumn("_day", day).join(F.broadcast(sources.series), on="_day", how="left").drop("_day")
     return observe(events, chosen)
 
 
-def _with_holidays(events: DataFrame, sources: Sources, conf: HolidaysConf) -> DataFrame:
+def _with_holidays(events: DataFrame, sources: Sources, conf: HolidaysConf, zone: str) -> DataFrame:
     if conf.event_country is None:
         homes = sources.clients.select("client_id", F.expr(conf.home).alias("_country"))
         placed = events.join(homes, on="client_id", how="left")
@@ -124,7 +125,7 @@ def _with_holidays(events: DataFrame, sources: Sources, conf: HolidaysConf) -> D
         placed = events.withColumn("_country", F.expr(conf.event_country))
     calendar = holiday_calendar(events.sparkSession, conf.countries, *sources.days)
     days = calendar.select(F.col("day").alias("_day"), F.col("country").alias("_country"), _HOLIDAY, _TO_HOLIDAY)
-    dated = placed.withColumn("_day", F.to_date("event_time"))
+    dated = placed.withColumn("_day", F.to_date(local(F.col("event_time"), zone)))
     return dated.join(F.broadcast(days), on=["_day", "_country"], how="left").drop("_day", "_country")
 
 

@@ -1,0 +1,190 @@
+"""Attribute files of joins, clients and dictionaries: one row for each key, and a count of keys that disagree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ledgerlm.events.cells import Uses, code, event_uses, raw, type_of
+from ledgerlm.events.clock import fixed_instant
+from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
+from ledgerlm.events.identity import identity, without
+from ledgerlm.events.sources import read_file
+from ledgerlm.events.spec import DataSetSpec, source_of
+from ledgerlm.events.spec_files import ClientFileSpec, Conflict, FileSpec, SourceSpec
+from ledgerlm.events.spec_times import AsOfSpec
+from ledgerlm.events.times import time_of
+
+_KEY, _VALUES, _DIFFER = "_key", "_values", "_differ"
+
+
+def sound(rows: DataFrame) -> DataFrame:
+    """The rows without a fault of reading."""
+    return rows.where(F.col(FAULT).isNull())
+
+
+def damaged(rows: DataFrame) -> DataFrame:
+    """The rows with a fault of reading, as quarantine takes them."""
+    return rows.where(F.col(FAULT).isNotNull()).select(
+        F.col(FAULT).alias("reason"), F.lit(None).cast("string").alias("detail"), FILE, F.col(PAYLOAD).alias("payload")
+    )
+
+
+def joined(spark: SparkSession, rows: DataFrame, spec: DataSetSpec, place: int) -> DataFrame:
+    """Adds the columns of an attribute file to raw rows, and `_unmatched_N`: whether the file lacks the row's key."""
+    join, uses = spec.joins[place], event_uses(spec)
+    matched = rows.withColumn(_KEY, code(join.key)).join(_join_rows(spark, spec, place), _KEY, how="left")
+    unmatched = F.col(_KEY).isNotNull() & F.col(_DIFFER).isNull()
+    names = [name for column in join.columns for name in uses.columns(column)]
+    added = matched.withColumns({name: F.col(_VALUES)[name] for name in names})
+    return added.withColumn(f"_unmatched_{place}", unmatched).drop(_KEY, _VALUES, _DIFFER)
+
+
+def attributes_of(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, place: int) -> DataFrame:
+    """client_id and a struct `_N` of the attributes of one client file, one row a client."""
+    rows = _client_rows(spark, spec, one, place)
+    return rows.select(F.col(_KEY).alias("client_id"), F.col(_VALUES).alias(f"_{place}"))
+
+
+def dictionaries(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
+    """Code and description of every field that has a dictionary.
+
+    Returns:
+        field, code, description; key (field, code).
+    """
+    frames = [spark.createDataFrame([], "field string, code string, description string")]
+    for place, field in enumerate(spec.fields):
+        if isinstance(field.dictionary, dict) and field.dictionary:
+            inline = spark.createDataFrame(list(field.dictionary.items()), "code string, description string")
+            frames.append(
+                inline.select(F.lit(field.name).alias("field"), identity(F.col("code")).alias("code"), "description")
+            )
+        elif field.dictionary is not None and not isinstance(field.dictionary, dict):
+            rows = _book_rows(spark, spec, place).where(F.col(_VALUES).isNotNull())
+            description = F.col(_VALUES)["description"].alias("description")
+            frames.append(rows.select(F.lit(field.name).alias("field"), F.col(_KEY).alias("code"), description))
+    return reduce(DataFrame.unionByName, frames).where("code IS NOT NULL AND description IS NOT NULL")
+
+
+def unknown_codes(events: DataFrame, known: DataFrame, spec: DataSetSpec) -> DataFrame:
+    """Codes that stand in events but not in their dictionary; they stay readable as they are.
+
+    Args:
+        events: the events table.
+        known: the dictionaries table.
+        spec: the data set.
+
+    Returns:
+        field, code, events (count), most frequent first; empty when no field has a dictionary.
+    """
+    named = [field.name for field in spec.fields if field.dictionary]
+    pairs = [F.struct(F.lit(name).alias("field"), F.col(name).alias("code")) for name in named]
+    exploded = F.explode(F.array(*pairs).cast("array<struct<field:string,code:string>>"))
+    codes = events.select(exploded.alias("pair")).select("pair.*").where("code IS NOT NULL")
+    seen = codes.groupBy("field", "code").agg(F.count(F.lit(1)).alias("events"))
+    return seen.join(known, ["field", "code"], how="left_anti").orderBy(F.desc("events"), "field", "code")
+
+
+def conflicts(spark: SparkSession, spec: DataSetSpec) -> dict[str, int]:
+    """How many keys of each attribute file have rows that differ, by the file's key in the spec; zeros left out."""
+    frames = {f"joins.{place}": _join_rows(spark, spec, place) for place in range(len(spec.joins))}
+    frames |= {f"clients.{place}": _client_rows(spark, spec, one, place) for place, one in enumerate(spec.clients)}
+    for place, field in enumerate(spec.fields):
+        if field.dictionary is not None and not isinstance(field.dictionary, dict):
+            frames[f"fields.{place}.dictionary"] = _book_rows(spark, spec, place)
+    if not frames:
+        return {}
+    named = [frame.where(_DIFFER).select(F.lit(name).alias("name")) for name, frame in frames.items()]
+    counted = reduce(DataFrame.unionByName, named).groupBy("name").count().collect()
+    return {f"{row['name']} conflicting keys": row["count"] for row in sorted(counted)}
+
+
+def damaged_attributes(spark: SparkSession, spec: DataSetSpec) -> DataFrame | None:
+    """Damaged lines of join and client files, as quarantine takes them; None when no such file is text."""
+    source = source_of(spec)
+    text = [(file, needed) for file, needed in _attribute_files(spec) if file.format in ("csv", "json")]
+    frames = [damaged(read_file(spark, file, source, needed=needed)) for file, needed in text]
+    return reduce(DataFrame.unionByName, frames) if frames else None
+
+
+def _attribute_files(spec: DataSetSpec) -> list[tuple[FileSpec, dict[str, str]]]:
+    joins = [
+        (join.file, dict.fromkeys((join.key, *join.columns), f"joins.{place}")) for place, join in enumerate(spec.joins)
+    ]
+    clients = [
+        (one.file, dict.fromkeys((one.id, *one.attributes.values()), f"clients.{place}"))
+        for place, one in enumerate(spec.clients)
+    ]
+    return [*joins, *clients]
+
+
+def _join_rows(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
+    join, uses, key = spec.joins[place], event_uses(spec), f"joins.{place}"
+    needed = {join.key: f"{key}.key"} | dict.fromkeys(join.columns, f"{key}.columns")
+    found = sound(read_file(spark, join.file, source_of(spec), needed=needed, uses=replace(uses, times=())))
+    values = F.struct(*(name for column in join.columns for name in uses.columns(column)))
+    return _one_each(found, code(join.key), values, join.conflicts)
+
+
+def _client_rows(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, place: int) -> DataFrame:
+    key = f"clients.{place}"
+    needed = {one.id: f"{key}.id"} | {column: f"{key}.attributes.{name}" for name, column in one.attributes.items()}
+    times: tuple[str, ...] = ()
+    if one.valid_from:
+        needed[one.valid_from] = f"{key}.valid_from"
+        times = (one.valid_from,)
+    rows = sound(read_file(spark, one.file, source_of(spec), needed=needed, uses=Uses(codes=needed, times=times)))
+    values = F.struct(*(without(one.nulls, code(column)).alias(name) for name, column in one.attributes.items()))
+    since = None
+    if one.valid_from:
+        since = time_of(
+            raw(one.valid_from), type_of(rows, one.valid_from), AsOfSpec(column=one.valid_from, zone=spec.time.zone)
+        )
+        rows = rows.where(since.isNotNull())
+        if spec.as_of is not None:
+            rows = rows.where(since < fixed_instant(spec.as_of, spec.time.zone))
+    return _one_each(rows, code(one.id), values, one.conflicts, since)
+
+
+def _book_rows(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
+    book, key = spec.fields[place].dictionary, f"fields.{place}.dictionary"
+    assert book is not None and not isinstance(book, dict)
+    needed = {book.code: f"{key}.code", book.description: f"{key}.description"}
+    rows = sound(
+        read_file(
+            spark,
+            book.file,
+            spec.source or SourceSpec(files=(book.file,)),
+            needed=needed,
+            uses=Uses(codes=(book.code,)),
+        )
+    )
+    text = raw(book.description)
+    values = F.struct(text.alias("description"))
+    return _one_each(rows.where(text.isNotNull()), code(book.code), values, book.conflicts)
+
+
+def _one_each(rows: DataFrame, key: Column, values: Column, rule: Conflict, since: Column | None = None) -> DataFrame:
+    """_key, _values (null where rows disagree and the rule wants none) and _differ, one row a key.
+
+    Args:
+        rows: of an attribute file.
+        key: the key; rows without one are left out.
+        values: struct of the attributes.
+        rule: which row holds where several of a key differ.
+        since: instant from which a row holds; only the latest rows of a key count.
+    """
+    keyed = rows.select(
+        key.alias(_KEY), values.alias(_VALUES), (since if since is not None else F.lit(0)).alias("_since")
+    )
+    keyed = keyed.where(F.col(_KEY).isNotNull())
+    if since is not None:
+        latest = keyed.groupBy(_KEY).agg(F.max("_since").alias("_since"))
+        keyed = keyed.join(latest, [_KEY, "_since"], how="left_semi")
+    found = keyed.groupBy(_KEY).agg(F.min(_VALUES).alias("_first"), F.max(_VALUES).alias("_last"))
+    differ = ~F.col("_first").eqNullSafe(F.col("_last"))
+    chosen = {"first": F.col("_first"), "last": F.col("_last"), "absent": F.when(~differ, F.col("_last"))}[rule]
+    return found.select(_KEY, chosen.alias(_VALUES), differ.alias(_DIFFER))

@@ -1,0 +1,128 @@
+"""A look at the files of a data set before a run: columns, rows before and after, what would be set aside and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark.sql import DataFrame, Row, SparkSession, Window
+from pyspark.sql import functions as F
+
+from ledgerlm.events.judging import judged_entry
+from ledgerlm.events.sources import columns_in
+from ledgerlm.events.spec import DataSetSpec, source_of
+
+_SHOWN = 5  # rows before and after
+_EXAMPLES = 3  # of each reason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Example:
+    """One row that would be set aside: what is wrong with it, and the row as it stands."""
+
+    detail: str
+    payload: str
+    source_file: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reasons:
+    """Rows that were, or would be, set aside for one reason.
+
+    Attributes:
+        stage: who set them aside; empty before a run.
+        reason: a name of `quality.Reason`.
+        rows: how many.
+        examples: some of them.
+    """
+
+    stage: str
+    reason: str
+    rows: int
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """What an entry of event files holds.
+
+    Attributes:
+        glob: the entry.
+        columns: names in the files; none of JSON.
+        rows: rows that were looked at.
+        shown: raw row and what it becomes, of the first good ones.
+        reasons: what would be set aside, most frequent first.
+    """
+
+    glob: str
+    columns: tuple[str, ...]
+    rows: int
+    shown: tuple[tuple[str, Mapping[str, Any]], ...]
+    reasons: tuple[Reasons, ...]
+
+
+def look_at(spark: SparkSession, spec: DataSetSpec, *, rows: int) -> list[Entry]:
+    """Reads the head of the event files of each entry as ingest would.
+
+    Duplicates and conflicts show when all rows are read, and so do labels: those are for a run to tell.
+
+    Args:
+        spark: session in UTC with ANSI mode.
+        spec: the data set.
+        rows: rows of each entry that are looked at.
+
+    Raises:
+        SpecError: no source, nothing at its path, or files that are not as the spec says.
+    """
+    found = []
+    for place, file in enumerate(source_of(spec).files):
+        judged = judged_entry(spark, spec, place).limit(rows).localCheckpoint()
+        good = judged.where("reason IS NULL").limit(_SHOWN).collect()
+        found.append(
+            Entry(
+                glob=file.glob,
+                columns=tuple(columns_in(spark, file, source_of(spec))),
+                rows=judged.count(),
+                shown=tuple((row["payload"], _event(row, spec)) for row in good),
+                reasons=tuple(reasons_of(judged.where("reason IS NOT NULL").withColumn("stage", F.lit("")))),
+            )
+        )
+    return found
+
+
+def reasons_of(quarantine: DataFrame, *, examples: int = _EXAMPLES) -> Sequence[Reasons]:
+    """Reasons with counts and examples, most frequent first.
+
+    Args:
+        quarantine: stage, reason, detail, source_file, payload.
+        examples: how many of each reason.
+    """
+    same = Window.partitionBy("stage", "reason")
+    numbered = quarantine.select(
+        "stage", "reason", "detail", "payload", "source_file",
+        F.row_number().over(same.orderBy("source_file", "payload")).alias("_nth"),
+        F.count(F.lit(1)).over(same).alias("_rows"),
+    )  # fmt: skip
+    kept: dict[tuple[str, str], list[Row]] = {}
+    for row in numbered.where(F.col("_nth") <= max(examples, 1)).orderBy("_nth").collect():
+        kept.setdefault((row["stage"], row["reason"]), []).append(row)
+    found = [
+        Reasons(
+            stage=stage,
+            reason=reason,
+            rows=rows[0]["_rows"],
+            examples=tuple(
+                Example(detail=row["detail"] or "", payload=row["payload"] or "", source_file=row["source_file"] or "")
+                for row in rows[:examples]
+            ),
+        )
+        for (stage, reason), rows in kept.items()
+    ]
+    return sorted(found, key=lambda one: (-one.rows, one.stage, one.reason))
+
+
+def _event(row: Row, spec: DataSetSpec) -> dict[str, Any]:
+    names = ("client_id", "event_time", "amount", "currency")
+    own = {name: row[name] for name in names} | {field.name: row[f"f_{field.name}"] for field in spec.fields}
+    return {name: value for name, value in own.items() if value is not None}

@@ -1,0 +1,62 @@
+"""What a clock in the zone of a data set shows: hours, days, and instants without a zone of their own."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING
+from zoneinfo import available_timezones
+
+from pyspark.sql import functions as F
+
+from ledgerlm.events.patterns import OFFSET, offset_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+    from ledgerlm.events.spec import DataSetSpec
+
+
+def zoned(time: Column, zone: str | Column | None) -> Column:
+    """The instant at which a clock in the zone shows a time; null where the zone is."""
+    return time if zone is None or (isinstance(zone, str) and zone == "UTC") else F.to_utc_timestamp(time, zone)
+
+
+def known_zone(zone: Column) -> Column:
+    """The zone; null where nobody knows it."""
+    return F.when(zone.isin(*sorted(available_timezones())) | zone.rlike(OFFSET), zone)
+
+
+def local(time: Column, zone: str | Column) -> Column:
+    """What a clock in the zone shows at an instant."""
+    return time if isinstance(zone, str) and zone == "UTC" else F.from_utc_timestamp(time, zone)
+
+
+def aware(time: dt.datetime, zone: str) -> dt.datetime:
+    """A time without a zone as that of a clock in the data's; without a change where that is UTC."""
+    return time if time.tzinfo or zone == "UTC" else time.replace(tzinfo=offset_of(zone))
+
+
+def fixed_instant(time: dt.datetime, zone: str) -> Column:
+    """A timestamp; a time without a zone is taken in `zone`."""
+    return F.lit(aware(time, zone).isoformat(sep=" ")).cast("timestamp")
+
+
+def has_time_of_day(time: Column, zone: str) -> Column:
+    """Whether a clock in the zone shows another time than midnight."""
+    shown = local(time, zone)
+    return F.coalesce(shown != F.date_trunc("day", shown), F.lit(False))
+
+
+def with_clock(spec: DataSetSpec, events: DataFrame) -> DataSetSpec:
+    """The spec, with `time.clock` as the events have it where spec and format leave it open.
+
+    Dates alone are midnights to a reader; an hour that is always 0 tells nothing and is not told.
+
+    Args:
+        spec: the data set.
+        events: the `events` table; looked at up to its first time of day, and only if the spec leaves it open.
+    """
+    if spec.time.clock is not None or not spec.time.has_clock:
+        return spec
+    clock = not events.where(has_time_of_day(F.col("event_time"), spec.time.zone)).limit(1).isEmpty()
+    return spec.model_copy(update={"time": spec.time.model_copy(update={"clock": clock})})

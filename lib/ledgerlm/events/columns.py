@@ -1,0 +1,20 @@
+"""Columns that reading adds to the rows of a file; their names can be no name of the data's own columns."""
+
+from __future__ import annotations
+
+PAYLOAD = "_payload"
+"""The raw row: its line or lines; base64 after `base64:` where its bytes are damaged; JSON of Parquet and Delta."""
+FAULT = "_fault"
+"""Why the row is damaged, or null."""
+FILE = "source_file"
+"""Last two parts of the path of the row's file."""
+ROW = "_row_text"
+"""What tells rows without an id apart: the raw row, its folders and constants."""
+PATH, BLOCK, PLACE = "_path", "_block", "_place"
+"""URI of the row's file, where its block begins, its place among the rows that one task reads of a block."""
+LINE, DAMAGE = "_line", "_damage"
+"""The row as text, and why its bytes are damaged, or null."""
+FILE_PATH = "_metadata.file_path"
+"""Spark's own name of PATH."""
+ODD = "_odd_line"
+"""Whether a line with an odd number of quotes was taken for a row, since the head of no file showed line breaks."""

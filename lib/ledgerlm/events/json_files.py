@@ -1,0 +1,92 @@
+"""JSON lines: one object a line, whose numbers keep their digits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+
+from pyspark.sql import Column, SparkSession
+from pyspark.sql import functions as F
+
+from ledgerlm.config import nearest
+from ledgerlm.errors import SpecError
+from ledgerlm.events.columns import DAMAGE, FAULT, LINE
+from ledgerlm.events.csv_files import Part
+from ledgerlm.events.files import Found
+from ledgerlm.events.heads import Dialect, Head, folded, heads_of
+from ledgerlm.events.lines import read_lines
+from ledgerlm.events.quality import Reason
+from ledgerlm.events.spec_files import FileSpec
+
+
+def json_parts(
+    spark: SparkSession, file: FileSpec, files: Sequence[Found], needed: Collection[str], optional: Collection[str]
+) -> Iterator[Part]:
+    """The files of a JSON entry, by encoding. A key may be missing from any line.
+
+    Args:
+        spark: session.
+        file: the entry.
+        files: from `found_files`.
+        needed: keys that some line must have.
+        optional: keys that may be nowhere.
+
+    Raises:
+        SpecError: for a file that is one array, a needed key that no line has, or files without a row.
+    """
+    heads = heads_of(spark, [one for one in files if one.size], file)
+    keys: set[str] = set()
+    groups: dict[Dialect, list[Found]] = {}
+    for head in heads:
+        keys |= _keys(head)
+        groups.setdefault(Dialect(encoding=head.encoding, newline=head.newline), []).append(head.file)
+    if not any(head.text.strip() for head in heads):
+        raise SpecError(f"{files[0].path}: no rows in {file.glob}; give another path, or leave the entry out")
+    missing = [name for name in needed if folded(name) not in {folded(key) for key in keys}]
+    for dialect, found in groups.items():
+        lines = read_lines(spark, [one.pattern for one in found], dialect, "", ())
+        missing = [name for name in missing if lines.where(F.contains(LINE, F.lit(json.dumps(name)))).isEmpty()]
+        text, damage = F.trim(LINE), F.col(DAMAGE)
+        # The parser stops after the first value, so what follows it on the line would vanish: an array shows it.
+        whole = F.when(text.startswith("{") & text.endswith("}"), F.concat(F.lit("["), text, F.lit("]")))
+        array = F.when(damage.isNull(), F.try_parse_json(whole))
+        alone = F.try_variant_get("_row", "$[1]", "variant").isNull()
+        parsed = lines.withColumn("_row", array).withColumn("_row", F.when(alone, F.col("_row")))
+        fault = F.coalesce(damage, F.when(F.col("_row").isNull(), Reason.BAD_JSON.value))
+        columns = {name: _value(name, keys) for name in (*needed, *optional)}
+        yield Part(rows=parsed.withColumn(FAULT, fault), columns=columns, files=found)
+    if missing:
+        raise SpecError(
+            f"{files[0].path}: no line of {file.glob} has a column '{missing[0]}': {nearest(missing[0], keys)}"
+        )
+
+
+def _keys(head: Head) -> set[str]:
+    start = head.text.lstrip()[:1]
+    if start == "[":
+        raise SpecError(f"{head.file.path} is one JSON array: write one object a line (jq -c '.[]' FILE)")
+    found: set[str] = set()
+    pretty = False
+    for place, line in enumerate(head.lines()):
+        try:
+            one = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError):
+            pretty = pretty or (place == 0 and line.strip() == "{")
+            continue
+        found |= set(one) if isinstance(one, dict) else set()
+    if pretty and not found:
+        raise SpecError(f"{head.file.path}: an object stands on several lines: write one a line (jq -c . FILE)")
+    return found
+
+
+def _value(name: str, keys: Collection[str]) -> Column:
+    """Text of a key, in any case; what the key itself says comes first."""
+    names = [name, *sorted(key for key in keys if key != name and folded(key) == folded(name))]
+    return F.coalesce(*(F.try_variant_get(F.col("_row"), _path(one), "string") for one in names))
+
+
+def _path(name: str) -> str:
+    quote = '"' if "'" in name else "'"
+    if quote in name:
+        raise SpecError(f"the JSON key {name!r} holds both kinds of quotes and cannot be named")
+    return f"$[0][{quote}{name}{quote}]"

@@ -1,0 +1,306 @@
+"""Raw rows become typed events, or carry the reason why they cannot be one."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping
+from functools import reduce
+
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+
+from ledgerlm.events.attributes import joined
+from ledgerlm.events.cells import code, currency_at, event_uses, exact, raw, real, type_of
+from ledgerlm.events.clock import fixed_instant, known_zone
+from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLACE, ROW
+from ledgerlm.events.identity import damaged_client, damaged_id, present, without
+from ledgerlm.events.masks import mask_steps
+from ledgerlm.events.numbers import EXACT, amount_of, number, product, same
+from ledgerlm.events.quality import Reason, recoded
+from ledgerlm.events.sources import read_file
+from ledgerlm.events.spec import AmountSpec, DataSetSpec, FieldSpec, SignSpec, source_of
+from ledgerlm.events.spec_times import FILE_ORDER
+from ledgerlm.events.times import hours_later, time_of
+from ledgerlm.lake.schemas import AMOUNT
+
+DETAIL_LENGTH = 200  # characters of an offending value that the detail quotes
+_ID_LENGTH = 32  # hexadecimal digits of a hashed id: 128 bits
+_ONE, _ZERO = r"(?i)^(?:1(?:\.0+)?|true)$", r"(?i)^(?:0(?:\.0+)?|false)$"
+NOTED = ("_signed", "_rounded", "_unordered")
+"""What the settings of a spec decided about a row: counted, and written nowhere."""
+
+
+def judged_rows(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
+    """The rows of all event files.
+
+    Returns:
+        client_id, _id, event_time, _order, amount, currency, `f_NAME` of each field, source_file, reason and detail
+        (null for a good row), payload, PATH, BLOCK, PLACE, `_unmatched_N` of each join, ODD, and the flags of `NOTED`.
+
+    Raises:
+        SpecError: no source, nothing at its path, or files that are not as the spec says.
+    """
+    places = range(len(source_of(spec).files))
+    return reduce(DataFrame.unionByName, [judged_entry(spark, spec, place) for place in places])
+
+
+def judged_entry(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
+    """The rows of one entry of event files, as `judged_rows` has them."""
+    return _judged(_read(spark, spec, place), spec)
+
+
+def aside(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
+    """The judged rows that have a reason, as quarantine takes them; without the raw row if the spec wants that."""
+    keep = spec.pseudonymise is None or spec.pseudonymise.keep_payload
+    payload = F.col("payload") if keep else F.lit(None).cast("string")
+    detail = F.col("detail") if keep else F.lit(None).cast("string")
+    bad = rows.where(F.col("reason").isNotNull())
+    return bad.select("reason", detail.alias("detail"), FILE, payload.alias("payload"))
+
+
+def first_fault(*faults: tuple[Column, Reason, Column]) -> Column:
+    """Struct of reason and detail of the first fault that applies; null of none.
+
+    Args:
+        faults: condition, reason, and the offending value.
+    """
+    found = F.lit(None).cast("struct<reason:string,detail:string>")
+    for condition, name, value in reversed(faults):
+        detail = F.left(value, F.lit(DETAIL_LENGTH))
+        found = F.when(condition, F.struct(F.lit(name.value).alias("reason"), detail.alias("detail"))).otherwise(found)
+    return found
+
+
+def _read(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
+    """One file entry with the columns that the spec needs, join columns included."""
+    source = source_of(spec)
+    file = source.files[place]
+    columns = {column for join in spec.joins for column in join.columns}
+    needed = {name: key for name, key in _needed(spec).items() if name not in columns or name in file.constants}
+    rows = read_file(
+        spark,
+        file,
+        source,
+        needed=needed,
+        optional={column for field in spec.fields if field.optional for column in field.columns},
+        uses=event_uses(spec),
+    )
+    for number_of_join in range(len(spec.joins)):
+        rows = joined(spark, rows, spec, number_of_join)
+    return rows
+
+
+def _needed(spec: DataSetSpec) -> dict[str, str]:
+    """Column to the key of the spec that names it."""
+    needed = {spec.client: "client"} | dict.fromkeys(spec.time.parts, "time.column")
+    if spec.time.order and spec.time.order != FILE_ORDER:
+        needed[spec.time.order] = "time.order"
+    if spec.time.hour:
+        needed[spec.time.hour] = "time.hour"
+    if spec.time.zone_column:
+        needed[spec.time.zone_column] = "time.zone_column"
+    needed |= dict.fromkeys(spec.event_id.columns, "event_id.columns")
+    if spec.amount is not None:
+        needed[spec.amount.column] = "amount.column"
+        if spec.amount.times:
+            needed[spec.amount.times] = "amount.times"
+        if isinstance(spec.amount.sign, SignSpec):
+            needed[spec.amount.sign.column] = "amount.sign.column"
+        if spec.amount.currency_column:
+            needed[spec.amount.currency_column] = "amount.currency_column"
+    for place, field in enumerate(spec.fields):
+        for column in field.columns:
+            needed.setdefault(column, f"fields.{place}.{'flags' if field.flags else 'column'}")
+    return needed | {join.key: f"joins.{place}.key" for place, join in enumerate(spec.joins)}
+
+
+def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
+    """Typed columns, and reason and detail of rows that cannot be an event; step by step, so that none stands twice."""
+    typed = rows.withColumns(
+        {
+            "client_id": code(spec.client),
+            "_id": _raw_id(spec),
+            "event_time": _time(rows, spec),
+            "_order": _order(spec),
+            **{f"_raw_{field.name}": without(field.nulls, raw(field.column)) for field in spec.fields_of("numeric")},
+            **_money(spec),
+        }
+    )
+    valued = typed.withColumns({**_amount(spec), "_unordered": _unordered(spec)})
+    rows = valued.withColumns({"_bad": _fault(spec)} | {f"f_{field.name}": _value(field) for field in spec.fields})
+    texts = [f"f_{field.name}" for field in spec.fields_of("text") if not field.flags]
+    for step in mask_steps(spec.mask, spec.mask_words) if texts else ():
+        rows = rows.withColumns({name: step(F.col(name)) for name in texts})
+    return rows.select(
+        "client_id",
+        "_id",
+        "event_time",
+        "_order",
+        "amount",
+        "currency",
+        *(f"f_{field.name}" for field in spec.fields),
+        FILE,
+        F.coalesce(F.col(FAULT), F.col("_bad.reason")).alias("reason"),
+        F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).alias("detail"),
+        F.col(PAYLOAD).alias("payload"),
+        PATH,
+        BLOCK,
+        PLACE,
+        *(f"_unmatched_{place}" for place in range(len(spec.joins))),
+        *NOTED,
+        ODD,
+    )
+
+
+def _none() -> Column:
+    return F.lit(None).cast("string")
+
+
+def _time(rows: DataFrame, spec: DataSetSpec) -> Column:
+    form = spec.time
+    zone = known_zone(F.coalesce(code(form.zone_column), F.lit(form.zone))) if form.zone_column else None
+    if form.columns:
+        texts = [raw(name).cast("string") for name in form.columns]
+        # Unlike concat_ws, concat is null when a part is.
+        text = F.concat(texts[0], *(part for one in texts[1:] for part in (F.lit(" "), one)))
+        time = time_of(text, T.StringType(), form, zone)
+    else:
+        time = time_of(raw(form.column), type_of(rows, form.column), form, zone)
+    if form.hour:
+        hour = number(raw(form.hour))
+        whole = F.when(hour.between(0, 23) & (hour == F.floor(hour)), hour)
+        time = hours_later(time, whole, form.zone if zone is None else zone)
+    return time
+
+
+def _order(spec: DataSetSpec) -> Column:
+    if not spec.time.order or spec.time.order == FILE_ORDER:
+        return F.lit(0).cast("decimal(38,9)")
+    return raw(spec.time.order).try_cast("decimal(38,9)")
+
+
+def _unordered(spec: DataSetSpec) -> Column:
+    """Whether the order column holds something that is no number."""
+    if not spec.time.order or spec.time.order == FILE_ORDER:
+        return F.lit(False)
+    return F.col("_order").isNull()
+
+
+def _raw_id(spec: DataSetSpec) -> Column:
+    if not spec.event_id.columns:
+        return F.substring(F.sha2(F.col(ROW), 256), 1, _ID_LENGTH)
+    parts = [code(name) for name in spec.event_id.columns]
+    if len(parts) > 1:
+        parts = [F.replace(F.replace(part, F.lit("\\"), F.lit("\\\\")), F.lit("|"), F.lit(r"\|")) for part in parts]
+    # Unlike concat_ws, concat is null when a part is.
+    return F.concat(parts[0], *(part for one in parts[1:] for part in (F.lit("|"), one)))
+
+
+def _money(spec: DataSetSpec) -> dict[str, Column]:
+    """What is written as the amount, as text and exactly; its currency, and whether all that is said of it agrees."""
+    conf = spec.amount
+    if conf is None:
+        nothing = {"_raw_amount": _none(), "_exact": F.lit(None).cast(EXACT), "currency": _none()}
+        return {**nothing, "_agree": F.lit(True)}
+    written = without(conf.nulls, raw(conf.column))
+    number_of = exact(conf.column) if not conf.nulls else F.when(written.isNotNull(), exact(conf.column))
+    stated = code(conf.currency_column) if conf.currency_column else F.lit(conf.currency).cast("string")
+    at = currency_at(conf.column)
+    return {
+        "_raw_amount": written,
+        "_exact": product(number_of, exact(conf.times)) if conf.times else number_of,
+        "currency": F.coalesce(stated, at),
+        "_agree": F.coalesce(stated == at, F.lit(True)),
+    }
+
+
+def _amount(spec: DataSetSpec) -> dict[str, Column]:
+    """The amount, null where it cannot be told, and what the settings decided."""
+    conf, value = spec.amount, F.col("_exact")
+    if conf is None:
+        return {"amount": F.lit(None).cast(AMOUNT), "_signed": F.lit(False), "_rounded": F.lit(False)}
+    amount = _with_sign(amount_of(value, conf.scale, rounded=conf.round), conf)
+    signed = F.coalesce(value < 0, F.lit(False)) if conf.sign != "as_is" else F.lit(False)
+    rounded = F.coalesce(~same(F.round(value, conf.scale), value), F.lit(False)) if conf.round else F.lit(False)
+    return {"amount": F.when(F.col("_agree"), amount), "_signed": signed, "_rounded": rounded}
+
+
+def _with_sign(amount: Column, conf: AmountSpec) -> Column:
+    if conf.sign == "negative":
+        return -amount
+    if not isinstance(conf.sign, SignSpec):
+        return amount
+    mark = code(conf.sign.column)
+    magnitude = F.abs(amount) if conf.sign.signed == "column" else amount
+    # Not by a factor: Spark shortens products of long decimals.
+    return F.when(mark.isin(*conf.sign.negative), -magnitude).when(mark.isin(*conf.sign.positive), magnitude)
+
+
+def _value(field: FieldSpec) -> Column:
+    if field.kind == "numeric":
+        return (
+            F.when(F.col(f"_raw_{field.name}").isNotNull(), real(field.column)) if field.nulls else real(field.column)
+        )
+    if field.flags:
+        ones = (F.when(raw(column).rlike(_ONE), word) for column, word in field.flags.items())
+        return F.nullif(F.concat_ws("|", *ones), F.lit(""))
+    text = without(field.nulls, raw(field.column) if field.kind == "text" else code(field.column))
+    if field.extract:
+        text = present(F.regexp_extract(text, field.extract, 1))
+    return recoded(text, field.values)
+
+
+def _fault(spec: DataSetSpec) -> Column:
+    """Struct of reason and detail, null of a good row."""
+
+    def said(name: str, value: Column) -> Column:
+        return F.concat(F.lit(f"{name}: "), F.coalesce(value.cast("string"), F.lit("absent")))
+
+    written = F.concat_ws(" ", *(raw(name).cast("string") for name in spec.time.parts))
+
+    def midnight_of(day: dt.date) -> Column:
+        return fixed_instant(dt.datetime.combine(day, dt.time()), spec.time.zone)
+
+    raw_time = said(" ".join(spec.time.parts), F.nullif(written, F.lit("")))
+    time, client = F.col("event_time"), F.col("client_id")
+    flags = [(name, raw(name)) for field in spec.fields for name in field.flags]
+    numeric = [(field.column, F.col(f"_raw_{field.name}")) for field in spec.fields_of("numeric")]
+    ids = "event_id: " + ", ".join(spec.event_id.columns) + " absent"
+    return first_fault(
+        (client.isNull(), Reason.NO_CLIENT, said(spec.client, raw(spec.client).cast("string"))),
+        (damaged_client(client), Reason.DAMAGED_ID, said(spec.client, client)),
+        (F.col("_id").isNull(), Reason.NO_EVENT_ID, F.lit(ids)),
+        *((damaged_id(code(name)), Reason.DAMAGED_ID, said(name, code(name))) for name in spec.event_id.columns),
+        (time.isNull(), Reason.BAD_TIME, raw_time),
+        (time < midnight_of(spec.time.first_day), Reason.TIME_BEFORE_RANGE, raw_time),
+        (time >= midnight_of(spec.time.far_future), Reason.TIME_IN_FAR_FUTURE, raw_time),
+        *(_amount_faults(spec.amount) if spec.amount else ()),
+        *((text.isNotNull() & real(name).isNull(), Reason.BAD_NUMBER, said(name, text)) for name, text in numeric),
+        *((~value.rlike(f"{_ONE}|{_ZERO}"), Reason.BAD_FLAG, said(name, value)) for name, value in flags),
+    )
+
+
+def _amount_faults(conf: AmountSpec) -> list[tuple[Column, Reason, Column]]:
+    parts = [F.concat(F.lit(f"{conf.column}: "), F.col("_raw_amount"))]
+    faults = []
+    if isinstance(conf.sign, SignSpec):
+        parts.append(F.concat(F.lit(f"{conf.sign.column}: "), F.coalesce(raw(conf.sign.column), F.lit("absent"))))
+        if conf.sign.signed == "refuse":
+            faults.append((F.col("_signed"), Reason.SIGNED_AMOUNT, F.concat_ws(", ", *parts)))
+    if conf.times:
+        parts.append(F.concat(F.lit(f"{conf.times}: "), F.coalesce(raw(conf.times), F.lit("absent"))))
+    bad = F.col("_raw_amount").isNotNull() & F.col("amount").isNull()
+    return [*faults, (bad, Reason.BAD_AMOUNT, F.concat_ws(", ", *parts))]
+
+
+def counters(spec: DataSetSpec) -> Mapping[str, Column]:
+    """What is counted while rows are judged, by name."""
+    return {
+        "rows": F.count(F.lit(1)),
+        **{f"reason_{reason}": F.count_if(F.col("reason") == reason.value) for reason in Reason},
+        **{f"unmatched_{place}": F.count_if(f"_unmatched_{place}") for place in range(len(spec.joins))},
+        **{name: F.count_if(F.col(name) & F.col("reason").isNull()) for name in NOTED},
+        "odd": F.count_if(ODD),
+        "open": F.count_if(F.col(ODD) & (F.col("reason") == Reason.UNCLOSED_QUOTE.value)),
+    }

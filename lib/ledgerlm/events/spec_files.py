@@ -1,0 +1,155 @@
+"""The part of a data set spec that says how files are written: their dialect, their columns, their numbers."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, Self
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from ledgerlm.config import Conf
+
+Encoding = Literal[
+    "utf-8", "utf-16", "utf-16-le", "utf-16-be", "iso-8859-1", "iso-8859-2", "iso-8859-5", "iso-8859-7", "iso-8859-9",
+    "iso-8859-15", "windows-1250", "windows-1251", "windows-1252", "windows-1253", "windows-1254", "windows-1257",
+    "koi8-r", "ibm437", "ibm850", "ibm852",
+]  # fmt: skip
+Conflict = Literal["absent", "first", "last"]
+_CONFLICTS = (
+    "which row holds of a key whose rows differ: none (absent), or the first or last by alphabet of the values; such "
+    "keys are counted"
+)
+
+
+class SpecPart(Conf):
+    """Base of the parts of a spec. YAML reads unquoted codes as numbers: they become text (quote leading zeros)."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+
+class FileSpec(SpecPart):
+    """One file, or several of one form, below `source.path`."""
+
+    glob: str = Field(description="file name or pattern below source.path; an absolute path or a URL stands for itself")
+    format: Literal["csv", "json", "parquet", "delta"] = Field("csv", description="json: one object a line")
+    leave_out: tuple[str, ...] = Field(
+        (), description="patterns of file names that the glob matches and that are not read, such as _backup*.csv"
+    )
+    separator: str = Field(
+        ",", min_length=1, description="csv: what stands between columns; a first line `sep=;` wins over it"
+    )
+    quote: str = Field('"', max_length=1, description="csv: quote character, doubled inside a value; empty for none")
+    line_breaks: bool | None = Field(
+        None,
+        description="csv: whether quoted values hold line breaks; such a file is put together by one task. Left out, "
+        "the first mebibyte of each file decides, and more than one open quote after it stops the run. false: each "
+        "line is a row, and one with an open quote is set aside",
+    )
+    header: bool = Field(
+        True, description="csv: the first line names the columns; the same line further down is skipped"
+    )
+    skip: int | None = Field(
+        None,
+        ge=0,
+        description="csv: lines before the header (or before the first row); left out, the header is the first line "
+        "that names every column that the spec needs",
+    )
+    columns: tuple[str, ...] = Field(
+        (), description="csv: column names in order; needed without a header, or where the header has a name twice"
+    )
+    encoding: Encoding = Field(
+        "utf-8", description="csv, json: encoding of the text; a byte order mark wins. iso-8859-1 is windows-1252"
+    )
+    decimal: str = Field(".", min_length=1, max_length=1, description="decimal sign of numbers written as text")
+    thousands: str = Field("", max_length=1, description="sign between groups of three digits; empty for none")
+    parentheses: bool = Field(False, description="whether (12.50) is −12.50")
+    trailing_minus: bool = Field(False, description="whether 12.50- is −12.50")
+    marks: dict[str, Literal["+", "-"]] = Field(
+        default_factory=dict, description="word before or after a number -> its sign, such as {CR: +, DR: '-'}"
+    )
+    currency_signs: dict[str, str] = Field(
+        default_factory=dict,
+        description="sign or code before or after a number -> currency, such as {€: EUR, EUR: EUR}; of an amount it is "
+        "the currency, and one that differs from amount.currency or currency_column makes the amount bad",
+    )
+    rename: dict[str, str] = Field(default_factory=dict, description="column name in this spec -> name in the file")
+    constants: dict[str, str] = Field(default_factory=dict, description="columns that the file lacks, with their value")
+    values: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description="column -> value in the file -> value to use; others stay as they are"
+    )
+
+    @model_validator(mode="after")
+    def _columns_known(self) -> Self:
+        if self.format == "csv" and not self.header and not self.columns:
+            raise ValueError(f"{self.glob} has no header: name its columns in order under 'columns'")
+        twice = sorted({name for name in self.columns if name and self.columns.count(name) > 1})
+        if twice:
+            raise ValueError(f"{self.glob}: columns {', '.join(twice)} are named twice under 'columns'")
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_readable(self) -> Self:
+        for key, sign in (("decimal", self.decimal), ("thousands", self.thousands)):
+            if sign and re.match(r"[\w+\-()]", sign):
+                raise ValueError(f"{self.glob}: {key} {sign!r} can be no sign inside a number")
+        if self.decimal == self.thousands:
+            raise ValueError(f"{self.glob}: decimal and thousands are both {self.decimal!r}")
+        if self.separator in (self.quote, "\n", "\r"):
+            raise ValueError(f"{self.glob}: the separator {self.separator!r} is the quote or a line break")
+        affixes = [affix for affix in (*self.marks, *self.currency_signs) if not affix or re.search(r"[\d\s]", affix)]
+        if affixes:
+            raise ValueError(f"{self.glob}: marks and currency_signs are words without digits and blanks: {affixes}")
+        return self
+
+    @property
+    def plain_numbers(self) -> bool:
+        """Whether numbers are digits, a decimal sign and a sign before them."""
+        return not (self.thousands or self.parentheses or self.trailing_minus or self.marks or self.currency_signs)
+
+
+class SourceSpec(SpecPart):
+    """Where the event files lie."""
+
+    path: str = Field("", description="folder or URL; relative: beside the spec, in the shipped conf/, or from here")
+    files: tuple[FileSpec, ...] = Field(min_length=1, description="event files; several are put one after another")
+    needs: str = Field("", description="what to tell a user whose path is empty or wrong: where the files come from")
+
+
+class JoinSpec(SpecPart):
+    """An attribute file whose columns are added to every event by a key, such as products by product id."""
+
+    file: FileSpec
+    key: str = Field(description="key column, of the same name in the events and in the file")
+    columns: tuple[str, ...] = Field(min_length=1, description="columns that the file adds")
+    conflicts: Conflict = Field("absent", description=_CONFLICTS)
+
+
+class DictionarySpec(SpecPart):
+    """A file from code to description."""
+
+    file: FileSpec
+    code: str = Field(description="column of the code")
+    description: str = Field(description="column of the description")
+    conflicts: Conflict = Field("absent", description=_CONFLICTS)
+
+
+class ClientFileSpec(SpecPart):
+    """A file with attributes of clients."""
+
+    file: FileSpec
+    id: str = Field(description="column of the client id")
+    attributes: dict[str, str] = Field(default_factory=dict, description="attribute -> column of the file")
+    nulls: tuple[str, ...] = Field((), description="values that mean absent, beside the empty one")
+    valid_from: str | None = Field(
+        None,
+        description="column with the date (2024-05-31, or with a time) from which a row holds; the latest that is "
+        "before the spec's as_of is taken, or the latest without as_of",
+    )
+    conflicts: Conflict = Field("absent", description=_CONFLICTS)
+
+    @field_validator("attributes")
+    @classmethod
+    def _named(cls, attributes: dict[str, str]) -> dict[str, str]:
+        if any(name.lower() in ("client_id", "split", "run_id") for name in attributes):
+            raise ValueError("client_id, split and run_id are columns of every client: name the attribute otherwise")
+        return attributes

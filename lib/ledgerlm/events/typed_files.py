@@ -1,0 +1,183 @@
+"""Parquet and Delta: files of one schema are read together, and types become text or stay times."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.errors import AnalysisException, PySparkException
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql import types as T
+from pyspark.sql.pandas.types import from_arrow_type
+
+from ledgerlm.config import nearest
+from ledgerlm.errors import SpecError
+from ledgerlm.events.columns import BLOCK, FAULT, FILE_PATH, PATH, PAYLOAD, PLACE
+from ledgerlm.events.csv_files import Part
+from ledgerlm.events.files import Found, partition_value
+from ledgerlm.events.heads import resolved
+from ledgerlm.events.quality import Reason
+from ledgerlm.events.spec_files import FileSpec
+
+_EXACT = float(1 << 53)  # up to it a whole double is exactly one integer
+_THREADS = 16
+_NANOS = "write the times with coerce_timestamps='us', or as microseconds"
+
+
+def delta_part(spark: SparkSession, path: str, needed: Collection[str]) -> Iterator[Part]:
+    """A Delta table.
+
+    Raises:
+        SpecError: for a missing column, or a table without rows.
+    """
+    rows = spark.read.format("delta").load(path)
+    _check_columns(rows.columns, needed, path)
+    if rows.isEmpty():
+        raise SpecError(f"{path}: no rows in the table")
+    yield _part(rows, [Found(path=path, size=1)], {})
+
+
+def parquet_parts(
+    spark: SparkSession, file: FileSpec, files: Sequence[Found], needed: Collection[str]
+) -> Iterator[Part]:
+    """The files of a Parquet entry, by schema. Folders `key=value` give columns of text.
+
+    Args:
+        spark: session.
+        file: the entry.
+        files: from `found_files`.
+        needed: columns that each file must have, by their names in it.
+
+    Raises:
+        SpecError: for a file that is no Parquet, a missing column, or files without a row.
+    """
+    files = [one for one in files if one.size]
+    if not files:
+        raise SpecError(f"no rows in {file.glob}: its files are empty; give another path, or leave the entry out")
+    groups = _by_schema(files, file) if all(one.local for one in files) else {None: list(files)}
+    for schema, found in groups.items():
+        names = {name for one in found for name, _ in one.partitions}
+        reader = spark.read.option("recursiveFileLookup", "true").option("mergeSchema", str(schema is None).lower())
+        if schema is not None:
+            _check_columns([*schema.columns.names, *names], needed, found[0].path)
+            if schema.nanos:
+                reader = reader.schema(_with_whole_numbers(schema, found[0].path))
+        try:
+            rows = reader.parquet(*(one.pattern for one in found))
+        except AnalysisException as error:
+            hint = f"; {_NANOS}" if "NANOS" in str(error) else ""
+            said = str(error).splitlines()[0]
+            raise SpecError(f"{found[0].path}: cannot be read as Parquet: {said}{hint}") from error
+        _check_columns([*rows.columns, *names], needed, found[0].path)
+        folders = {name: partition_value(name, FILE_PATH) for name in sorted(names)}
+        yield _part(rows, found, folders, _instants(schema))
+
+
+class _Schema(NamedTuple):
+    """What a Parquet file holds, and which of its columns are nanoseconds, which Spark has no type for."""
+
+    columns: pa.Schema
+    nanos: tuple[str, ...]
+
+
+def _by_schema(files: Sequence[Found], file: FileSpec) -> dict[_Schema | None, list[Found]]:
+    def footer(one: Found) -> tuple[_Schema, int]:
+        try:
+            found = pq.ParquetFile(one.path)
+        except (pa.ArrowException, OSError) as error:
+            raise SpecError(
+                f"{one.path} is no Parquet file ({error}); mend it, or name it under 'leave_out'"
+            ) from error
+        stored = (found.schema.column(place) for place in range(len(found.schema)))
+        # Old writers kept times in 96 bits, which Arrow shows as nanoseconds and Spark reads.
+        nanos = (one.path for one in stored if one.physical_type == "INT64" and "nanoseconds" in str(one.logical_type))
+        return _Schema(found.schema_arrow.remove_metadata(), tuple(nanos)), found.metadata.num_rows
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        footers = list(pool.map(footer, files))
+    if not any(rows for _, rows in footers):
+        raise SpecError(f"{files[0].path}: no rows in {file.glob}; give another path, or leave the entry out")
+    groups: dict[_Schema | None, list[Found]] = {}
+    known: dict[str, _Schema] = {}
+    for one, (schema, _) in zip(files, footers, strict=True):
+        groups.setdefault(known.setdefault(str(schema), schema), []).append(one)
+    return groups
+
+
+def _instants(schema: _Schema | None) -> dict[str, bool]:
+    """Columns of nanoseconds, and whether they are instants rather than times without a zone."""
+    if schema is None:
+        return {}
+    return {name: schema.columns.field(name).type.tz is not None for name in schema.nanos}
+
+
+def _with_whole_numbers(schema: _Schema, path: str) -> T.StructType:
+    """The schema for Spark, with nanoseconds as whole numbers."""
+    try:
+        return T.StructType(
+            [
+                T.StructField(one.name, T.LongType() if one.name in schema.nanos else from_arrow_type(one.type))
+                for one in schema.columns
+            ]
+        )
+    except PySparkException as error:
+        raise SpecError(f"{path}: nanoseconds beside a column of a type of its own ({error}); {_NANOS}") from error
+
+
+def _check_columns(names: Collection[str], needed: Collection[str], place: str) -> None:
+    for name in needed:
+        if resolved(name, names, place) is None:
+            raise SpecError(f"{place} has no column '{name}': {nearest(name, names)}")
+
+
+def _part(
+    rows: DataFrame, files: Sequence[Found], folders: dict[str, Column], nanos: dict[str, bool] | None = None
+) -> Part:
+    stored = {name: F.col(f"`{name.replace('`', '``')}`") for name in rows.columns}
+    for name, instant in (nanos or {}).items():
+        whole = stored[name] - F.pmod(stored[name], F.lit(1000))
+        micros = F.timestamp_micros((whole.cast("decimal(20,0)") / 1000).cast("long"))
+        stored[name] = micros if instant else micros.cast("timestamp_ntz")
+    columns = stored | folders
+    invalid = [
+        value.isNotNull() & ~F.is_valid_utf8(value.cast("string"))
+        for name, value in stored.items()
+        if isinstance(rows.schema[name].dataType, T.BinaryType)
+    ]
+    fault = F.lit(None).cast("string")
+    for one in invalid:
+        fault = F.when(one, Reason.BAD_UTF8.value).otherwise(fault)
+    # Names that differ in case alone, or hold dots, are told apart by their place.
+    payload = F.to_json(F.struct(*(value.alias(name) for name, value in columns.items())))
+    return Part(
+        rows=rows.select(
+            *(value.alias(f"v{place}") for place, value in enumerate(columns.values())),
+            payload.alias(PAYLOAD),
+            fault.alias(FAULT),
+            F.col(FILE_PATH).alias(PATH),
+            F.col("_metadata.file_block_start").alias(BLOCK),
+            F.monotonically_increasing_id().alias(PLACE),
+        ),
+        columns={name: F.col(f"v{place}") for place, name in enumerate(columns)},
+        files=files,
+    )
+
+
+def as_text(column: Column, kind: T.DataType) -> Column:
+    """A typed value as text: whole numbers print as integers (codes of a column with gaps), NaN is absent."""
+    if isinstance(kind, T.StringType):
+        return column
+    if isinstance(kind, T.DecimalType):
+        whole = column == F.floor(column)
+        return F.when(whole, F.floor(column).cast("string")).otherwise(column.cast("string"))
+    if isinstance(kind, T.FractionalType):
+        whole = (F.abs(column) <= _EXACT) & (column == F.floor(column))
+        text = F.when(whole, column.try_cast("long").cast("string")).otherwise(column.cast("string"))
+        return F.when(~F.isnan(column), text)
+    if isinstance(kind, T.StructType | T.ArrayType | T.MapType):
+        return F.to_json(column)
+    return column.cast("string")

@@ -1,0 +1,139 @@
+"""Hours, weekdays, days and ends of histories are those of a clock in the zone of the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ledgerlm.baselines.agg import Agg, AggConf
+from ledgerlm.baselines.sequence.histories import choose, observe
+from ledgerlm.baselines.sequence.settings import FieldsConf
+from ledgerlm.events.asked import after_last
+from ledgerlm.events.ingest import ingest_events
+from ledgerlm.events.labels import first_events, labels_of
+from ledgerlm.events.spec import DataSetSpec
+from ledgerlm.text.documents import SerializeConf, tell_histories
+
+
+def read(spark: SparkSession, folder: Path, times: list[str], **keys: Any) -> tuple[DataFrame, DataSetSpec]:
+    """Events of one client at these times."""
+    rows = "".join(f"{place},a,{time},{place},x\n" for place, time in enumerate(times))
+    (folder / "e.csv").write_text("id,client,time,amount,weekday\n" + rows)
+    content: dict[str, Any] = {
+        "name": "small",
+        "source": {"path": str(folder), "files": [{"glob": "e.csv"}]},
+        "client": "client",
+        "event_id": {"columns": ["id"]},
+        "amount": {"column": "amount"},
+        "fields": [{"name": "kind", "column": "weekday"}],
+    }
+    spec = DataSetSpec.model_validate(content | keys)
+    return ingest_events(spark, spec).events.cache(), spec
+
+
+def texts(events: DataFrame, spec: DataSetSpec, **conf: Any) -> list[str]:
+    clients = events.select("client_id", F.lit("train").alias("split")).distinct()
+    end = after_last(events, spec.time.zone)
+    told = tell_histories(events, clients, SerializeConf(**conf), spec=spec, end=end)
+    return [row.text for row in told.tables["documents"].frame.collect()]
+
+
+def codes(events: DataFrame, spec: DataSetSpec) -> dict[str, tuple[str, ...]]:
+    as_of = events.select("client_id", F.lit("2030-01-01").cast("timestamp").alias("as_of")).distinct()
+    return Agg.fit(events, as_of, AggConf(), spec).codes
+
+
+def test_hours_and_weekdays_are_those_of_the_zone(spark: SparkSession, tmp_path: Path) -> None:
+    zone = {"column": "time", "zone": "America/New_York"}
+    # 1 May was a Wednesday; in UTC both are on Thursday. In December the offset is another.
+    times = ["2024-05-01 21:30:00", "2024-05-01 23:00:00", "2024-12-02 09:00:00"]
+    events, spec = read(spark, tmp_path, times, time=zone)
+    [text] = texts(events, spec)
+    assert [line.split("|")[:3] for line in text.split("\n")[1:] if line] == [
+        ["+0d", "Wed", "21h"],
+        ["+0d", "Wed", "23h"],
+        ["+215d", "Mon", "9h"],
+    ]
+    [exact] = texts(events, spec, format="lines")
+    assert "2024-05-01 21:30" in exact
+    assert codes(events, spec)["hour"] == ("21", "23", "9")
+    assert codes(events, spec)["weekday"] == ("4", "2")
+    chosen = observe(events, choose(spec, FieldsConf())).select(F.explode("codes").alias("c")).select("c.*")
+    assert {row.code for row in chosen.where("field = 'hour'").collect()} == {"21", "23", "9"}
+    assert str(after_last(events, spec.time.zone)) == "2024-12-03 00:00:00-05:00"
+    events.unpersist()
+
+
+def test_rows_may_have_zones_of_their_own(spark: SparkSession, tmp_path: Path) -> None:
+    rows = ["1,a,2024-05-01 09:00:00,1,Asia/Tokyo", "2,a,2024-05-01 09:00:00,1,+02:00", "3,a,2024-05-01 09:00:00,1,",
+            "4,a,2024-05-01 09:00:00,1,Mars/Base", "5,a,2024-05-01 09:00:00Z,1,Asia/Tokyo"]  # fmt: skip
+    (tmp_path / "z.csv").write_text("id,client,time,amount,where\n" + "\n".join(rows))
+    content: dict[str, Any] = {
+        "name": "small",
+        "source": {"path": str(tmp_path), "files": [{"glob": "z.csv"}]},
+        "client": "client",
+        "event_id": {"columns": ["id"]},
+        "time": {"column": "time", "zone": "America/New_York", "zone_column": "where"},
+        "fields": [{"name": "amount_text", "column": "amount"}],
+    }
+    result = ingest_events(spark, DataSetSpec.model_validate(content))
+    found = result.events.selectExpr("event_id", "cast(event_time as string) t").collect()
+    assert {row.event_id: row.t[11:16] for row in found} == {"1": "00:00", "2": "07:00", "3": "13:00", "5": "09:00"}
+    assert [(row.reason, row.detail) for row in result.quarantine.collect()] == [
+        ("bad_time", "time: 2024-05-01 09:00:00")
+    ]
+
+
+def test_dates_stay_dates_and_have_no_hour(spark: SparkSession, tmp_path: Path) -> None:
+    times = ["2024-05-01", "2024-06-01"]
+    for form in ({}, {"format": "yyyy-MM-dd"}):
+        events, spec = read(spark, tmp_path, times, time={"column": "time", "zone": "Europe/Berlin"} | form)
+        [text] = texts(events, spec)
+        assert [line.split("|")[:3] for line in text.split("\n")[1:] if line] == [
+            ["+0d", "Wed", "x"],
+            ["+31d", "Sat", "x"],
+        ]
+        [exact] = texts(events, spec, format="lines")
+        assert "2024-06-01" in exact
+        assert "00:00" not in exact
+        assert set(codes(events, spec)) == {"kind", "weekday"}
+        events.unpersist()
+    # Said outright, midnights are times.
+    events, spec = read(spark, tmp_path, times, time={"column": "time", "clock": True})
+    assert texts(events, spec)[0].count("|0h|") == 2
+    events.unpersist()
+
+
+def test_a_field_of_the_data_wins_over_what_is_computed(spark: SparkSession, tmp_path: Path) -> None:
+    fields = [{"name": "weekday"}]
+    events, spec = read(spark, tmp_path, ["2024-05-01 10:00:00"], time={"column": "time"}, fields=fields)
+    assert codes(events, spec)["weekday"] == ("x",)
+    events.unpersist()
+
+
+def test_as_of_without_a_zone_is_in_the_data_s(spark: SparkSession, tmp_path: Path) -> None:
+    times = ["2024-05-31 23:30:00", "2024-06-01 00:30:00"]
+    (tmp_path / "l.csv").write_text("client,y,when\na,1,2024-06-01\na,0,2024-05-31 23:30:00\n")
+    label = {"name": "y", "kind": "binary", "file": {"glob": "l.csv"}, "id": "client", "column": "y"}
+    events, spec = read(
+        spark,
+        tmp_path,
+        times,
+        time={"column": "time", "zone": "Europe/Berlin"},
+        labels=[label | {"as_of": {"column": "when"}}, label | {"name": "z", "as_of": "2024-06-01"}],
+        as_of="2024-06-01",
+    )
+    labelled = labels_of(spark, spec, first_events(events))
+    found = labelled.labels.selectExpr("task", "label", "cast(as_of as string) t").collect()
+    at = "2024-05-31 22:00:00"  # midnight in Berlin, in UTC
+    # The first event is no history of a label at its own instant; of z both rows of one client disagree.
+    assert ("y", 1.0, at) in {tuple(row) for row in found}
+    assert {row.t for row in found} == {at}
+    [text] = texts(events.where(F.col("event_time") < F.lit(at).cast("timestamp")), spec)
+    assert text.count("|23h|") == 1
+    assert spec.as_of is not None
+    assert spec.as_of.isoformat() == "2024-06-01T00:00:00+02:00"
+    events.unpersist()
