@@ -46,7 +46,7 @@ def options(home: Path | None) -> list[str]:
 
 
 def make(home: Path | None) -> Path | None:
-    """Makes the archive, in some fifty CPU seconds, and takes away those of other Javas or jars.
+    """Makes the archive, in some fifty CPU seconds, and takes away what other Javas, jars or attempts left.
 
     Returns:
         Where it lies; None when it was there, or cannot be made: then sessions start without it.
@@ -58,10 +58,10 @@ def make(home: Path | None) -> Path | None:
     with tempfile.TemporaryDirectory() as work:
         try:
             wanted.parent.mkdir(exist_ok=True)
+            for other in wanted.parent.iterdir():
+                other.unlink()
             made = wanted.with_suffix(f".{os.getpid()}")
             subprocess.run([*command, str(made), work], cwd=work, capture_output=True, check=True, timeout=_TIMEOUT)
-            for other in wanted.parent.glob("*.jsa"):
-                other.unlink()
             made.rename(wanted)
         except (OSError, subprocess.SubprocessError):  # nothing may be written there, or this Java makes no archives
             return None
@@ -79,7 +79,7 @@ def _record(archive: str, work: str) -> None:
     profile = load_yaml(shipped("engines/laptop.yaml"))["spark"]
     asked = {"spark.driver.extraJavaOptions": f'"-XX:ArchiveClassesAtExit={archive}"', "spark.sql.warehouse.dir": work}
     spark = start(SparkConf(**{**profile, "conf": profile["conf"] | asked}))
-    _exercise(spark, Path(work))
+    exercise(spark, Path(work))
     spark.stop()
     # The JVM outlives its session and this process, unless it is told that nobody will speak to it again.
     gateway = SparkContext._gateway
@@ -88,8 +88,8 @@ def _record(archive: str, work: str) -> None:
     gateway.proc.wait(_TIMEOUT)
 
 
-def _exercise(spark: SparkSession, work: Path) -> None:
-    """Text read, judged, shuffled, ranked, joined, kept; Delta tables made, replaced in part and read at a version."""
+def exercise(spark: SparkSession, work: Path) -> None:
+    """What the archive knows: text read, judged, ranked, joined, kept; a Delta table made, replaced and read."""
     from pyspark.sql import functions as F
 
     (work / "events.csv").write_text("".join(f"{n},c{n % 3},2024-01-{n + 1:02d},shop {n}\n" for n in range(12)))
@@ -107,6 +107,7 @@ def _exercise(spark: SparkSession, work: Path) -> None:
         there.union(there).groupBy("client").count().join(known.hint("shuffle_hash"), "client").count()
         writer.option("replaceWhere", "client IN ('c0', 'c1', 'c2')").save(table)
     spark.read.format("delta").load(table).count()
+    rows.unpersist()
 
 
 def _judged(spark: SparkSession, file: Path) -> DataFrame:
@@ -124,7 +125,9 @@ def _judged(spark: SparkSession, file: Path) -> DataFrame:
         F.sha2("value", 256).alias("hash"),
         "file",
     )
-    seen = typed.observe(Observation(), F.count(F.lit(1)).alias("rows"), F.count_if("time IS NULL").alias("bad"))
+    seen = typed.observe(
+        Observation(), F.count(F.lit(1)).alias("rows"), F.count_if(F.col("time").isNull()).alias("bad")
+    )
     order = Window.partitionBy("client").orderBy("time", "id")
     return seen.repartition("client").withColumn("place", F.row_number().over(order))
 
