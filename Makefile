@@ -34,8 +34,8 @@ test: setup lint  ## all tests but the slow ones
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --no-loadscope-reorder --durations=10 \
 		tests/e2e tests/ray tests/spark tests/unit
 
-test-fast: setup  ## what answers in two minutes: unit tests, no engine
-	@$(BIN)/python -m pytest -m "not slow" tests/unit
+test-fast: setup  ## what answers in two minutes: unit tests, no engine, in two processes
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --durations=10 tests/unit
 
 test-slow: setup  ## kill series, studies: what is too heavy for every commit
 	@$(BIN)/python -m pytest -m slow tests
