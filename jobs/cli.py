@@ -89,7 +89,7 @@ def run(file: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> in
 
 
 @app.command()
-@click.option("--fix", is_flag=True, help="Install the Delta jars if they are missing.")
+@click.option("--fix", is_flag=True, help="Install the Delta jars and make the class archive, where missing.")
 def doctor(fix: bool) -> int:
     """Say what this machine has and lacks, and how to get it."""
     from ledgerlm.jobs.doctor import examine

@@ -7,15 +7,17 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from ledgerlm.engines import archive
 from ledgerlm.engines.examination import Finding, examine_machine
 from ledgerlm.engines.jars import install_delta
+from ledgerlm.engines.java import java_home
 
 
 def examine(*, fix: bool = False) -> int:
     """Prints a finding a line.
 
     Args:
-        fix: install the Delta jars first, if they are missing.
+        fix: first install the Delta jars and make the archive of Java's classes, where they are missing.
 
     Returns:
         Exit code: 1 when something needed is missing, else 0.
@@ -23,6 +25,8 @@ def examine(*, fix: bool = False) -> int:
     console = Console(highlight=False)
     if fix and (copied := install_delta()):
         console.print(f"Delta: {len(copied)} jars installed")
+    if fix and (made := archive.make(java_home())):
+        console.print(f"class archive: {made}")
     findings = examine_machine()
     console.print(_table(findings))
     return 1 if any(finding.needed and not finding.good for finding in findings) else 0

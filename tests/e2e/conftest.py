@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -103,6 +104,14 @@ def write_tiny(folder: Path) -> Tiny:
         "source": {"path": str(source)},
         "stages": STAGES,
     }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return Tiny(folder=folder)
+
+
+def copied_to(tiny: Tiny, folder: Path) -> Tiny:
+    """A copy of a pipeline with its results, free to be changed."""
+    shutil.copytree(tiny.folder, folder, dirs_exist_ok=True)
+    content = yaml.safe_load((folder / "tiny.yaml").read_text()) | {"out": str(folder / "out")}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return Tiny(folder=folder)
 

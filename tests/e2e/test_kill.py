@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Tiny, write_tiny
+from tests.e2e.conftest import Tiny, copied_to, write_tiny
 from tests.e2e.lakes import all_keys
 
 # Each point dies with work done that no completion record knows of yet.
@@ -42,10 +42,9 @@ def test_killed_in_every_stage(finished: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize("point", ["serialize:after_documents"])
 def test_killed_between_commit_and_record(finished: Tiny, tmp_path: Path, point: str) -> None:
     """The short form, for every commit of the code: one kill at the worst point of a cheap stage."""
-    tiny = write_tiny(tmp_path)
+    tiny = copied_to(finished, tmp_path)
     stage, _, _ = point.partition(":")
-    tiny.command("ingest", "--conf", str(tiny.file))
-    tiny.command(stage, "--conf", str(tiny.file), expect=KILLED, LEDGERLM_FAILPOINT=point)
+    tiny.command(stage, "--conf", str(tiny.file), "--fresh", expect=KILLED, LEDGERLM_FAILPOINT=point)
     cut = json.loads((tiny.out / "runs" / "stages" / f"{stage}.json").read_text())
     committed = sorted((tiny.out / "lake" / "documents" / "_delta_log").glob("*.json"))
     tiny.command(stage, "--conf", str(tiny.file))

