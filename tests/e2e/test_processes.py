@@ -49,7 +49,7 @@ def test_spark_submit_on_two_executors(copied: Tiny, finished: Tiny, job: str) -
     before, after = (
         json.loads((tiny.out / "runs" / "stages" / f"{job}.json").read_text()) for tiny in (finished, copied)
     )
-    assert (before["status"], after["status"]) == ("done", "done")
+    assert before["done"] and after["done"]
     assert after["attempt"] != before["attempt"]
 
 

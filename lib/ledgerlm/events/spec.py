@@ -206,7 +206,7 @@ class SplitSpec(SpecPart):
     """Which labelled clients are the test clients. Clients without a label are training clients."""
 
     rule: Literal["auto", "shuffle", "hash"] = Field(
-        "auto",
+        "hash",
         description="shuffle: the published rule, labelled ids as strings sorted, random.Random(seed).shuffle, the "
         "last int(n * share) are test; it changes when a client is added and needs the ids on the driver. hash: by a "
         "hash of each id alone. auto: shuffle up to `limit` labelled clients, hash above",
