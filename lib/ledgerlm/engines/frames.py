@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import Column, DataFrame
 
 Keep = Callable[["DataFrame"], "DataFrame"]
 """Gives a frame whose rows are computed once, however often they are read; see `Keeper.keep`."""
@@ -58,3 +58,8 @@ def tasks_for(rows: int, rows_a_task: int) -> int:
     comes from the rows, with a few tasks at the least, so that cores can share.
     """
     return max(_TASKS_AT_LEAST, min(_TASKS_AT_MOST, -(-rows // rows_a_task)))
+
+
+def with_columns(rows: DataFrame, columns: Mapping[str, Column]) -> DataFrame:
+    """`DataFrame.withColumns` for columns that may be none, which Spark Connect refuses."""
+    return rows.withColumns(dict(columns)) if columns else rows

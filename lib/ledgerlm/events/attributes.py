@@ -8,6 +8,7 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from ledgerlm.engines.frames import with_columns
 from ledgerlm.events.cells import Uses, code, event_uses, raw, type_of
 from ledgerlm.events.clock import fixed_instant
 from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
@@ -39,7 +40,7 @@ def joined(spark: SparkSession, rows: DataFrame, spec: DataSetSpec, place: int) 
     matched = rows.withColumn(_KEY, code(join.key)).join(_join_rows(spark, spec, place), _KEY, how="left")
     unmatched = F.col(_KEY).isNotNull() & F.col(_DIFFER).isNull()
     names = [name for column in join.columns for name in uses.columns(column)]
-    added = matched.withColumns({name: F.col(_VALUES)[name] for name in names})
+    added = with_columns(matched, {name: F.col(_VALUES)[name] for name in names})
     return added.withColumn(f"_unmatched_{place}", unmatched).drop(_KEY, _VALUES, _DIFFER)
 
 

@@ -13,6 +13,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from ledgerlm.engines.frames import with_columns
 from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.files import partition_value
@@ -162,17 +163,17 @@ class Chosen:
             time = name in self.uses.times and isinstance(kind, T.DatetimeType)
             values[hidden(name)] = column if time else as_text(column, kind)
             values[hidden(name, "i")] = as_text(column, kind)
-        return rows.withColumns(values)
+        return with_columns(rows, values)
 
     def _with_numbers(self, rows: DataFrame, names: Sequence[str]) -> DataFrame:
         written = [name for name in names if name not in self.typed]
         plain = {name: plain_number(raw(name), self.file) for name in written}
-        rows = rows.withColumns({hidden(name, "p"): number for name, (number, _) in plain.items()})
+        rows = with_columns(rows, {hidden(name, "p"): number for name, (number, _) in plain.items()})
         currencies = {hidden(name, "c"): currency for name, (_, currency) in plain.items()}
         nobody = {hidden(name, "c"): F.lit(None).cast("string") for name in names if name in self.typed}
         reals = {hidden(name, "n"): real_number(self._number(name)) for name in names if name in self.uses.reals}
         exact = {hidden(name, "d"): self._exact(name) for name in names if name in self.uses.exact}
-        return rows.withColumns({**currencies, **nobody, **reals, **exact})
+        return with_columns(rows, {**currencies, **nobody, **reals, **exact})
 
     def _number(self, name: str) -> Column:
         """A number as its type holds it, or in plain form; a float as it prints, which is what was meant."""

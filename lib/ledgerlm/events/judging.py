@@ -10,6 +10,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
+from ledgerlm.engines.frames import with_columns
 from ledgerlm.events.attributes import joined
 from ledgerlm.events.cells import code, currency_at, event_uses, exact, raw, real, type_of
 from ledgerlm.events.clock import fixed_instant, known_zone
@@ -131,7 +132,7 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
     rows = valued.withColumns({"_bad": _fault(spec)} | {f"f_{field.name}": _value(field) for field in spec.fields})
     texts = [f"f_{field.name}" for field in spec.fields_of("text") if not field.flags]
     for step in mask_steps(spec.mask, spec.mask_words) if texts else ():
-        rows = rows.withColumns({name: step(F.col(name)) for name in texts})
+        rows = with_columns(rows, {name: step(F.col(name)) for name in texts})
     return rows.select(
         "client_id",
         "_id",

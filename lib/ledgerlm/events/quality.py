@@ -13,6 +13,7 @@ from enum import StrEnum
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from ledgerlm.engines.frames import with_columns
 from ledgerlm.errors import SpecError
 
 _HMAC_BLOCK = 64  # bytes of a SHA-256 block
@@ -82,4 +83,4 @@ def pseudonymised(frame: DataFrame, columns: Sequence[str], key_env: str | None)
     keys = frame.sparkSession.createDataFrame(pads, "_inner binary, _outer binary")
     inner = {name: F.unhex(F.sha2(F.concat("_inner", F.col(name).cast("binary")), 256)) for name in columns}
     replaced = {name: F.sha2(F.concat(F.col("_outer"), inner[name]), 256) for name in columns}
-    return frame.crossJoin(F.broadcast(keys)).withColumns(replaced).drop("_inner", "_outer")
+    return with_columns(frame.crossJoin(F.broadcast(keys)), replaced).drop("_inner", "_outer")

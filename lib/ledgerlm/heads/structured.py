@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, nearest
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, with_columns
 from ledgerlm.errors import ArtefactError, ConfigError, DataError
 from ledgerlm.files import bring, url_of
 from ledgerlm.heads.mllib import dense_rows
@@ -212,7 +212,7 @@ def _typed(rows: DataFrame, blocks: Sequence[Block], conf: StructuredConf) -> Da
     for name in conf.numeric:
         number = F.col(name).try_cast("double")
         numbers[name] = F.signum(number) * F.log1p(F.abs(number)) if name in conf.log else number
-    return wide.withColumns(numbers) if numbers else wide
+    return with_columns(wide, numbers)
 
 
 def _directions(block: Block, conf: StructuredConf) -> int:

@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.config import nearest
+from ledgerlm.engines.frames import with_columns
 from ledgerlm.errors import DataError
 from ledgerlm.lake.history import Author, History, State
 from ledgerlm.lake.home import Home
@@ -202,7 +203,7 @@ def _inside(rows: DataFrame, part: Slice) -> DataFrame:
         )
         for name, values in part.items()
     }
-    return rows.withColumns(checked) if checked else rows
+    return with_columns(rows, checked)
 
 
 def _into_folder(writer: DataFrameWriter, path: str, *, fits: bool, part: Slice, first: Mapping[str, str]) -> None:
