@@ -461,10 +461,14 @@ def test_split_rules(spark: SparkSession) -> None:
 
     shuffled = test_ids(rule="shuffle", share=0.1)
     assert len(shuffled) == 150
-    assert shuffled == test_ids(share=0.1)
-    hashed = test_ids(rule="hash", share=0.1)
+    assert shuffled == test_ids(rule="auto", share=0.1)
+    hashed = test_ids(share=0.1)
     assert 110 < len(hashed) < 190
-    assert hashed == test_ids(share=0.1, limit=100)
+    assert hashed == test_ids(rule="auto", share=0.1, limit=100)
+    # One client more moves no other.
+    more = labelled.unionByName(spark.createDataFrame([("new",)], "client_id string"))
+    marked = with_split(more, more, SplitSpec(share=0.1)).where("split = 'test' AND client_id != 'new'")
+    assert {row.client_id for row in marked.collect()} == hashed
     assert hashed != test_ids(rule="hash", share=0.1, seed=7)
     assert all(int(one) % 2 == 0 for one in shuffled | hashed)
     with pytest.raises(DataError, match="at most 100 labelled"):

@@ -40,7 +40,7 @@ as_of: 2025-01-01
 fields: [{name: mcc, dictionary: {5411: Grocery}}]
 labels:
   - {name: churn, kind: binary, file: {glob: labels.csv}, id: client, column: flag}
-split: {share: 0.5}
+split: {rule: shuffle, share: 0.5}
 """
 EVENTS = "id,client,time,amount,mcc\n1,a,2024-01-01,5,5411\n1,a,2024-01-01,5,5411\n2,b,2024-01-02,6,7\n3,b,never,6,7\n"
 
