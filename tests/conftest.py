@@ -62,8 +62,6 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     profile = load_yaml(shipped("engines/connect.yaml" if connect else "engines/laptop.yaml"))["spark"]
     conf = profile["conf"] | {
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
-        # No test has rows enough to repay the optimising compiler.
-        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
     }
     where = {"remote": "local[2]"} if connect else {"master": "local[2]"}
     session = start(SparkConf(conf=conf, **where), log=tmp_path_factory.mktemp("logs") / "spark.log")
