@@ -55,7 +55,7 @@ def _task(name: str, task: Facts, stage: Facts, facts: Facts) -> Section:
         "Mean and deviation over folds and seeds; brackets are 95 % bootstrap intervals over clients; the difference "
         f"to {stage['baseline']} is paired: the same clients, folds and resamples."
     ) + _many_columns(task)
-    blocks = [_board(rows, metric), _heads(task, metric), _forests(rows, metric, stage["baseline"])]
+    blocks = [_board(rows, metric), _forests(rows, metric, stage["baseline"]), _heads(task, metric)]
     blocks += [_test_board(_ordered(facts["leaderboard_test"], name, metric), metric), _published(name, facts)]
     blocks.append(_within(_ordered(facts["leaderboard"], name, metric), metric))
     blocks += [*_curves(task), _all_metrics(_cross_validated(facts), name), *_importance(task)]
