@@ -100,7 +100,10 @@ class TestDryRun:
         assert "events-1.csv is a file; give another folder with --set out=FOLDER" in lines[0]
         assert "p.yaml is a file; give another folder with --set lake=FOLDER" in lines[1]
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+    @pytest.mark.skipif(
+        os.geteuid() == 0,
+        reason="permission bits do not bind root, who may write everywhere; run the tests as another user to see it",
+    )
     def test_says_that_a_folder_is_somebody_elses(self, missing: Callable[..., list[str]], folder: Path) -> None:
         folder.chmod(0o500)
         assert "is not yours to write to" in missing()[0]
