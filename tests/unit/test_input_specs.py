@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from ledgerlm.errors import SpecError
-from ledgerlm.events.heads import folded, opens
+from ledgerlm.events.file_heads import folded, opens
 from ledgerlm.events.spec import AmountSpec, load_spec
 from ledgerlm.events.spec_files import FileSpec
 from ledgerlm.events.spec_times import TimeSpec

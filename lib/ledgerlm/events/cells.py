@@ -16,8 +16,8 @@ from pyspark.sql import types as T
 from ledgerlm.engines.frames import with_columns
 from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.csv_files import Part
+from ledgerlm.events.file_heads import resolved
 from ledgerlm.events.files import partition_value
-from ledgerlm.events.heads import resolved
 from ledgerlm.events.identity import in_one_form, odd_texts
 from ledgerlm.events.numbers import EXACT, exact_double, exact_number, plain_number, real_number
 from ledgerlm.events.quality import Reason, recoded

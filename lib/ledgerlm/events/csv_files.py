@@ -12,8 +12,8 @@ from pyspark.sql import functions as F
 
 from ledgerlm.errors import SpecError
 from ledgerlm.events.columns import DAMAGE, FAULT, LINE, ODD
+from ledgerlm.events.file_heads import Dialect, Head, csv_dialect, heads_of
 from ledgerlm.events.files import Found
-from ledgerlm.events.heads import Dialect, Head, csv_dialect, heads_of
 from ledgerlm.events.lines import odd_quotes, open_at_end, read_lines, without_values
 from ledgerlm.events.quality import Reason
 from ledgerlm.events.spec_files import FileSpec

@@ -12,8 +12,8 @@ from ledgerlm.config import nearest
 from ledgerlm.errors import SpecError
 from ledgerlm.events.columns import DAMAGE, FAULT, LINE
 from ledgerlm.events.csv_files import Part
+from ledgerlm.events.file_heads import Dialect, Head, folded, heads_of
 from ledgerlm.events.files import Found
-from ledgerlm.events.heads import Dialect, Head, folded, heads_of
 from ledgerlm.events.lines import read_lines
 from ledgerlm.events.quality import Reason
 from ledgerlm.events.spec_files import FileSpec

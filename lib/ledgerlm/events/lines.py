@@ -9,7 +9,7 @@ from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from ledgerlm.events.columns import BLOCK, DAMAGE, FILE_PATH, LINE, PATH, PAYLOAD, PLACE
-from ledgerlm.events.heads import Dialect
+from ledgerlm.events.file_heads import Dialect
 from ledgerlm.events.quality import Reason
 
 _BOM = "\ufeff"

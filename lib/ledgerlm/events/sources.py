@@ -16,8 +16,8 @@ from pyspark.sql import types as T
 from ledgerlm.errors import SpecError
 from ledgerlm.events.cells import Chosen, Uses, type_of
 from ledgerlm.events.csv_files import Part, csv_parts
+from ledgerlm.events.file_heads import resolved
 from ledgerlm.events.files import found_files, path_of
-from ledgerlm.events.heads import resolved
 from ledgerlm.events.json_files import json_parts
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.events.spec_files import FileSpec, SourceSpec

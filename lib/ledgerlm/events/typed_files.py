@@ -18,8 +18,8 @@ from ledgerlm.config import nearest
 from ledgerlm.errors import SpecError
 from ledgerlm.events.columns import BLOCK, FAULT, FILE_PATH, PATH, PAYLOAD, PLACE
 from ledgerlm.events.csv_files import Part
+from ledgerlm.events.file_heads import resolved
 from ledgerlm.events.files import Found, partition_value
-from ledgerlm.events.heads import resolved
 from ledgerlm.events.quality import Reason
 from ledgerlm.events.spec_files import FileSpec
 
