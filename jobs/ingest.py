@@ -15,8 +15,9 @@ from ledgerlm.runs.job import Job, StageResult
 def run(ctx: Context, conf: IngestConf) -> StageResult:
     """Writes quarantine, dictionaries, clients, labels and events; of a spec that does not fit, quarantine alone."""
     ingestion = ingest_files(ctx.spark, ctx.spec, conf, keep=ctx.keep)
-    if ingestion.refusal is not None and ingestion.made.aside is not None:
-        ctx.quarantine(ingestion.made.aside)
+    if ingestion.refusal is not None:
+        if ingestion.made.aside is not None:
+            ctx.quarantine(ingestion.made.aside)
         raise DataError(ingestion.refusal)
     return ctx.publish(ingestion.made)
 

@@ -22,6 +22,7 @@ def run(ctx: Context, conf: LabelConf) -> StageResult:
         conf,
         dictionaries=ctx.maybe("dictionaries"),
         banks=[SimulatorConf.model_validate(bank) for bank in banks],
+        time=ctx.spec.time,
         seed=ctx.seed,
         keep=ctx.keep,
     )

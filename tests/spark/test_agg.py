@@ -22,7 +22,9 @@ from ledgerlm.baselines.agg import (
 )
 from ledgerlm.baselines.recency import recency
 from ledgerlm.errors import ArtefactError, DataError
-from ledgerlm.events.asked import after_last, asked
+from ledgerlm.events.asked import asked
+from ledgerlm.events.ends import end_of_data
+from ledgerlm.events.spec_times import TimeSpec
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
@@ -197,9 +199,9 @@ def test_histories_end_at_the_labels_or_at_the_default(spark: SparkSession) -> N
     rows = {(row.client_id, row.as_of.replace(tzinfo=UTC)) for row in asked(clients, labels, END).collect()}
     assert rows == {("a", START), ("b", END)}
     assert {row.client_id for row in asked(clients, None, END).collect()} == {"a", "b"}
-    assert after_last(events(spark, ("a", 1.5, 1, "X", 1))) == datetime(2020, 3, 4)
+    assert end_of_data(events(spark, ("a", 1.5, 1, "X", 1)), TimeSpec(column="t")).time == datetime(2020, 3, 4)
     with pytest.raises(DataError, match="no history to tell"):
-        after_last(events(spark, ("a", 1, 1, "X", 1)).limit(0))
+        end_of_data(events(spark, ("a", 1, 1, "X", 1)).limit(0), TimeSpec(column="t"))
 
 
 def test_attributes_are_numbers_or_one_hot(spark: SparkSession) -> None:

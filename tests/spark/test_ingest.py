@@ -432,22 +432,24 @@ def test_labels(spark: SparkSession, tmp_path: Path) -> None:
     found = {(row.client_id, row.task, row.label, row.label_text) for row in result.labels.collect()}
     assert found == {
         ("anna", "bad", 0.0, "good"),
-        ("bert", "bad", 0.0, "good"),
         ("anna", "age", 0.0, "young"),
         ("bert", "age", 1.0, "middle"),
     }
-    assert result.rows() == (16, 4, 10, 2)
-    assert result.left_out == 4, "rows that `only` passes over are counted"
+    counts = result.counts()
+    assert (counts.rows, counts.out, counts.quarantined, counts.duplicates) == (16, 3, 11, 2)
+    assert counts.left_out == 4, "rows that `only` passes over are counted"
     reasons = sorted((row.reason, row.detail) for row in result.quarantine.where("detail IS NOT NULL").collect())
     assert reasons == [
         ("bad_label", "task bad: X"),
         ("bad_time", "task bad: as_of"),
+        ("conflicting_label", "task bad: bad"),
+        ("conflicting_label", "task bad: good"),
         ("no_client", "task age"),
         ("no_client", "task bad"),
         ("no_label", "task bad"),
     ]
     silent = sorted(row.reason for row in result.quarantine.where("detail IS NULL").collect())
-    assert silent == ["conflicting_label"] + ["label_without_history"] * 4
+    assert silent == ["label_without_history"] * 4
 
 
 def test_split_rules(spark: SparkSession) -> None:

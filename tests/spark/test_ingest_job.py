@@ -89,6 +89,52 @@ def test_a_spec_that_does_not_fit_leaves_the_tables_as_they_were(spark: SparkSes
     assert lake.read("quarantine").where("reason = 'bad_time'").count() == 1
 
 
+def test_files_of_bad_rows_alone_are_told_as_such(spark: SparkSession, tmp_path: Path) -> None:
+    small_pipeline(tmp_path, 0.5)
+    (tmp_path / "data" / "events.csv").write_text(EVENTS.replace("2024-01", "01/2024"))
+    with pytest.raises(DataError, match=r"4 of 4 rows are bad \(bad_time: 4\)"):
+        small_pipeline(tmp_path, 0.5).run()
+    (tmp_path / "data" / "events.csv").write_text("id,client,time,amount,mcc\n1,a,2024-01-01,5,1\n1,a,2024-01-01,6,1\n")
+    with pytest.raises(DataError, match=r"2 of 2 rows are bad \(conflicting_event: 2\)"):
+        small_pipeline(tmp_path, 0.5).run()
+    assert Lake(str(tmp_path / "out" / "lake"), spark).read("quarantine").where("reason LIKE '%event'").count() == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("x,0\ny,1\n", "task churn has no label: of its labels 2 belong to clients without an event before"),
+        ("a,0\na,1\n", "task churn has no label: of its labels 2 bad or contradict each other"),
+        ("a,0\nb,7\n", "1 of 2 label rows of task churn are bad, more than max_quarantined_share 0.4"),
+    ],
+)
+def test_labels_that_are_set_aside_stop_the_run_by_task(
+    spark: SparkSession, tmp_path: Path, wrong: str, says: str
+) -> None:
+    small_pipeline(tmp_path, 0.4)
+    (tmp_path / "data" / "labels.csv").write_text("client,flag\n" + wrong)
+    with pytest.raises(DataError, match=says):
+        small_pipeline(tmp_path, 0.4).run()
+    lake = Lake(str(tmp_path / "out" / "lake"), spark)
+    assert not lake.exists("labels")
+    assert lake.read("quarantine").where("reason LIKE '%label%'").count() == wrong.count("\n") - ("b,7" in wrong)
+
+
+def test_a_join_that_finds_nothing_stops_the_run(spark: SparkSession, tmp_path: Path) -> None:
+    small_pipeline(tmp_path, 0.5)
+    (tmp_path / "data" / "codes.csv").write_text("mcc,group\n05411,shop\n")
+    join = "joins:\n  - {file: {glob: codes.csv}, key: mcc, columns: [group]}\nclient: client"
+    (tmp_path / "small.yaml").write_text(
+        SPEC.replace("client: client", join, 1).replace("{name: mcc,", "{name: group}, {name: mcc,")
+    )
+    runner = Runner(load_pipeline(tmp_path / "run.yaml"), Progress())
+    with pytest.raises(DataError, match="4 of 4 rows do not find their 'mcc' in its join file"):
+        runner.run()
+    settings = ["stages.ingest.max_unmatched_share=1"]
+    runner = Runner(load_pipeline(tmp_path / "run.yaml", settings), Progress())
+    assert runner.run().stages[0].record.facts["unmatched"] == {"mcc": 4}
+
+
 def test_a_data_set_without_labels_leaves_labels_to_others(spark: SparkSession, tmp_path: Path) -> None:
     runner = small_pipeline(tmp_path, 0.5)
     (tmp_path / "small.yaml").write_text(re.sub("labels:\n.*\n", "", SPEC))
@@ -151,5 +197,6 @@ def test_berka(spark: SparkSession) -> None:
         for row in joined.groupBy("sample", "label_text").count().collect()
     }
     assert found == {("course", "good"): 324, ("course", "bad"): 30, ("trans", "good"): 135, ("trans", "bad"): 25}
-    assert labelled.rows() == (682, 514, 168, 0)
+    counts = labelled.counts()
+    assert (counts.rows, counts.out, counts.quarantined, counts.duplicates) == (682, 514, 168, 0)
     events.unpersist()

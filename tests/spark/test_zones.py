@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 from ledgerlm.baselines.agg import Agg, AggConf
 from ledgerlm.baselines.sequence.histories import choose, observe
 from ledgerlm.baselines.sequence.settings import FieldsConf
-from ledgerlm.events.asked import after_last
+from ledgerlm.events.ends import end_of_data
 from ledgerlm.events.ingest import ingest_events
 from ledgerlm.events.labels import first_events, labels_of
 from ledgerlm.events.spec import DataSetSpec
@@ -36,7 +36,7 @@ def read(spark: SparkSession, folder: Path, times: list[str], **keys: Any) -> tu
 
 def texts(events: DataFrame, spec: DataSetSpec, **conf: Any) -> list[str]:
     clients = events.select("client_id", F.lit("train").alias("split")).distinct()
-    end = after_last(events, spec.time.zone)
+    end = end_of_data(events, spec.time).time
     told = tell_histories(events, clients, SerializeConf(**conf), spec=spec, end=end)
     return [row.text for row in told.tables["documents"].frame.collect()]
 
@@ -63,7 +63,7 @@ def test_hours_and_weekdays_are_those_of_the_zone(spark: SparkSession, tmp_path:
     assert codes(events, spec)["weekday"] == ("4", "2")
     chosen = observe(events, choose(spec, FieldsConf())).select(F.explode("codes").alias("c")).select("c.*")
     assert {row.code for row in chosen.where("field = 'hour'").collect()} == {"21", "23", "9"}
-    assert str(after_last(events, spec.time.zone)) == "2024-12-03 00:00:00-05:00"
+    assert str(end_of_data(events, spec.time).time) == "2024-12-03 00:00:00-05:00"
     events.unpersist()
 
 

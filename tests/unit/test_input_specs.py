@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ledgerlm.errors import SpecError
 from ledgerlm.events.file_heads import folded, opens
-from ledgerlm.events.spec import AmountSpec, load_spec
+from ledgerlm.events.spec import AmountSpec, DataSetSpec, load_spec
 from ledgerlm.events.spec_files import FileSpec
 from ledgerlm.events.spec_times import TimeSpec
 
@@ -135,3 +135,39 @@ def test_open_quotes_and_names() -> None:
     assert not opens('1;"a ""b""";"";c', ";", '"')
     assert opens('1;"""a', ";", '"')
     assert folded("\ufeff Betr\u0061\u0308ge\u00a0") == folded("BETRÄGE")
+
+
+FUTURE = {"name": "y", "kind": "regression", "future": {"days": 30}, "as_of": "2024-06-01"}
+BINARY = FUTURE | {"kind": "binary", "thresholds": [1]}
+
+
+@pytest.mark.parametrize(
+    ("label", "says"),
+    [
+        (FUTURE | {"id": "client"}, "without file, id and column"),
+        (FUTURE | {"as_of": {"column": "when"}}, "goes with a fixed as_of or a grid"),
+        (BINARY | {"thresholds": []}, "2 classes of 'future' need 1 in 'thresholds', not 0"),
+        (BINARY | {"thresholds": [1, 2]}, "class numbers must be|need 1 in 'thresholds', not 2"),
+        (BINARY | {"thresholds": [], "values": {"0": 0}}, "'values' are texts of a file"),
+        (FUTURE | {"only": {"mc": ["5411"]}}, "no categorical field 'mc': did you mean 'mcc'"),
+        (FUTURE | {"as_of": {"every": "month", "from": "2024-01-31"}}, "day 1 to 28"),
+        (FUTURE | {"as_of": {"every": "month", "from": "2024-02-01", "to": "2024-01-01"}}, "lies before from"),
+        (
+            {"name": "y", "kind": "binary", "file": {"glob": "l.csv"}, "id": "c", "column": "y"}
+            | {"as_of": {"every": "month", "from": "2024-01-01"}},
+            "a grid of as_of goes with 'future'",
+        ),
+    ],
+)
+def test_labels_that_would_be_something_else_are_refused(label: dict[str, Any], says: str) -> None:
+    content = {"name": "small", "fields": [{"name": "mcc"}], "amount": {"column": "a"}, "labels": [label]}
+    with pytest.raises(ValidationError, match=says):
+        DataSetSpec.model_validate(content)
+
+
+def test_sums_without_amounts_are_refused() -> None:
+    content = {"name": "small", "fields": [{"name": "mcc"}], "labels": [FUTURE]}
+    with pytest.raises(ValidationError, match="no 'amount' to be summed; give it, or 'value: events'"):
+        DataSetSpec.model_validate(content)
+    counted = FUTURE | {"future": {"days": 30, "value": "events"}}
+    assert DataSetSpec.model_validate(content | {"labels": [counted]}).labels[0].future is not None

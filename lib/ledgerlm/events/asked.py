@@ -9,8 +9,6 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
-from ledgerlm.errors import DataError
-from ledgerlm.events.clock import aware, local
 
 _KEY = ("client_id", "as_of")
 
@@ -20,8 +18,8 @@ class AsOfConf(Conf):
 
     as_of: dt.datetime | None = Field(
         None,
-        description="end of the histories of clients without a label; left out, the data set's, or else midnight after "
-        "the last event",
+        description="end of the histories of clients without a label; left out, the data set's, or else the end of its "
+        "data (time.end)",
     )
     labels: bool = Field(
         True,
@@ -33,22 +31,6 @@ class AsOfConf(Conf):
         description="one history more for each client, labelled or not, at as_of: so that all can be scored as of "
         "tonight with heads that learn from the labels; a backbone then learns from these histories as well",
     )
-
-
-def after_last(events: DataFrame, zone: str = "UTC") -> dt.datetime:
-    """Midnight after the last event, the end of all histories where the data set names none.
-
-    Args:
-        events: the `events` table.
-        zone: that of the data set, whose midnight it is.
-
-    Raises:
-        DataError: for an empty table.
-    """
-    row = events.select(F.date_add(F.to_date(local(F.max("event_time"), zone)), 1).alias("day")).first()
-    if row is None or row["day"] is None:
-        raise DataError("the events table is empty: there is no history to tell; look at the quarantine table")
-    return aware(dt.datetime.combine(row["day"], dt.time()), zone)
 
 
 def asked(clients: DataFrame, labels: DataFrame | None, end: dt.datetime, conf: AsOfConf | None = None) -> DataFrame:

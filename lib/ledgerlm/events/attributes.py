@@ -35,10 +35,13 @@ def damaged(rows: DataFrame) -> DataFrame:
 
 
 def joined(spark: SparkSession, rows: DataFrame, spec: DataSetSpec, place: int) -> DataFrame:
-    """Adds the columns of an attribute file to raw rows, and `_unmatched_N`: whether the file lacks the row's key."""
+    """Adds the columns of an attribute file to raw rows, and `_unmatched_N`: whether the file lacks the row's key.
+
+    It is null of a row that has none.
+    """
     join, uses = spec.joins[place], event_uses(spec)
     matched = rows.withColumn(_KEY, code(join.key)).join(_join_rows(spark, spec, place), _KEY, how="left")
-    unmatched = F.col(_KEY).isNotNull() & F.col(_DIFFER).isNull()
+    unmatched = F.when(F.col(_KEY).isNotNull(), F.col(_DIFFER).isNull())
     names = [name for column in join.columns for name in uses.columns(column)]
     added = with_columns(matched, {name: F.col(_VALUES)[name] for name in names})
     return added.withColumn(f"_unmatched_{place}", unmatched).drop(_KEY, _VALUES, _DIFFER)

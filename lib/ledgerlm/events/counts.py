@@ -22,6 +22,7 @@ class IngestCounts:
         first: time of the earliest event; None without events.
         last: time of the latest event.
         unmatched: rows whose key a join file lacks, by key column.
+        keyed: rows that have such a key, by key column.
         absent: events without a value, by field.
         choices: what the settings of the spec decided, by name, such as amounts that were rounded.
         warnings: what the counts say is wrong with the spec; `check` raises the first.
@@ -34,6 +35,7 @@ class IngestCounts:
     first: str | None
     last: str | None
     unmatched: Mapping[str, int]
+    keyed: Mapping[str, int]
     absent: Mapping[str, int]
     choices: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

@@ -12,13 +12,17 @@ from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.events.clock import local, zoned
 from ledgerlm.events.dictionaries import with_description
+from ledgerlm.events.ends import end_of_data
+from ledgerlm.events.spec_times import UTC_TIME, TimeSpec
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
 
 NONE = "none"
 _ORDER = ("event_time", "event_seq", "event_id")
+_SHOWN = "_shown"  # the time of an event on the clock of the data's zone
 
 
 class GoalRule(Conf):
@@ -41,7 +45,7 @@ class GoalRule(Conf):
 
 
 class CutsConf(Conf):
-    """The instants (UTC midnight) that part what is known from what is to come, the same for all clients."""
+    """The instants (midnights in time.zone) that part what is known from what is to come, the same for all clients."""
 
     dates: tuple[dt.date, ...] = Field((), description="days, or else first, last and every_months")
     first: dt.date | None = Field(None, description="first day of a sliding cut")
@@ -153,40 +157,53 @@ def _fits(rule: GoalRule) -> Column:
 
 
 def goal_labels(
-    events: DataFrame, clients: DataFrame, conf: GoalsConf, dictionaries: DataFrame | None = None
+    events: DataFrame,
+    clients: DataFrame,
+    conf: GoalsConf,
+    dictionaries: DataFrame | None = None,
+    *,
+    time: TimeSpec = UTC_TIME,
 ) -> DataFrame:
     """Labels each client at each cut with the goal reached first in the horizon.
 
     History is what lies before the cut; an event at the very instant of the cut belongs to what is to come. A cut whose
-    horizon reaches beyond the day of the last event in the table gets no label, since what came is not known.
+    horizon reaches beyond the end of the data gets no label, since what came is not known.
 
     Args:
         events: the `events` table.
         clients: the `clients` table; others' events are left out.
         conf: goals, horizons and cuts.
         dictionaries: as for `with_goal`.
+        time: the data set's, for the zone of cuts and days, and the end of its data.
 
     Returns:
         client_id, task, as_of, label (place of the goal in `conf.classes`), label_text; key (client_id, task, as_of).
     """
-    cuts = [_instant(day) for day in conf.cuts.days()]
+    cuts = [F.lit(f"{day} 00:00:00").cast("timestamp") for day in conf.cuts.days()]
     own = events.join(clients.select("client_id"), on="client_id", how="leftsemi")
-    asked = _asked(own, cuts, conf)
+    own = own.withColumn(_SHOWN, local(F.col("event_time"), time.zone))
+    asked = _asked(own, cuts, conf, _end(own, time))
     reached = with_goal(own, conf.rules, dictionaries).where("goal IS NOT NULL")
-    later = reached.withColumn("as_of", F.explode(_cuts_before(cuts, max(conf.horizons))))
-    firsts = later.groupBy("client_id", "as_of").agg(F.min(F.struct(*_ORDER, "goal")).alias("first"))
-    found = asked.join(firsts, on=["client_id", "as_of"], how="left")
-    inside = F.col("first.event_time") < F.col("as_of") + F.make_dt_interval(F.col("horizon"))
+    later = reached.withColumn("cut", F.explode(_cuts_before(cuts, max(conf.horizons))))
+    firsts = later.groupBy("client_id", "cut").agg(F.min(F.struct(*_ORDER, _SHOWN, "goal")).alias("first"))
+    found = asked.join(firsts, on=["client_id", "cut"], how="left")
+    inside = F.col(f"first.{_SHOWN}") < F.col("cut") + F.make_dt_interval(F.col("horizon"))
     place = F.when(inside, F.col("first.goal"))
     labelled = found.withColumn("place", F.coalesce(place, F.lit(len(conf.rules))) if conf.none else place)
     names = F.array(*(F.lit(name) for name in conf.classes))
     return labelled.where("place IS NOT NULL").select(
         "client_id",
         F.concat(F.lit(f"{conf.task}_"), F.col("horizon").cast("string"), F.lit("d")).alias("task"),
-        "as_of",
+        zoned(F.col("cut"), time.zone).alias("as_of"),
         F.col("place").cast("double").alias("label"),
         F.get(names, F.col("place")).alias("label_text"),
     )
+
+
+def _end(events: DataFrame, time: TimeSpec) -> Column:
+    """The end of the data as a clock in their zone shows it."""
+    end = F.lit(end_of_data(events, time).time.isoformat(sep=" ")).cast("timestamp")
+    return local(end, time.zone)
 
 
 def count_goals(labels: DataFrame, clients: DataFrame) -> dict[str, dict[str, Any]]:
@@ -215,25 +232,18 @@ def count_goals(labels: DataFrame, clients: DataFrame) -> dict[str, dict[str, An
     return found
 
 
-def _instant(day: dt.date) -> Column:
-    midnight = dt.datetime.combine(day, dt.time(), tzinfo=dt.UTC)
-    return F.timestamp_seconds(F.lit(int(midnight.timestamp())))
-
-
 def _cuts_before(cuts: Sequence[Column], horizon: int) -> Column:
     """The cuts that an event is to come for, within the horizon."""
     reach = F.make_dt_interval(F.lit(horizon))
-    time = F.col("event_time")
+    time = F.col(_SHOWN)
     return F.filter(F.array(*cuts), lambda cut: (cut <= time) & (time < cut + reach))
 
 
-def _asked(events: DataFrame, cuts: Sequence[Column], conf: GoalsConf) -> DataFrame:
-    """client_id, as_of, horizon: what is asked of clients with enough history, where the answer is known."""
-    counts = [F.struct(cut.alias("as_of"), F.count_if(F.col("event_time") < cut).alias("before")) for cut in cuts]
+def _asked(events: DataFrame, cuts: Sequence[Column], conf: GoalsConf, end: Column) -> DataFrame:
+    """client_id, cut, horizon: what is asked of clients with enough history, where the answer is known."""
+    counts = [F.struct(cut.alias("cut"), F.count_if(F.col(_SHOWN) < cut).alias("before")) for cut in cuts]
     histories = events.groupBy("client_id").agg(F.array(*counts).alias("cuts"))
-    each = histories.select("client_id", F.explode("cuts").alias("cut")).where(F.col("cut.before") >= conf.min_events)
+    each = histories.select("client_id", F.explode("cuts").alias("one")).where(F.col("one.before") >= conf.min_events)
     horizons = F.array(*(F.lit(days) for days in conf.horizons))
-    asked = each.select("client_id", F.col("cut.as_of").alias("as_of"), F.explode(horizons).alias("horizon"))
-    end = events.agg((F.date_trunc("day", F.max("event_time")) + F.make_dt_interval(F.lit(1))).alias("end"))
-    known = asked.crossJoin(F.broadcast(end))
-    return known.where(F.col("as_of") + F.make_dt_interval(F.col("horizon")) <= F.col("end")).drop("end")
+    asked = each.select("client_id", F.col("one.cut").alias("cut"), F.explode(horizons).alias("horizon"))
+    return asked.where(F.col("cut") + F.make_dt_interval(F.col("horizon")) <= end)

@@ -8,7 +8,9 @@ have to fit into memory.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
@@ -50,6 +52,8 @@ class Ingested:
         judged: counts before the shuffle, filled when `events` is computed (once).
         kept: counts after it.
         partitions: partitions of the shuffle by client.
+        empty: whether there is no event; then Spark has cut what was observed out of its plan, and rows are counted by
+            themselves.
     """
 
     events: DataFrame
@@ -58,16 +62,17 @@ class Ingested:
     judged: Observation
     kept: Observation
     partitions: int | None = None
+    empty: bool = False
 
     @property
     def quarantine(self) -> DataFrame:
         """reason, detail, source_file, payload, once `events` has been written; waits for ever before."""
         found = aside(self.rows, self.spec)
-        if not self.kept.get["conflicts"]:
+        if not self._after_shuffle()["conflicts"]:
             return found
         # Conflicts are known after the shuffle alone, and the raw rows were not carried through it.
-        good = _hidden(self.rows.where("reason IS NULL"), self.spec)
-        keys = _numbered(good, self.spec, self.partitions).where("_conflict").select("client_id", "_id").distinct()
+        good, numbered = self._good()
+        keys = numbered.where("_conflict").select("client_id", "_id").distinct()
         rows = good.join(keys, ["client_id", "_id"], how="left_semi")
         detail = F.concat(F.lit("event_id: "), F.col("_id"))
         reason = F.lit(Reason.CONFLICTING_EVENT.value)
@@ -75,7 +80,7 @@ class Ingested:
 
     def counts(self) -> IngestCounts:
         """The counts, once `events` has been written; waits for ever before."""
-        judged, kept = self.judged.get, self.kept.get
+        judged, kept = self._before_shuffle(), self._after_shuffle()
         reasons = {reason.value: int(judged[f"reason_{reason}"]) for reason in Reason}
         reasons[Reason.CONFLICTING_EVENT.value] = int(kept["conflicts"])
         choices = {said: int(judged[name]) for name, said in _SAID.items()}
@@ -88,13 +93,25 @@ class Ingested:
             first=kept["first"],
             last=kept["last"],
             unmatched={join.key: int(judged[f"unmatched_{place}"]) for place, join in enumerate(self.spec.joins)},
+            keyed={join.key: int(judged[f"keyed_{place}"]) for place, join in enumerate(self.spec.joins)},
             absent={field.name: int(kept[f"absent_{field.name}"] or 0) for field in self.spec.fields},
             choices={said: count for said, count in choices.items() if count},
-            warnings=self._warnings(),
+            warnings=self._warnings(judged),
         )
 
-    def _warnings(self) -> tuple[str, ...]:
-        judged, found = self.judged.get, []
+    def _good(self) -> tuple[DataFrame, DataFrame]:
+        """The good rows, and the same numbered."""
+        good = _hidden(self.rows.where("reason IS NULL"), self.spec)
+        return good, _numbered(good, self.spec, self.partitions)
+
+    def _before_shuffle(self) -> Mapping[str, Any]:
+        return _counted(self.rows, counters(self.spec)) if self.empty else self.judged.get
+
+    def _after_shuffle(self) -> Mapping[str, Any]:
+        return _counted(self._good()[1], _kept_counters(self.spec)) if self.empty else self.kept.get
+
+    def _warnings(self, judged: Mapping[str, Any]) -> tuple[str, ...]:
+        found = []
         if judged["open"] and judged["odd"] > 1:
             files = [one.glob for one in source_of(self.spec).files if one.format == "csv" and one.line_breaks is None]
             found.append(
@@ -127,6 +144,10 @@ def ingest_events(spark: SparkSession, spec: DataSetSpec, partitions: int | None
     return Ingested(
         events=_placed(numbered, spec, kept), spec=spec, rows=rows, judged=judged, kept=kept, partitions=partitions
     )
+
+
+def _counted(rows: DataFrame, named: Mapping[str, Column]) -> dict[str, Any]:
+    return rows.agg(*(column.alias(name) for name, column in named.items())).collect()[0].asDict()
 
 
 def _hidden(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
@@ -168,10 +189,10 @@ def _numbered(good: DataFrame, spec: DataSetSpec, partitions: int | None) -> Dat
     return found.withColumn("_again", (F.col("_nth") > 1) & ~F.col("_conflict")).drop("_content", "_least", "_most")
 
 
-def _placed(numbered: DataFrame, spec: DataSetSpec, kept: Observation) -> DataFrame:
-    """Events in their final form; `event_seq` counts from 0 by `time.order`, then event id, digits as numbers."""
+def _kept_counters(spec: DataSetSpec) -> dict[str, Column]:
+    """What is counted of numbered rows, by name."""
     unique = ~F.col("_again") & ~F.col("_conflict")
-    counters: dict[str, Column] = {
+    return {
         "rows": F.count_if(unique),
         "duplicates": F.count_if(F.col("_again")),
         "conflicts": F.count_if(F.col("_conflict")),
@@ -179,12 +200,18 @@ def _placed(numbered: DataFrame, spec: DataSetSpec, kept: Observation) -> DataFr
         "last": F.max(F.when(unique, F.col("event_time"))).cast("string"),
         **{f"absent_{field.name}": F.count_if(F.col(f"f_{field.name}").isNull() & unique) for field in spec.fields},
     }
-    counted = numbered.observe(kept, *(column.alias(name) for name, column in counters.items()))
+
+
+def _placed(numbered: DataFrame, spec: DataSetSpec, kept: Observation) -> DataFrame:
+    """Events in their final form; `event_seq` counts from 0 by `time.order`, then event id, digits as numbers."""
+    counted = numbered.observe(kept, *(column.alias(name) for name, column in _kept_counters(spec).items()))
     by_file = (PATH, BLOCK, PLACE) if spec.time.order == FILE_ORDER else ()
     digits = F.when(F.col("_id").rlike("^[0-9]{1,38}$"), F.col("_id").try_cast("decimal(38,0)"))
     order = ("_order", *by_file, digits.asc_nulls_last(), "_id", "_nth")
     same_time = Window.partitionBy("client_id", "event_time").orderBy(*order)
-    placed = counted.where(unique).withColumn("event_seq", (F.row_number().over(same_time) - 1).cast("long"))
+    placed = counted.where(~F.col("_again") & ~F.col("_conflict")).withColumn(
+        "event_seq", (F.row_number().over(same_time) - 1).cast("long")
+    )
     keep_repeats = not spec.event_id.columns and spec.event_id.repeats == "keep"
     return placed.select(
         "client_id",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -14,6 +14,7 @@ from ledgerlm.config import Conf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
 from ledgerlm.events.bank import Bank, count_labels
+from ledgerlm.events.ends import End, end_of_data
 from ledgerlm.events.ingest import (
     IngestCounts,
     Ingested,
@@ -23,7 +24,7 @@ from ledgerlm.events.ingest import (
     ingest_events,
     unknown_codes,
 )
-from ledgerlm.events.labels import Labelled, client_attributes, first_events, labels_of
+from ledgerlm.events.labels import LabelCounts, Labelled, client_attributes, first_events, labels_of
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.events.splits import with_split
 from ledgerlm.lake.made import Made
@@ -33,7 +34,18 @@ class IngestConf(Conf):
     """Reads the files that the data set spec names."""
 
     max_quarantined_share: float = Field(
-        0.05, ge=0.0, le=1.0, description="stop when a larger share of the rows is bad: then the spec is probably wrong"
+        0.05,
+        ge=0.0,
+        le=1.0,
+        description="stop when a larger share of the rows is bad, or of the label rows of a task: then "
+        "the spec is probably wrong. Labels of clients without events are not bad, but a task must keep one at least",
+    )
+    max_unmatched_share: float = Field(
+        0.99,
+        ge=0.0,
+        le=1.0,
+        description="stop when a larger share of the rows that have a key does not find it in a join file: then "
+        "ids are probably written otherwise there",
     )
     partitions: int | None = Field(None, ge=1, description="partitions of the shuffle by client; Spark chooses if null")
     unknown_codes: int = Field(20, ge=0, description="how many codes without a description the report lists")
@@ -66,8 +78,8 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
 
     Returns:
         Tables as `Bank.tables` has them. Facts: `quarantined_by_reason`, `first_event`, `last_event`, `unmatched`,
-        `absent`, `clients`, `label_rows`, `labels` (task -> class -> rows) and `unknown_codes` (field -> code ->
-        events).
+        `absent`, `choices`, `end_of_data`, `clients`, `label_rows`, `labels` (task -> class -> rows) and
+        `unknown_codes` (field -> code -> events).
 
     Raises:
         SpecError: no source, nothing at its path, or a column that the files lack.
@@ -77,13 +89,15 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
     events = keep(ingested.events)
     firsts = keep(first_events(events))
     clients = firsts.count()  # computes the events, and so fills in their counts
+    ingested = replace(ingested, empty=not clients)
     counts = ingested.counts()
     counts.check(f"data set {spec.name}")
     known = keep(dictionaries(spark, spec))
-    labelled = labels_of(spark, spec, firsts, events) if spec.labels else None
-    labels = keep(labelled.labels) if labelled else None
+    end = end_of_data(events, spec.time) if clients else None
+    labelled = labels_of(spark, spec, firsts, events, end.time).kept(keep) if spec.labels and end else None
+    labels = labelled.labels if labelled else None
     by_class = {} if labels is None else count_labels(labels, spec)
-    label_rows = labelled.rows() if labelled else (0, 0, 0, 0)
+    tasks = labelled.by_task() if labelled else {}
     ids = firsts.select("client_id").limit(0) if labels is None else labels.select("client_id").distinct()
     bank = Bank(
         events=events,
@@ -100,28 +114,43 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
         main="events",
         aside=_aside(ingested, counts, labelled, damaged_attributes(spark, spec), keep),
         facts={
-            **_facts(counts, labelled),
+            **_facts(counts, tasks, end),
             "clients": clients,
-            "label_rows": dict(zip(("in", "out", "quarantined", "duplicates"), label_rows, strict=True)),
+            "label_rows": _label_rows(tasks),
             "labels": by_class,
             "unknown_codes": _most_unknown(events, known, spec, conf.unknown_codes),
         },
     )
-    return Ingestion(made=made, refusal=_refusal(spec, counts, conf.max_quarantined_share))
+    return Ingestion(made=made, refusal=_refusal(spec, counts, tasks, conf, end))
 
 
-def _facts(counts: IngestCounts, labelled: Labelled | None) -> dict[str, Any]:
-    """The counts of events, and what `only` of labels left out among the choices."""
+def _facts(counts: IngestCounts, tasks: Mapping[str, LabelCounts], end: End | None) -> dict[str, Any]:
+    """The counts of events, and among the choices what was decided about labels and the end of the data."""
     facts = facts_of(counts)
-    left_out = labelled.left_out if labelled else 0
-    return facts | {"choices": facts["choices"] | ({"label rows outside only": left_out} if left_out else {})}
+    choices = {"events beyond the end of the data": end.beyond if end else 0}
+    for task, found in tasks.items():
+        choices[f"task {task}: rows outside only"] = found.left_out
+        choices[f"task {task}: labels that look beyond the end of the data"] = found.censored
+        choices[f"task {task}: sums over events without an amount"] = found.unpriced
+    told = {name: count for name, count in choices.items() if count}
+    return facts | {"choices": facts["choices"] | told, "end_of_data": str(end.time) if end else None}
+
+
+def _label_rows(tasks: Mapping[str, LabelCounts]) -> dict[str, int]:
+    found = list(tasks.values())
+    return {
+        "in": sum(one.rows for one in found),
+        "out": sum(one.out for one in found),
+        "quarantined": sum(one.quarantined for one in found),
+        "duplicates": sum(one.duplicates for one in found),
+    }
 
 
 def _aside(
     ingested: Ingested, counts: IngestCounts, labelled: Labelled | None, attributes: DataFrame | None, keep: Keep
 ) -> DataFrame | None:
     """What is set aside; event and label files are read again only if something in them is bad."""
-    bad_labels = labelled.rows()[2] if labelled else 0
+    bad_labels = labelled.counts().quarantined if labelled else 0
     frames = [ingested.quarantine] if counts.quarantined else []
     frames += [labelled.quarantine] if labelled and bad_labels else []
     frames += [attributes] if attributes is not None else []
@@ -133,15 +162,47 @@ def _aside(
     return found
 
 
-def _refusal(spec: DataSetSpec, counts: IngestCounts, share: float) -> str | None:
-    if counts.quarantined <= share * counts.rows_in:
-        return None
-    worst = sorted(counts.reasons.items(), key=lambda item: -item[1])
-    return (
-        f"data set {spec.name}: {counts.quarantined} of {counts.rows_in} rows are bad "
-        f"({', '.join(f'{reason}: {count}' for reason, count in worst)}), more than max_quarantined_share {share}; "
-        "look at table quarantine, then mend the spec or raise it; all other tables are as they were"
-    )
+def _refusal(
+    spec: DataSetSpec, counts: IngestCounts, tasks: Mapping[str, LabelCounts], conf: IngestConf, end: End | None
+) -> str | None:
+    """Why the tables should not be believed; None when nothing speaks against it."""
+    share, most = conf.max_quarantined_share, conf.max_unmatched_share
+    remedy = "look at table quarantine, then mend the spec or raise it; all other tables are as they were"
+    if counts.quarantined > share * counts.rows_in or not counts.rows_out:
+        worst = sorted(counts.reasons.items(), key=lambda item: -item[1])
+        return (
+            f"data set {spec.name}: {counts.quarantined} of {counts.rows_in} rows are bad "
+            f"({', '.join(f'{reason}: {count}' for reason, count in worst)}), more than max_quarantined_share {share}; "
+            f"{remedy}"
+        )
+    for key, unmatched in counts.unmatched.items():
+        if unmatched > most * counts.keyed[key]:
+            return (
+                f"data set {spec.name}: {unmatched} of {counts.keyed[key]} rows do not find their '{key}' in its join "
+                f"file, more than max_unmatched_share {most}; compare how both write it, or raise it; all other tables "
+                "are as they were"
+            )
+    for task, found in tasks.items():
+        bad = found.quarantined - found.lonely
+        if not found.out:
+            return f"data set {spec.name}: task {task} has no label: {_why_none(found, end)}; {remedy}"
+        if bad > share * found.rows:
+            return (
+                f"data set {spec.name}: {bad} of {found.rows} label rows of task {task} are bad, more than "
+                f"max_quarantined_share {share}; {remedy}"
+            )
+    return None
+
+
+def _why_none(found: LabelCounts, end: End | None) -> str:
+    parts = {
+        "bad or contradict each other": found.quarantined - found.lonely,
+        "belong to clients without an event before their as_of": found.lonely,
+        "are passed over by 'only'": found.left_out,
+        f"look beyond the end of the data, {end.time if end else ''}": found.censored,
+    }
+    said = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+    return f"of its labels {said}" if said else "its file has no row, or no client an event before as_of"
 
 
 def _most_unknown(events: DataFrame, known: DataFrame, spec: DataSetSpec, most: int) -> Mapping[str, Any]:

@@ -301,6 +301,7 @@ def counters(spec: DataSetSpec) -> Mapping[str, Column]:
         "rows": F.count(F.lit(1)),
         **{f"reason_{reason}": F.count_if(F.col("reason") == reason.value) for reason in Reason},
         **{f"unmatched_{place}": F.count_if(f"_unmatched_{place}") for place in range(len(spec.joins))},
+        **{f"keyed_{place}": F.count(f"_unmatched_{place}") for place in range(len(spec.joins))},
         **{name: F.count_if(F.col(name) & F.col("reason").isNull()) for name in NOTED},
         "odd": F.count_if(ODD),
         "open": F.count_if(F.col(ODD) & (F.col("reason") == Reason.UNCLOSED_QUOTE.value)),

@@ -16,6 +16,7 @@ from ledgerlm.events.goals import GoalsConf, count_goals, goal_labels, task_name
 from ledgerlm.events.next_category import NextCategoryConf, find_next_category
 from ledgerlm.events.simulator import SimulatorConf
 from ledgerlm.events.simulator.upcoming import knows_classes, true_next_category
+from ledgerlm.events.spec_times import UTC_TIME, TimeSpec
 from ledgerlm.lake.made import Made, Rows
 
 
@@ -48,6 +49,7 @@ def label_events(
     *,
     dictionaries: DataFrame | None = None,
     banks: Sequence[SimulatorConf] = (),
+    time: TimeSpec = UTC_TIME,
     seed: int,
     keep: Keep,
 ) -> Made:
@@ -59,6 +61,7 @@ def label_events(
         conf: the rules.
         dictionaries: the `dictionaries` table, if there is one.
         banks: where the events are simulated, how.
+        time: the data set's, for the zone of cuts and the end of its data.
         seed: of all samples.
         keep: examples are counted and written.
 
@@ -81,7 +84,7 @@ def label_events(
         truth = [true_next_category(found.examples, events, found.classes, bank) for bank in told]
         truths += [_of_task(one, task, "probabilities") for one in truth]
     if conf.goals is not None:
-        goals = keep(goal_labels(events, clients, conf.goals, dictionaries))
+        goals = keep(goal_labels(events, clients, conf.goals, dictionaries, time=time))
         tasks |= count_goals(goals, clients)
         labels.append(goals)
     candidates, kept = (sum(one[name] for one in tasks.values()) for name in ("candidates", "kept"))

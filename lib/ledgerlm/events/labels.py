@@ -3,66 +3,117 @@
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import and_
 
-from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window, WindowSpec
+from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
+from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
 from ledgerlm.events.attributes import attributes_of
 from ledgerlm.events.cells import Uses, code, raw, real, type_of
 from ledgerlm.events.clock import fixed_instant, local, zoned
 from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
+from ledgerlm.events.future import Computed, computed_labels
 from ledgerlm.events.identity import damaged_client
 from ledgerlm.events.judging import aside, first_fault
 from ledgerlm.events.quality import Reason, pseudonymised
 from ledgerlm.events.sources import read_file
-from ledgerlm.events.spec import DataSetSpec, FutureSpec, LabelSpec, source_of
+from ledgerlm.events.spec import DataSetSpec, LabelSpec, source_of
 from ledgerlm.events.spec_files import FileSpec
-from ledgerlm.events.spec_times import AsOfSpec
+from ledgerlm.events.spec_times import AsOfSpec, GridSpec
 from ledgerlm.events.times import time_of
 
 _KEY = ("client_id", "task", "as_of")
-_LEFT_OUT = "left_out"
-"""In place of a reason: a row that the spec's `only` passes over, which is counted and kept nowhere."""
+_LEFT_OUT, _CENSORED = "left_out", "censored"
+"""In place of a reason: a row that `only` passes over, a computed label whose days the data do not cover. Counted."""
+_KEPT = "reason IS NULL AND _nth = 1"
 _JUDGED = (
-    "client_id string, task string, as_of timestamp, label double, label_text string, reason string, detail string, "
-    "source_file string, payload string"
+    "client_id string, task string, as_of timestamp, label double, label_text string, unpriced boolean, reason string, "
+    "detail string, source_file string, payload string"
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Labelled:
-    """Labels and what was set aside, neither computed yet.
+class LabelCounts:
+    """What became of the labels of a task, or of all.
 
     Attributes:
-        labels: client_id, task, as_of, label (class number or value), label_text; key (client_id, task, as_of).
-        quarantine: reason, detail, source_file, payload.
-        judged: filled when `labels` is computed (once).
+        rows: labels in files, and computed ones whose days the data cover.
+        out: labels.
+        quarantined: rows set aside.
+        duplicates: equal rows again.
+        left_out: rows that `only` passes over; not among `rows`.
+        censored: computed labels whose days reach beyond the end of the data; not among `rows`.
+        lonely: rows set aside because their client has no event before.
+        unpriced: computed sums over events of which some have no amount.
     """
 
-    labels: DataFrame
-    quarantine: DataFrame
-    judged: Observation
+    rows: int
+    out: int
+    quarantined: int
+    duplicates: int
+    left_out: int
+    censored: int
+    lonely: int
+    unpriced: int
 
-    def rows(self) -> tuple[int, int, int, int]:
-        """Label rows in, out, quarantined and duplicate, once `labels` has been written.
+    def __add__(self, other: LabelCounts) -> LabelCounts:
+        """The counts of both."""
+        return LabelCounts(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labelled:
+    """The labels of a data set, each judged; not computed yet.
+
+    Attributes:
+        judged: client_id, task, as_of, label, label_text, unpriced, reason, detail, source_file, payload, `_nth`.
+        spec: the data set.
+    """
+
+    judged: DataFrame
+    spec: DataSetSpec
+
+    def kept(self, keep: Keep) -> Labelled:
+        """The same, computed once."""
+        return replace(self, judged=keep(self.judged))
+
+    @property
+    def labels(self) -> DataFrame:
+        """client_id, task, as_of, label (class number or value), label_text; key (client_id, task, as_of)."""
+        return self.judged.where(_KEPT).select(*_KEY, "label", "label_text")
+
+    @property
+    def quarantine(self) -> DataFrame:
+        """reason, detail, source_file, payload."""
+        return aside(self.judged.where(~_outside()), self.spec)
+
+    def by_task(self) -> dict[str, LabelCounts]:
+        """The counts of each task, in the order of the spec.
 
         Raises:
             DataError: when they do not add up.
         """
-        seen = self.judged.get
-        rows, out, quarantined, duplicates = (int(seen[name]) for name in ("rows", "out", "quarantined", "duplicates"))
-        if rows != out + quarantined + duplicates:
-            raise DataError(f"labels: {rows} in, but {out} out + {quarantined} quarantined + {duplicates} duplicates")
-        return rows, out, quarantined, duplicates
+        rows = self.judged.groupBy("task").agg(*(F.count_if(one).alias(name) for name, one in _counters().items()))
+        seen = {row["task"]: row.asDict() for row in rows.collect()}
+        found = {}
+        for label in self.spec.labels:
+            one = LabelCounts(**{part.name: seen.get(label.name, {}).get(part.name, 0) for part in fields(LabelCounts)})
+            if one.rows != one.out + one.quarantined + one.duplicates:
+                raise DataError(
+                    f"labels of {label.name}: {one.rows} in, but {one.out} out + {one.quarantined} quarantined + "
+                    f"{one.duplicates} duplicates"
+                )
+            found[label.name] = one
+        return found
 
-    @property
-    def left_out(self) -> int:
-        """Rows that `only` passes over, once `labels` has been written."""
-        return int(self.judged.get[_LEFT_OUT])
+    def counts(self) -> LabelCounts:
+        """The counts of all tasks."""
+        nothing = LabelCounts(**{one.name: 0 for one in fields(LabelCounts)})
+        return reduce(LabelCounts.__add__, self.by_task().values(), nothing)
 
 
 def first_events(events: DataFrame) -> DataFrame:
@@ -93,7 +144,13 @@ def client_attributes(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame)
     return clients.select("client_id", *(F.coalesce(*found).alias(name) for name, found in columns.items()))
 
 
-def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events: DataFrame | None = None) -> Labelled:
+def labels_of(
+    spark: SparkSession,
+    spec: DataSetSpec,
+    firsts: DataFrame,
+    events: DataFrame | None = None,
+    end: dt.datetime | None = None,
+) -> Labelled:
     """Reads or computes the labels of all tasks.
 
     Args:
@@ -101,9 +158,13 @@ def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events:
         spec: the data set.
         firsts: from `first_events`; a label without an event before its `as_of` is set aside.
         events: the events table; needed for labels that are computed from it.
+        end: the end of the data, from `end_of_data`; looked for where it is needed and left out.
 
     Returns:
-        Labels and quarantine as lazy DataFrames.
+        Labels and quarantine, not computed yet; `kept` computes them once.
+
+    Raises:
+        DataError: amounts of several currencies would be added up.
     """
     none = spark.createDataFrame([], _JUDGED)
     files = [(label, label.file, place) for place, label in enumerate(spec.labels) if label.file]
@@ -111,62 +172,83 @@ def labels_of(spark: SparkSession, spec: DataSetSpec, firsts: DataFrame, events:
     rows = pseudonymised(
         reduce(DataFrame.unionByName, tasks), ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None
     )
-    for label in spec.labels:
-        if label.future:
-            rows = rows.unionByName(_future_task(events, spec, label, label.future))
+    for made in computed_labels(events, spec, firsts, end):
+        rows = rows.unionByName(_computed_rows(made))
     known = rows.join(firsts, "client_id", how="left")
     unseen = F.col("first_event_time").isNull() | (F.col("first_event_time") >= F.col("as_of"))
     lonely = F.when(unseen, Reason.LABEL_WITHOUT_HISTORY.value)
     known = known.withColumn("reason", F.coalesce("reason", lonely)).drop("first_event_time")
-    ranked = known.withColumn("_nth", F.row_number().over(_same_key())).withColumn(
-        "_label", F.first("label").over(_same_key())
+    return Labelled(judged=_agreed(known, spec), spec=spec)
+
+
+def _outside() -> Column:
+    """Whether a row is none of those that are accounted for."""
+    return F.coalesce(F.col("reason").isin(_LEFT_OUT, _CENSORED), F.lit(False))
+
+
+def _counters() -> dict[str, Column]:
+    """What `LabelCounts` counts."""
+    reason, kept = F.col("reason"), F.expr(_KEPT)
+    return {
+        "rows": ~_outside(),
+        "out": kept,
+        "quarantined": reason.isNotNull() & ~_outside(),
+        "duplicates": reason.isNull() & ~kept,
+        "left_out": reason == _LEFT_OUT,
+        "censored": reason == _CENSORED,
+        "lonely": reason == Reason.LABEL_WITHOUT_HISTORY.value,
+        "unpriced": kept & F.col("unpriced"),
+    }
+
+
+def _agreed(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
+    """Adds `_nth` among the labels of a client, task and instant, and a reason to those that another contradicts.
+
+    Bad rows come last, so that they never make a conflict. Where a task keeps none of those that differ, all have the
+    reason; else the least or most is the first, and the others have it.
+    """
+    most = [label.name for label in spec.labels if label.conflicts == "most"]
+    ranked = F.when(F.col("task").isin(most), -F.col("label")).otherwise(F.col("label")) if most else F.col("label")
+    key = Window.partitionBy(*_KEY)
+    order = key.orderBy(F.col("reason").asc_nulls_first(), ranked, "source_file")
+    good = F.when(F.col("reason").isNull(), F.col("label"))
+    numbered = rows.withColumns(
+        {
+            "_nth": F.row_number().over(order),
+            "_first": F.first("label").over(order),
+            "_differ": F.min(good).over(key) != F.max(good).over(key),
+        }
     )
-    left = F.coalesce(F.col("reason") == _LEFT_OUT, F.lit(False))
-    again = F.col("reason").isNull() & (F.col("_nth") > 1)
-    conflict = F.when(again & ~F.col("label").eqNullSafe(F.col("_label")), Reason.CONFLICTING_LABEL.value)
-    final = ranked.withColumn("reason", F.coalesce("reason", conflict))
-    kept = F.col("reason").isNull() & (F.col("_nth") == 1)
-    judged = Observation()
-    counted = final.observe(
-        judged,
-        F.count_if(~left).alias("rows"),
-        F.count_if(kept).alias("out"),
-        F.count_if(F.col("reason").isNotNull() & ~left).alias("quarantined"),
-        F.count_if(left).alias(_LEFT_OUT),
-        F.count_if(F.col("reason").isNull() & (F.col("_nth") > 1)).alias("duplicates"),
-    )
-    return Labelled(
-        labels=counted.where(kept).select(*_KEY, "label", "label_text"),
-        quarantine=aside(final.where(~left), spec),
-        judged=judged,
+    none_kept = F.col("task").isin([label.name for label in spec.labels if label.conflicts == "absent"])
+    conflict = F.col("reason").isNull() & F.col("_differ") & (none_kept | (F.col("label") != F.col("_first")))
+    return numbered.withColumns(
+        {
+            "reason": F.when(conflict, Reason.CONFLICTING_LABEL.value).otherwise(F.col("reason")),
+            "detail": F.when(
+                conflict, F.concat(F.lit("task "), F.col("task"), F.lit(": "), F.col("label_text"))
+            ).otherwise(F.col("detail")),
+        }
     )
 
 
-def _same_key() -> WindowSpec:
-    """Rows of one client, task and instant; those without a reason first, so that bad ones never make a conflict."""
-    return Window.partitionBy(*_KEY).orderBy(F.col("reason").asc_nulls_first(), "label", "source_file")
-
-
-def _future_task(events: DataFrame | None, spec: DataSetSpec, label: LabelSpec, rule: FutureSpec) -> DataFrame:
-    """Label rows computed from the events table; its client ids are pseudonyms already."""
-    if events is None:
-        raise DataError(f"task {label.name} is computed from events, but no events were given")
-    start = _instant(label.as_of or spec.as_of, spec)
-    before = F.col("event_time") < start
-    end = start + F.make_dt_interval(F.lit(rule.days))
-    amount = F.col("amount").cast("double") if rule.value == "amount" else F.lit(1.0)
-    value = F.coalesce(F.sum(F.when(~before, amount)), F.lit(0.0))
-    found = events.where(F.col("event_time") < end).groupBy("client_id")
-    rows = found.agg(F.count_if(before).alias("_before"), value.cast("string").alias("_text")).where("_before > 0")
-    absent = F.lit(None).cast("string")
-    typed = rows.withColumn("_number", F.col("_text").try_cast("double")).withColumn("_class", _class(label))
+def _computed_rows(made: Computed) -> DataFrame:
+    """Judged label rows of a task that is computed from events; their client ids are pseudonyms already."""
+    label, absent = made.label, F.lit(None).cast("string")
+    typed = made.rows.withColumns({"_text": F.col("value").cast("string"), "_number": F.col("value")})
+    typed = typed.withColumn("_class", _class(label))
+    inside = F.col("_number").between(*label.between) if label.between else F.lit(True)
+    reason = F.when(~F.col("covered"), _CENSORED).when(~inside, Reason.LABEL_OUTSIDE.value)
     return typed.select(
         "client_id",
         F.lit(label.name).alias("task"),
-        start.alias("as_of"),
+        "as_of",
         F.col("_class").alias("label"),
         _label_text(label).alias("label_text"),
-        *(absent.alias(name) for name in ("reason", "detail", FILE, "payload")),
+        "unpriced",
+        reason.alias("reason"),
+        F.when(~inside, F.concat(F.lit(f"task {label.name}: "), F.col("_text"))).alias("detail"),
+        absent.alias(FILE),
+        absent.alias("payload"),
     )
 
 
@@ -209,6 +291,7 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
         F.col("_as_of").alias("as_of"),
         F.col("_class").alias("label"),
         _label_text(label).alias("label_text"),
+        F.lit(False).alias("unpriced"),
         F.coalesce(F.col(FAULT), passed_over, F.col("_bad.reason")).alias("reason"),
         F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).alias("detail"),
         FILE,
@@ -216,7 +299,9 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
     )
 
 
-def _instant(as_of: dt.datetime | AsOfSpec | None, spec: DataSetSpec, rows: DataFrame | None = None) -> Column:
+def _instant(
+    as_of: dt.datetime | AsOfSpec | GridSpec | None, spec: DataSetSpec, rows: DataFrame | None = None
+) -> Column:
     if isinstance(as_of, AsOfSpec) and rows is not None:
         zone = as_of.zone or spec.time.zone
         time = time_of(raw(as_of.column), type_of(rows, as_of.column), as_of.model_copy(update={"zone": zone}))

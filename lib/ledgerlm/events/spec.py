@@ -14,7 +14,7 @@ from ledgerlm.errors import ConfigError, SpecError
 from ledgerlm.events.clock import aware
 from ledgerlm.events.files import is_url
 from ledgerlm.events.spec_files import ClientFileSpec, DictionarySpec, FileSpec, JoinSpec, SourceSpec, SpecPart
-from ledgerlm.events.spec_times import AsOfSpec, TimeSpec
+from ledgerlm.events.spec_times import UTC_TIME, AsOfSpec, GridSpec, TimeSpec
 from ledgerlm.events.spec_yaml import check_words
 from ledgerlm.lake.schemas import EVENTS, FINEST
 
@@ -134,10 +134,14 @@ class PublishedField(SpecPart):
 
 
 class FutureSpec(SpecPart):
-    """A label computed from events: what a client does from `as_of` on. Clients without an event before have none."""
+    """A label computed from events: what a client does from `as_of` on.
+
+    Clients without an event before `as_of` have none, and nobody has one whose days reach beyond the end of the data
+    (`time.end`): those are counted.
+    """
 
     value: Literal["amount", "events"] = Field("amount", description="sum of the amounts, or number of the events")
-    days: int = Field(ge=1, description="days from as_of that are looked at")
+    days: int = Field(ge=1, description="days from as_of that are looked at, on the clock of time.zone")
 
 
 class LabelSpec(SpecPart):
@@ -150,20 +154,45 @@ class LabelSpec(SpecPart):
     id: str = Field("", description="column of the client id")
     column: str = Field("", description="column of the label")
     future: FutureSpec | None = Field(None, description="rule that computes the labels from events, instead of a file")
-    between: tuple[float, float] | None = Field(None, description="least and most; rows beyond are set aside")
+    between: tuple[float, float] | None = Field(None, description="least and most; labels beyond are set aside")
     values: dict[str, int] = Field(default_factory=dict, description="value in the file -> class number")
-    thresholds: tuple[float, ...] = Field((), description="class = how many of these the number reaches")
+    thresholds: tuple[float, ...] = Field(
+        (), description="class = how many of these the number reaches; needed for the classes of `future`"
+    )
     classes: tuple[str, ...] = Field((), description="names of the classes, from class 0")
-    as_of: dt.datetime | AsOfSpec | None = Field(None, description="instant, or the column of it; left out, spec as_of")
-    only: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="column -> values of the rows to use")
+    as_of: dt.datetime | AsOfSpec | GridSpec | None = Field(
+        None, description="instant, the column of it, or (with `future`) a grid; left out, spec as_of"
+    )
+    only: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="column -> values of the rows to use; with `future`, field (or currency) -> values of the events "
+        "that count",
+    )
+    conflicts: Literal["absent", "least", "most"] = Field(
+        "absent",
+        description="labels of one client and as_of that differ: none is kept, or the least or most (class number or "
+        "value); the others are set aside",
+    )
 
     @model_validator(mode="after")
     def _labels_found(self) -> Self:
         if self.future:
-            if self.file or isinstance(self.as_of, AsOfSpec):
-                raise ValueError(f"task {self.name}: 'future' goes with one fixed as_of and without a file")
+            if self.file or self.id or self.column or isinstance(self.as_of, AsOfSpec):
+                raise ValueError(
+                    f"task {self.name}: 'future' goes with a fixed as_of or a grid, and without file, id and column"
+                )
+            if self.values:
+                raise ValueError(f"task {self.name}: 'values' are texts of a file; 'future' takes 'thresholds'")
+            if self.kind != "regression" and len(self.thresholds) != len(self.class_names) - 1:
+                raise ValueError(
+                    f"task {self.name}: {len(self.class_names)} classes of 'future' need "
+                    f"{len(self.class_names) - 1} in 'thresholds', not {len(self.thresholds)}: class = how many of "
+                    "these the number reaches, such as [1]"
+                )
         elif not (self.file and self.id and self.column):
             raise ValueError(f"task {self.name}: give 'file', 'id' and 'column', or 'future'")
+        elif isinstance(self.as_of, GridSpec):
+            raise ValueError(f"task {self.name}: a grid of as_of goes with 'future'; name the column of a file's as_of")
         return self
 
     @model_validator(mode="after")
@@ -228,7 +257,7 @@ class DataSetSpec(SpecPart):
     source: SourceSpec | None = Field(None, description="event files; left out when the simulate job makes the events")
     joins: tuple[JoinSpec, ...] = ()
     client: str = Field("client_id", description="column of the client id")
-    time: TimeSpec = TimeSpec(column="event_time")
+    time: TimeSpec = UTC_TIME
     event_id: EventIdSpec = EventIdSpec()
     amount: AmountSpec | None = None
     fields: tuple[FieldSpec, ...] = Field(min_length=1)
@@ -278,6 +307,7 @@ class DataSetSpec(SpecPart):
             raise ValueError(f"task names must differ: {', '.join(tasks)}")
         if any(label.as_of is None for label in self.labels) and self.as_of is None:
             raise ValueError("give 'as_of', or each label its own")
+        self._check_future()
         named = {field.name for field in self.fields}
         for name in self.pseudonymise.fields if self.pseudonymise else ():
             if name not in named:
@@ -287,6 +317,19 @@ class DataSetSpec(SpecPart):
             if one.of not in shown:
                 raise ValueError(f"published: no field '{one.of}': {nearest(one.of, shown)}")
         return self
+
+    def _check_future(self) -> None:
+        known = {field.name for field in self.fields_of("categorical")} | {"currency"}
+        for label in self.labels:
+            if label.future is None:
+                continue
+            if label.future.value == "amount" and self.amount is None:
+                raise ValueError(
+                    f"task {label.name}: the data set has no 'amount' to be summed; give it, or 'value: events'"
+                )
+            for name in label.only:
+                if name not in known:
+                    raise ValueError(f"task {label.name}: only: no categorical field '{name}': {nearest(name, known)}")
 
     @model_validator(mode="before")
     @classmethod

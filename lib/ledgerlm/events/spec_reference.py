@@ -33,7 +33,7 @@ def reference() -> str:
     parts = [_INTRODUCTION]
     for model in _models(DataSetSpec, []):
         title = "The spec" if model is DataSetSpec else f"`{_name(model)}`"
-        rows = [_row(name, field) for name, field in model.model_fields.items()]
+        rows = [_row(field.alias or name, field) for name, field in model.model_fields.items()]
         about = " ".join((model.__doc__ or "").split())
         parts.append(
             f"## {title}\n\n{about}\n\n| key | what it takes | meaning |\n| --- | --- | --- |\n" + "\n".join(rows)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime as dt
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
+from ledgerlm.events.clock import aware
 from ledgerlm.events.patterns import EPOCH_DIGITS, check_format, check_zone
 from ledgerlm.events.spec_files import SpecPart
 
@@ -55,6 +56,12 @@ class TimeSpec(SpecPart):
         "the true one puts into January 1970",
     )
     far_future: dt.date = Field(dt.date(2100, 1, 1), description="events at or after it go to quarantine")
+    end: dt.datetime | None = Field(
+        None,
+        description="instant up to which the data are complete (2024-06-01: its midnight): labels that look beyond it "
+        "are left out, and histories without an as_of end there. Left out, midnight after the last event that does not "
+        "stand alone: at most one in a thousand that come more than a year after all others count for nothing",
+    )
     order: str | None = Field(
         None,
         description="numeric column that orders events of the same instant, or `file`: as they stand in the files; "
@@ -69,6 +76,11 @@ class TimeSpec(SpecPart):
         if bool(self.column) == bool(self.columns):
             raise ValueError("give 'column' or 'columns'")
         return self
+
+    @field_validator("end")
+    @classmethod
+    def _in_zone(cls, end: dt.datetime | None, info: ValidationInfo) -> dt.datetime | None:
+        return end if end is None or "zone" not in info.data else aware(end, info.data["zone"])
 
     @property
     def first_day(self) -> dt.date:
@@ -90,6 +102,28 @@ class TimeSpec(SpecPart):
         if self.hour or self.format in ("days", "days_before"):
             return self.hour is not None
         return any(letter in self.format for letter in "HhKk")
+
+
+UTC_TIME = TimeSpec(column="event_time")
+"""What holds where nothing is said of the time."""
+
+
+class GridSpec(SpecPart):
+    """A grid of instants, midnights in time.zone: a label as of each, for training on many months and backtests."""
+
+    every: Literal["week", "month", "quarter", "year"] = Field(description="step of the grid")
+    first: dt.date = Field(alias="from", description="first day; of month, quarter and year its day is 1 to 28")
+    to: dt.date | None = Field(
+        None, description="no instant after it; left out, up to the last whose days the data cover"
+    )
+
+    @model_validator(mode="after")
+    def _days_exist(self) -> Self:
+        if self.every != "week" and self.first.day > 28:
+            raise ValueError(f"from must be on day 1 to 28 of a month, not {self.first}")
+        if self.to is not None and self.to < self.first:
+            raise ValueError(f"to ({self.to}) lies before from ({self.first})")
+        return self
 
 
 class AsOfSpec(SpecPart):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from ledgerlm.config import HeadRef, ModelRef
 from ledgerlm.errors import ConfigError, DataError
-from ledgerlm.events.asked import AsOfConf, after_last, asked
+from ledgerlm.events.asked import AsOfConf, asked
 from ledgerlm.events.clock import aware
+from ledgerlm.events.ends import end_of_data
 from ledgerlm.files import push, restore
 from ledgerlm.heads.scoring import heads_of
 from ledgerlm.heads.tasks import Task, declared_tasks, find_tasks
@@ -185,12 +186,12 @@ class Context:
         return self.tasks([name], kinds=kinds)[0]
 
     def end(self, as_of: dt.datetime | None) -> dt.datetime:
-        """End of the histories of clients without a label: as given, the data set's, or midnight after all events.
+        """End of the histories of clients without a label: as given, the data set's, or the end of its data.
 
         A time without a zone is in the data set's.
         """
-        end = as_of or self.spec.as_of or after_last(self.read("events"), self.spec.time.zone)
-        return aware(end, self.spec.time.zone)
+        time = self.spec.time
+        return aware(as_of or self.spec.as_of or time.end or end_of_data(self.read("events"), time).time, time.zone)
 
     def asked(self, conf: AsOfConf) -> DataFrame:
         """Whose history is told as of when: `client_id`, `as_of`; the one rule of all jobs, see `events.asked`."""
