@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from math import log, log1p
 from pathlib import Path
@@ -14,6 +15,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.baselines.agg import (
     Agg,
+    AggConf,
     aggregate,
     attribute_features,
     histories,
@@ -24,6 +26,7 @@ from ledgerlm.baselines.recency import recency
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.events.asked import asked
 from ledgerlm.events.ends import end_of_data
+from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.events.spec_times import TimeSpec
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
@@ -121,7 +124,7 @@ def test_the_clock_by_hand(spark: SparkSession) -> None:
     frame = events(spark, ("a", -90, 10, "X", 1), ("a", -60, 20, "X", 1), ("a", 0, 30, "X", 1), ("a", 5, -40, "X", 1))
     frame = frame.unionByName(events(spark, ("a", 11, 1e6, "LEAK", 1), ("b", 10 - 31, 0, "X", 1)))
     observed = observe(frame, categorical=["dept"], numeric=[], hour=False, weekday=False)
-    found = recency(histories(observed, until(spark, "a", "b", "empty")), amounts=True)
+    found = recency(histories(observed, until(spark, "a", "b", "empty")), amounts=["amount"])
     by_client = {row["client_id"]: row["recency"] for row in found.collect()}
     ago, logs = [100, 70, 10, 5], [log(11), log(21), log(31), -log(41)]
     spread = sum((day - mean(ago)) ** 2 for day in ago)
@@ -290,3 +293,35 @@ def test_the_job_writes_every_client_and_a_rerun_changes_nothing(spark: SparkSes
     (tmp_path / "artefacts" / "features" / "agg" / "agg.json").write_text("{}")
     with pytest.raises(ArtefactError, match="run aggregate again"):
         Agg.load(tmp_path / "artefacts" / "features" / "agg")
+
+
+def test_currencies_are_not_added_up(spark: SparkSession) -> None:
+    frame = events(spark, ("a", 0, 10, "X", 1), ("a", 1, 10_000, "X", 1), ("a", 2, 2, "Y", 1), ("b", 0, 5, "X", 1),
+                   ("c", 0, 7, "X", 1))  # fmt: skip
+    currency = F.when(F.col("amount") == 10_000, "JPY").when(F.col("amount") != 7, "EUR")
+    frame = frame.withColumn("currency", currency)
+    spec = DataSetSpec.model_validate(
+        {"name": "small", "fields": [{"name": "dept"}], "amount": {"column": "amount", "currency_column": "currency"}}
+    )
+    ends = until(spark, "a", "b", "c")
+
+    def made(training: DataFrame, **conf: int) -> dict[str, dict[str, float]]:
+        model = Agg.fit(frame, training, AggConf(**conf), spec)
+        return {row.client_id: row.features for row in model.transform(frame, ends).collect()}
+
+    both = made(ends)
+    sums = {name: value for name, value in both["a"].items() if name.endswith(":sum") and "log" not in name}
+    assert sums == {
+        "amount in EUR:sum": 12.0, "amount in JPY:sum": 10_000.0,
+        **{f"last_{days}d:amount in EUR:sum": 12.0 for days in (30, 90, 365)},
+        **{f"last_{days}d:amount in JPY:sum": 10_000.0 for days in (30, 90, 365)},
+    }  # fmt: skip
+    assert both["a"]["amount in EUR:mean"] == 6.0
+    assert both["a"]["dept=X:log_amount in JPY:mean"] == pytest.approx(math.log(10_001))
+    assert (both["a"]["currency=EUR:count"], both["a"]["currency=JPY:count"]) == (2.0, 1.0)
+    assert both["c"]["amount in -:sum"] == 7.0
+    assert not any("JPY" in name and "currency" not in name for name in made(ends, max_currencies=2)["a"])
+    # What training clients have one currency of is of that one; amounts of others are in no sum.
+    one = made(ends.where("client_id = 'b'"))
+    assert (one["a"]["amount:sum"], one["b"]["amount:sum"]) == (12.0, 5.0)
+    assert "amount:sum" not in one["c"]

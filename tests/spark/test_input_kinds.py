@@ -434,6 +434,25 @@ def test_rounding_is_a_setting_that_is_counted(spark: SparkSession, tmp_path: Pa
     assert counts.choices == {"rounded amounts": 1}
 
 
+def test_rates_turn_amounts_into_one_currency(spark: SparkSession, tmp_path: Path) -> None:
+    rows = {"1": ("10", "EUR"), "2": ("10000", "JPY"), "3": ("-0.10", "USD"), "4": ("5", "GBP"), "5": ("5", ""),
+            "6": ("1.23456", "USD"), "7": ("0.00001234", "BTC"), "8": ("123456789012.34", "JPY"), "9": ("", "JPY"),
+            "10": ("1.23456", "EUR")}  # fmt: skip
+    (tmp_path / "a.csv").write_text(lines_of(HEAD, *(f"{one};c;{WHEN};{a};{c};x" for one, (a, c) in rows.items())))
+    rates = {"USD": 0.925, "JPY": "0.0061", "BTC": 60000}
+    amount = {"column": "amount", "currency_column": "mcc", "convert": {"into": "EUR", "rates": rates}}
+    events, quarantine, counts = ingested(spark, spec_of(tmp_path, [{"glob": "a.csv"}], amount=amount))
+    assert {one: str(row.amount) for one, row in events.items()} == {
+        "1": "10.0000", "2": "61.0000", "3": "-0.0925", "6": "1.1420", "7": "0.7404", "8": "753086412.9753",
+        "9": "None",
+    }  # fmt: skip
+    assert {row.currency for row in events.values()} == {"EUR", None}
+    assert counts.choices == {"amounts turned into another currency": 5}
+    assert sorted(row.detail for row in quarantine) == [
+        "amount: 1.23456, currency: EUR", "amount: 5, currency: GBP", "amount: 5, currency: absent"
+    ]  # fmt: skip
+
+
 def test_finer_amounts_keep_their_digits(spark: SparkSession, tmp_path: Path) -> None:
     cases = {"0.00001234": "0.0000123400", "-0.00004999": "-0.0000499900", "12.5": "12.5000000000", "1e-18": None}
     (tmp_path / "a.csv").write_text(lines_of(HEAD, *(f"{one};c;{WHEN};{one};1;x" for one in cases)))

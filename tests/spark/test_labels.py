@@ -140,9 +140,11 @@ def test_currencies_are_not_added_up_in_labels(spark: SparkSession) -> None:
     both = one.union(events_of(spark, ("a", "2024-03-03 10:00:00", 10_000, "x"), currency="JPY"))
     events = both.union(events_of(spark, ("a", "2024-05-03 10:00:00", 1, "x")))
     label = {"name": "spend", "kind": "regression", "future": {"days": 30}, "as_of": "2024-03-01"}
+    amount = {"column": "amount", "currency_column": "currency"}
     with pytest.raises(DataError, match=r"several currencies \(EUR, JPY\) cannot be added up; give rates"):
-        labels_of(spark, spec_of(label), first_events(events), events)
-    yen = labels_of(spark, spec_of(label | {"only": {"currency": ["JPY"]}}), first_events(events), events)
+        labels_of(spark, spec_of(label, amount=amount), first_events(events), events)
+    spec = spec_of(label | {"only": {"currency": ["JPY"]}}, amount=amount)
+    yen = labels_of(spark, spec, first_events(events), events)
     assert list(told(yen).values()) == [10_000.0]
 
 

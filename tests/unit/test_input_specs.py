@@ -122,6 +122,22 @@ def test_amounts_finer_than_the_table_are_refused() -> None:
         AmountSpec.model_validate({"column": "a", "sign": {"column": "s", "negative": ["D"], "positive": ["C", "D"]}})
 
 
+def test_rates_are_of_one_currency() -> None:
+    rates = {"into": "EUR", "rates": {"USD": 0.92, "JPY": "0.0061"}}
+    conf = AmountSpec.model_validate({"column": "a", "currency_column": "c", "convert": rates})
+    assert conf.convert is not None
+    assert str(conf.convert.rates["USD"]) == "0.92"
+    for wrong, says in (
+        ({"USD": 0}, "above zero"),
+        ({"EUR": 2}, "that of EUR is 1"),
+        ({"USD": "1e-12"}, "nine decimal"),
+    ):
+        with pytest.raises(ValidationError, match=says):
+            AmountSpec.model_validate({"column": "a", "convert": {"into": "EUR", "rates": wrong}})
+    with pytest.raises(ValidationError, match="leave 'currency' out"):
+        AmountSpec.model_validate({"column": "a", "currency": "EUR", "convert": rates})
+
+
 def test_epochs_begin_in_1971_unless_the_spec_says_otherwise() -> None:
     assert TimeSpec(column="t", format="epoch_ms").first_day.year == 1971
     assert TimeSpec(column="t").first_day.year == 1900

@@ -46,6 +46,11 @@ class AggConf(Conf):
         True, description="how long ago a history ended and began, and its last 30, 90 and 365 days against before"
     )
     max_codes: int = Field(200, ge=1, description="most frequent codes of a column that get features of their own")
+    max_currencies: int = Field(
+        4,
+        ge=1,
+        description="most frequent currencies whose amounts get features, each of its own, where the data have several",
+    )
 
 
 class AggregateConf(AggConf, AsOfConf):
@@ -77,6 +82,9 @@ class Agg(Conf):
     weekday: bool = Field(description="the weekday is a code")
     recency: bool = Field(description="features of the clock, from `recency.recency`")
     zone: str = Field("UTC", description="time zone of hours and weekdays")
+    currencies: tuple[str, ...] = Field(
+        (), description="currencies whose amounts have features, each of its own; none: all amounts are of one"
+    )
 
     @classmethod
     def fit(cls, events: DataFrame, as_of: DataFrame, conf: AggConf, spec: DataSetSpec) -> Agg:
@@ -89,17 +97,21 @@ class Agg(Conf):
             spec: the data set, for what the configuration leaves out.
         """
         numeric = _names(conf.numeric, spec, "numeric")
-        amounts = ("amount", "log_amount") if spec.amount else ()
+        currencies = _currencies(events, as_of, conf.max_currencies) if spec.several_currencies else ()
+        amounts = [name for one in _amounts(currencies) for name in (one, f"log_{one}")] if spec.amount else []
+        by_code = conf.by_code if conf.by_code is not None else ("log_amount",) if spec.amount else numeric
+        categorical = _names(conf.categorical, spec, "categorical")
         open_model = cls(
             codes={},
-            categorical=_names(conf.categorical, spec, "categorical"),
+            categorical=(*categorical, "currency") if len(currencies) > 1 else categorical,
             numeric=numeric,
             whole=(*amounts, "log_days", *numeric),
-            by_code=conf.by_code if conf.by_code is not None else ("log_amount",) if spec.amount else numeric,
+            by_code=tuple(one for name in by_code for one in _by_currency(name, currencies)),
             hour=conf.calendar and with_clock(spec, events).time.has_clock,
             weekday=conf.calendar,
             recency=conf.recency,
             zone=spec.time.zone,
+            currencies=currencies,
         )
         found = learn_codes(open_model.histories(events, as_of), conf.max_codes)
         return open_model.model_copy(update={"codes": {field: tuple(kept) for field, kept in found.items()}})
@@ -113,6 +125,7 @@ class Agg(Conf):
             hour=self.hour,
             weekday=self.weekday,
             zone=self.zone,
+            currencies=self.currencies,
         )
         return histories(observed, as_of)
 
@@ -130,7 +143,11 @@ class Agg(Conf):
         sums = aggregate(rows, as_of, self.codes, numeric=self.whole, by_code=self.by_code)
         if not self.recency:
             return sums
-        both = sums.join(recency(rows, amounts="amount" in self.whole), on=list(_KEY), how="left")
+        both = sums.join(
+            recency(rows, amounts=[name for name in _amounts(self.currencies) if name in self.whole]),
+            on=list(_KEY),
+            how="left",
+        )
         none = F.create_map().cast("map<string, float>")
         return both.select(*_KEY, F.map_concat("features", F.coalesce("recency", none)).alias("features"))
 
@@ -175,7 +192,7 @@ def aggregate_histories(
 
     Returns:
         `features` of each set, a row for every row of `as_of`. Facts: `feature_sets`, and how many `codes` of each
-        field have features.
+        field have features, and of which `currencies` amounts have (none: all are of one).
 
     Raises:
         DataError: an attribute that the clients lack.
@@ -198,12 +215,32 @@ def aggregate_histories(
         facts={
             "feature_sets": list(conf.feature_sets),
             "codes": {field: len(kept) for field, kept in model.codes.items()},
+            "currencies": list(model.currencies),
         },
     )
 
 
 def _names(chosen: tuple[str, ...] | None, spec: DataSetSpec, kind: str) -> tuple[str, ...]:
     return tuple(field.name for field in spec.fields if field.kind == kind) if chosen is None else chosen
+
+
+def _currencies(events: DataFrame, as_of: DataFrame, most: int) -> tuple[str, ...]:
+    """The most frequent currencies of amounts in histories, most frequent first; ABSENT for amounts that have none."""
+    known = histories(events.where("amount IS NOT NULL"), as_of)
+    counts = known.groupBy(F.coalesce("currency", F.lit(ABSENT)).alias("currency")).count()
+    return tuple(row["currency"] for row in counts.orderBy(F.desc("count"), "currency").limit(most).collect())
+
+
+def _amounts(currencies: Sequence[str]) -> list[str]:
+    """Names of amount columns: by currency where there are several, since they must not be added up."""
+    names = [f"amount in {one}".replace("`", "'") for one in currencies]
+    return names if len(currencies) > 1 else ["amount"]
+
+
+def _by_currency(name: str, currencies: Sequence[str]) -> list[str]:
+    """The columns that stand for a number: of amounts one a currency."""
+    kind = name.removesuffix("amount")
+    return [f"{kind}{one}" for one in _amounts(currencies)] if name in ("amount", "log_amount") else [name]
 
 
 def observe(
@@ -214,6 +251,7 @@ def observe(
     hour: bool,
     weekday: bool,
     zone: str = "UTC",
+    currencies: Sequence[str] = (),
 ) -> DataFrame:
     """Prepares events for aggregation.
 
@@ -224,15 +262,20 @@ def observe(
         hour: take the hour as a code, where the data have a time of day.
         weekday: take the weekday as a code (1 is Sunday).
         zone: time zone of hours and weekdays.
+        currencies: those whose amounts are taken, ABSENT for amounts without one; none: all amounts are of one.
 
     Returns:
         client_id, event_time, `codes` array<struct<field, code>>, and as doubles: amount, log_amount = sign(x) ln(1 +
-        |x|), log_days = ln(1 + days since the client's previous event) and the numeric columns. The time itself is
+        |x|) (of several currencies `amount in EUR`, `log_amount in EUR` ..., null for events of others), log_days =
+        ln(1 + days since the client's previous event) and the numeric columns. The time itself is
         no feature.
     """
     before = Window.partitionBy("client_id").orderBy("event_time", "event_seq", "event_id")
     seconds = F.col("event_time").cast("double") - F.lag("event_time").over(before).cast("double")
     amount = F.col("amount").cast("double")
+    here = dict.fromkeys(_amounts(currencies), amount)
+    for name, one in zip(here, currencies, strict=bool(currencies)):
+        here[name] = F.when(F.coalesce("currency", F.lit(ABSENT)) == one, amount)
     fields: dict[str, Column] = {name: F.col(name) for name in categorical}
     time = local(F.col("event_time"), zone)
     # A field of the data of the same name wins, as in documents.
@@ -246,8 +289,8 @@ def observe(
         "client_id",
         "event_time",
         F.array(*codes).cast("array<struct<field:string,code:string>>").alias("codes"),
-        amount.alias("amount"),
-        (F.signum(amount) * F.log1p(F.abs(amount))).alias("log_amount"),
+        *(column.alias(name) for name, column in here.items()),
+        *((F.signum(one) * F.log1p(F.abs(one))).alias(f"log_{name}") for name, one in here.items()),
         F.log1p(F.coalesce(seconds, F.lit(0.0)) / _DAY_SECONDS).alias("log_days"),
         *(F.col(name).cast("double").alias(name) for name in numeric),
     )
@@ -317,7 +360,7 @@ def aggregate(
     whole = F.array(F.struct(F.lit(_ALL).alias("field"), F.lit("").alias("code")))
     numbers = list(dict.fromkeys([*numeric, *by_code]))
     groups = (
-        rows.select(*_KEY, *numbers, F.explode(F.concat(whole, F.col("codes"))).alias("pair"))
+        rows.select(*_KEY, *(f"`{name}`" for name in numbers), F.explode(F.concat(whole, F.col("codes"))).alias("pair"))
         .groupBy(*_KEY, "pair.field", "pair.code")
         .agg(F.count(F.lit(1)).cast("double").alias("count"), *(s for name in numbers for s in _statistics(name)))
     )
@@ -344,9 +387,9 @@ def aggregate(
 
 def _statistics(name: str) -> list[Column]:
     return [
-        F.sum(name).alias(f"{name}:sum"),
-        F.avg(name).alias(f"{name}:mean"),
-        F.stddev_samp(name).alias(f"{name}:std"),
+        F.sum(f"`{name}`").alias(f"{name}:sum"),
+        F.avg(f"`{name}`").alias(f"{name}:mean"),
+        F.stddev_samp(f"`{name}`").alias(f"{name}:std"),
     ]
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from pyspark.sql import functions as F
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pyspark.sql import Column, DataFrame
 
 _KEY = ("client_id", "as_of")
@@ -15,7 +17,7 @@ _SPANS = (30, 90, 365)  # days before as_of
 _YEAR = 365.25
 
 
-def recency(rows: DataFrame, *, amounts: bool) -> DataFrame:
+def recency(rows: DataFrame, *, amounts: Sequence[str]) -> DataFrame:
     """Features of the clock, of which the numbers of single events know nothing.
 
     `since_last_days`, `since_first_days`; for the last 30, 90 and 365 days `last_30d:count`, `last_30d:amount:sum`, and
@@ -24,7 +26,7 @@ def recency(rows: DataFrame, *, amounts: bool) -> DataFrame:
 
     Args:
         rows: from `agg.histories`.
-        amounts: the data have amounts.
+        amounts: columns of amounts, one a currency, each with its logarithm under `log_` and its name.
 
     Returns:
         client_id, as_of, recency map<string, float> without zeros; a row for each history with an event.
@@ -33,15 +35,16 @@ def recency(rows: DataFrame, *, amounts: bool) -> DataFrame:
     sums = [F.min("ago").alias("last"), F.max("ago").alias("first"), F.count(F.lit(1)).alias("events")]
     for days in _SPANS:
         inside = F.col("ago") <= days
-        sums += [F.count_if(inside).alias(f"count{days}"), F.sum(F.when(inside, F.col("amount"))).alias(f"sum{days}")]
-    sums.append((F.regr_slope("log_amount", -F.col("ago")) * _YEAR).alias("slope"))
+        sums.append(F.count_if(inside).alias(f"count{days}"))
+        sums += [F.sum(F.when(inside, F.col(f"`{name}`"))).alias(f"{name}{days}") for name in amounts]
+    sums += [(F.regr_slope(f"`log_{name}`", -F.col("ago")) * _YEAR).alias(f"{name}:slope") for name in amounts]
     found = rows.withColumn("ago", ago).groupBy(*_KEY).agg(*sums)
     values = {"since_last_days": F.col("last"), "since_first_days": F.col("first")}
     for days in _SPANS:
         values[f"last_{days}d:count"] = F.col(f"count{days}")
         values[f"last_{days}d:log_rate"] = _log_rate(days)
-        values |= {f"last_{days}d:amount:sum": F.col(f"sum{days}")} if amounts else {}
-    values |= {"log_amount:slope": F.col("slope")} if amounts else {}
+        values |= {f"last_{days}d:{name}:sum": F.col(f"`{name}{days}`") for name in amounts}
+    values |= {f"log_{name}:slope": F.col(f"`{name}:slope`") for name in amounts}
     entries = F.array(
         *(
             F.struct(

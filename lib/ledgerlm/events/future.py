@@ -59,17 +59,17 @@ def computed_labels(
         if shown.tzinfo is not None:
             shown = shown.astimezone(offset_of(spec.time.zone)).replace(tzinfo=None)
         grid = _grid(label, spec, shown)
-        values = _values(events, firsts, label, grid, spec.time.zone)
+        values = _values(events, firsts, label, grid, spec)
         covered = F.col("_day") + F.make_dt_interval(F.lit(_rule(label).days)) <= _literal(shown)
         yield Computed(label=label, rows=values.withColumn("covered", covered).drop("_day"))
 
 
-def _values(events: DataFrame, firsts: DataFrame, label: LabelSpec, grid: Column, zone: str) -> DataFrame:
+def _values(events: DataFrame, firsts: DataFrame, label: LabelSpec, grid: Column, spec: DataSetSpec) -> DataFrame:
     """client_id, as_of, _day (as_of on the clock of the zone), value, unpriced."""
-    rule = _rule(label)
+    rule, zone = _rule(label), spec.time.zone
     days = F.make_dt_interval(F.lit(rule.days))
     counting = reduce(DataFrame.where, (F.col(name).isin(*among) for name, among in label.only.items()), events)
-    if rule.value == "amount":
+    if rule.value == "amount" and spec.several_currencies:
         one_currency(counting, f"task {label.name}", "labels.only: {currency: [...]}")
     time = local(F.col("event_time"), zone)
     inside = F.filter(grid, lambda day: (day <= time) & (time < day + days))

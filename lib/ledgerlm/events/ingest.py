@@ -36,6 +36,7 @@ __all__ = [
 _SAID = {
     "_signed": "amounts with a sign of their own beside sign",
     "_rounded": "rounded amounts",
+    "_converted": "amounts turned into another currency",
     "_unordered": "events whose order is no number",
 }
 

@@ -17,7 +17,7 @@ from ledgerlm.events.clock import fixed_instant, known_zone
 from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
 from ledgerlm.events.masks import mask_steps
-from ledgerlm.events.numbers import EXACT, amount_of, number, product, same
+from ledgerlm.events.numbers import EXACT, amount_of, converted, number, product, same
 from ledgerlm.events.quality import Reason, recoded
 from ledgerlm.events.sources import read_file
 from ledgerlm.events.spec import AmountSpec, DataSetSpec, FieldSpec, SignSpec, source_of
@@ -28,7 +28,7 @@ from ledgerlm.lake.schemas import AMOUNT
 DETAIL_LENGTH = 200  # characters of an offending value that the detail quotes
 _ID_LENGTH = 32  # hexadecimal digits of a hashed id: 128 bits
 _ONE, _ZERO = r"(?i)^(?:1(?:\.0+)?|true)$", r"(?i)^(?:0(?:\.0+)?|false)$"
-NOTED = ("_signed", "_rounded", "_unordered")
+NOTED = ("_signed", "_rounded", "_converted", "_unordered")
 """What the settings of a spec decided about a row: counted, and written nowhere."""
 
 
@@ -202,7 +202,7 @@ def _money(spec: DataSetSpec) -> dict[str, Column]:
     """What is written as the amount, as text and exactly; its currency, and whether all that is said of it agrees."""
     conf = spec.amount
     if conf is None:
-        nothing = {"_raw_amount": _none(), "_exact": F.lit(None).cast(EXACT), "currency": _none()}
+        nothing = {"_raw_amount": _none(), "_exact": F.lit(None).cast(EXACT), "_currency": _none()}
         return {**nothing, "_agree": F.lit(True)}
     written = without(conf.nulls, raw(conf.column))
     number_of = exact(conf.column) if not conf.nulls else F.when(written.isNotNull(), exact(conf.column))
@@ -211,20 +211,34 @@ def _money(spec: DataSetSpec) -> dict[str, Column]:
     return {
         "_raw_amount": written,
         "_exact": product(number_of, exact(conf.times)) if conf.times else number_of,
-        "currency": F.coalesce(stated, at),
+        "_currency": F.coalesce(stated, at),
         "_agree": F.coalesce(stated == at, F.lit(True)),
     }
 
 
 def _amount(spec: DataSetSpec) -> dict[str, Column]:
-    """The amount, null where it cannot be told, and what the settings decided."""
+    """The amount, null where it cannot be told, its currency, and what the settings decided."""
     conf, value = spec.amount, F.col("_exact")
     if conf is None:
-        return {"amount": F.lit(None).cast(AMOUNT), "_signed": F.lit(False), "_rounded": F.lit(False)}
-    amount = _with_sign(amount_of(value, conf.scale, rounded=conf.round), conf)
-    signed = F.coalesce(value < 0, F.lit(False)) if conf.sign != "as_is" else F.lit(False)
+        nothing = dict.fromkeys(("_signed", "_rounded", "_converted"), F.lit(False))
+        return {"amount": F.lit(None).cast(AMOUNT), "currency": F.col("_currency"), **nothing}
+    read = amount_of(value, conf.scale, rounded=conf.round)
     rounded = F.coalesce(~same(F.round(value, conf.scale), value), F.lit(False)) if conf.round else F.lit(False)
-    return {"amount": F.when(F.col("_agree"), amount), "_signed": signed, "_rounded": rounded}
+    currency, foreign = F.col("_currency"), F.lit(False)
+    if conf.convert:
+        rates = F.create_map(*(F.lit(part) for name, rate in conf.convert.rates.items() for part in (name, str(rate))))
+        home, foreign = currency == conf.convert.into, F.coalesce(currency != conf.convert.into, F.lit(False))
+        turned = amount_of(converted(value, F.try_element_at(rates, currency)), conf.scale, rounded=True)
+        read, currency = F.when(home, read).when(foreign, turned), F.lit(conf.convert.into)
+    amount = F.when(F.col("_agree"), _with_sign(read, conf))
+    signed = F.coalesce(value < 0, F.lit(False)) if conf.sign != "as_is" else F.lit(False)
+    return {
+        "amount": amount,
+        "currency": F.when(amount.isNotNull(), currency) if conf.convert else currency,
+        "_signed": signed,
+        "_rounded": rounded & ~foreign,
+        "_converted": foreign & amount.isNotNull(),
+    }
 
 
 def _with_sign(amount: Column, conf: AmountSpec) -> Column:
@@ -291,6 +305,8 @@ def _amount_faults(conf: AmountSpec) -> list[tuple[Column, Reason, Column]]:
             faults.append((F.col("_signed"), Reason.SIGNED_AMOUNT, F.concat_ws(", ", *parts)))
     if conf.times:
         parts.append(F.concat(F.lit(f"{conf.times}: "), F.coalesce(raw(conf.times), F.lit("absent"))))
+    if conf.convert:
+        parts.append(F.concat(F.lit("currency: "), F.coalesce("_currency", F.lit("absent"))))
     bad = F.col("_raw_amount").isNotNull() & F.col("amount").isNull()
     return [*faults, (bad, Reason.BAD_AMOUNT, F.concat_ws(", ", *parts))]
 

@@ -94,6 +94,22 @@ def product(one: Column, other: Column) -> Column:
     return (left * right).try_cast(EXACT)
 
 
+def converted(exact: Column, rate: Column) -> Column:
+    """An amount times a rate as a decimal(38,18), from exact products; null where either has too many digits.
+
+    Args:
+        exact: decimal(38,18).
+        rate: text of a number.
+    """
+    kinds = (("decimal(22,6)", "decimal(15,9)"), ("decimal(18,8)", "decimal(19,6)"))
+    products = (
+        F.when(same(exact.try_cast(one), exact), exact.try_cast(one))
+        * F.when(same(rate.try_cast(other), rate.try_cast(EXACT)), rate.try_cast(other))
+        for one, other in kinds
+    )
+    return F.coalesce(*(one.try_cast(EXACT) for one in products))
+
+
 def plain_number(value: Column, file: FileSpec) -> tuple[Column, Column]:
     """A number of a file's dialect in plain form (digits, `.`, `-`), and the currency that stands at it.
 

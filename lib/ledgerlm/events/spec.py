@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -60,6 +61,26 @@ class SignSpec(SpecPart):
         return self
 
 
+class ConvertSpec(SpecPart):
+    """Turns amounts of several currencies into one when they are read; what is turned is rounded and counted."""
+
+    into: str = Field(description="the currency of all amounts afterwards")
+    rates: dict[str, Decimal] = Field(
+        description="currency -> its worth in `into`, such as {USD: 0.92, JPY: 0.0061}; an amount of another currency, "
+        "or of none, is bad"
+    )
+
+    @model_validator(mode="after")
+    def _rates_sound(self) -> Self:
+        wrong = sorted(name for name, rate in self.rates.items() if rate <= 0 or rate.as_tuple().exponent < -9)  # type: ignore[operator]
+        if wrong or self.rates.get(self.into, 1) != 1:
+            raise ValueError(
+                f"convert: rates of {', '.join(wrong) or self.into}: above zero with at most nine decimal places, and "
+                f"that of {self.into} is 1"
+            )
+        return self
+
+
 class AmountSpec(SpecPart):
     """The amount of an event; money going out is negative when the data say so."""
 
@@ -79,9 +100,16 @@ class AmountSpec(SpecPart):
     sign: SignSpec | Literal["as_is", "negative"] = Field("as_is", description="as_is, negative (all), or by a column")
     currency: str | None = Field(None, description="currency of all amounts")
     currency_column: str | None = Field(None, description="column that holds the currency")
+    convert: ConvertSpec | None = Field(
+        None,
+        description="rates that turn all amounts into one currency; left out, amounts of several are told with theirs, "
+        "summed by currency in features, and never added up",
+    )
 
     @model_validator(mode="after")
     def _one_currency(self) -> Self:
+        if self.currency and self.convert:
+            raise ValueError("'convert' turns amounts of several currencies into one: leave 'currency' out")
         if self.currency and self.currency_column:
             raise ValueError("give 'currency' or 'currency_column', not both")
         return self
@@ -363,6 +391,14 @@ class DataSetSpec(SpecPart):
     def fields_of(self, *kinds: Kind) -> tuple[FieldSpec, ...]:
         """The fields of these kinds, in order."""
         return tuple(field for field in self.fields if field.kind in kinds)
+
+    @property
+    def several_currencies(self) -> bool:
+        """Whether amounts may be of several currencies."""
+        if self.amount is None or self.amount.currency or self.amount.convert:
+            return False
+        files = self.source.files if self.source else ()
+        return self.amount.currency_column is not None or any(file.currency_signs for file in files)
 
     @property
     def attributes(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import types
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -17,6 +18,7 @@ _WORDS = {
     bool: "true or false",
     int: "whole number",
     float: "number",
+    Decimal: "number",
     dt.date: "date",
     dt.datetime: "time",
 }

@@ -94,7 +94,8 @@ def _known_fields(spec: DataSetSpec) -> dict[str, Shown]:
         Shown(name="time", title="time" if spec.time.has_clock else "date", kind="time"),
     ]
     if spec.amount:
-        currency = f" ({spec.amount.currency})" if spec.amount.currency else ""
+        one = spec.amount.convert.into if spec.amount.convert else spec.amount.currency
+        currency = f" ({one})" if one else ""
         known.append(Shown(name="amount", title=f"amount{currency}", kind="number"))
         known.append(Shown(name="currency", title="currency", kind="word"))
     shorts = {field.short for field in spec.fields}
@@ -115,7 +116,7 @@ def _short(name: str, taken: Collection[str]) -> str:
 
 def _default_fields(spec: DataSetSpec, *, exact: bool) -> tuple[str, ...]:
     amount = ("amount",) if spec.amount else ()
-    currency = ("currency",) if spec.amount and spec.amount.currency_column else ()
+    currency = ("currency",) if spec.several_currencies else ()
     clock = ("hour",) if spec.time.has_clock else ()
     if exact:
         time = ("time",) if spec.time.calendar else ("days", *clock)
