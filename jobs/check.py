@@ -20,7 +20,7 @@ _WIDTH = 200  # signs of a raw row that are shown
 
 
 def check(file: str, overrides: Sequence[str] = (), *, rows: int = 10_000) -> int:
-    """Prints what the head of each entry of event files holds.
+    """Prints what the head of each entry of files holds.
 
     Args:
         file: data set spec.
@@ -50,7 +50,7 @@ def tell(entry: Entry) -> None:
     console.print(escape(f"  columns: {', '.join(entry.columns)}"))
     for payload, event in entry.shown:
         console.print(escape(f"  row   {payload[:_WIDTH]}"))
-        console.print(escape("  event " + ", ".join(f"{name}: {value}" for name, value in event.items())))
+        console.print(escape("  read  " + ", ".join(f"{name}: {value}" for name, value in event.items())))
     tell_reasons(entry.reasons, console)
 
 

@@ -29,19 +29,25 @@ class _JobCommand(click.Command):
     """A job's command; its settings are listed when its help is asked for, since that imports the job's engines."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        settings = SHIPPED.job(str(self.name)).conf.model_fields
+        from ledgerlm.config import all_settings
+
+        settings = all_settings(SHIPPED.job(str(self.name)).conf)
         with formatter.section(f"Settings, under `stages.{self.name}` of the pipeline file"):
-            formatter.write_dl([(name, field_help(field)) for name, field in settings.items()] or [("none", "")])
+            formatter.write_dl([(name, field_help(field)) for name, field in settings] or [("none", "")])
         super().format_epilog(ctx, formatter)
 
 
 def field_help(field: object) -> str:
     """Meaning and default of one setting."""
+    from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
     assert isinstance(field, FieldInfo)
-    default = "required" if field.is_required() else f"default: {field.get_default(call_default_factory=True)}"
-    return f"{field.description or ''} ({default})"
+    if field.is_required():
+        return f"{field.description or ''} (required)"
+    default = field.get_default(call_default_factory=True)
+    # A configuration's own defaults stand at its keys.
+    return f"{field.description or ''} (default: {'as below' if isinstance(default, BaseModel) else default})"
 
 
 class _Commands(click.Group):

@@ -13,10 +13,10 @@ from ledgerlm.runs.job import Job, StageResult
 
 def run(ctx: Context, conf: PrepareConf) -> StageResult:
     """Fits the pipeline on training clients, keeps it as an artefact, and writes everyone's features."""
-    clients, labels, end = ctx.read("clients"), ctx.read("labels"), ctx.spec.as_of
+    clients, labels = ctx.read("clients"), ctx.read("labels")
     made = prepare_features(
         clients,
-        labels.select(*KEY).distinct() if end is None else asked(clients, labels, end),
+        labels.select(*KEY).distinct() if ctx.spec.as_of is None else asked(clients, labels, ctx.end(None)),
         conf,
         tables={source.table: ctx.read(source.table) for source in conf.append},
         facts=ctx.facts,

@@ -23,7 +23,7 @@ def run(ctx: Context, conf: StockJobConf) -> StageResult:
     """Writes the forecast of one date, learnt at earlier ones."""
     scored = choose_scores(ctx.read("scores"), ctx.heads(conf.scores), ctx.task(conf.task), conf)
     events, clients, dictionaries = ctx.read("events"), ctx.read("clients"), ctx.maybe("dictionaries")
-    forecast = forecast_stock(scored, events, clients, dictionaries, conf.stock, keep=ctx.keep)
+    forecast = forecast_stock(scored, events, clients, dictionaries, conf.stock, time=ctx.spec.time, keep=ctx.keep)
     return ctx.publish(forecast.made(ctx.stage, [stock_section(ctx.stage, forecast)]))
 
 

@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
 from yaml import YAMLError
 
@@ -106,6 +107,35 @@ def references(value: Any, kind: type[R]) -> Iterator[R]:
     elif isinstance(value, Sequence | frozenset) and not isinstance(value, str):
         for one in value:
             yield from references(one, kind)
+
+
+def all_settings(model: type[BaseModel], _within: tuple[type[BaseModel], ...] = ()) -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a configuration, however deep, with what is known of it.
+
+    Args:
+        model: the configuration.
+
+    Yields:
+        The key as `--set` takes it, with NAME for a name of one's own and 0 for a place in a list, and its field.
+    """
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        yield key, field
+        for place, inner in _inner_models(field.annotation):
+            if inner not in (model, *_within):
+                for below, one in all_settings(inner, (model, *_within)):
+                    yield ".".join((key, *place, below)), one
+
+
+def _inner_models(kind: Any) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]]:
+    """Configurations inside a type, each with the way to it."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        yield (), kind
+    origin = get_origin(kind)
+    step = {dict: ("NAME",), Mapping: ("NAME",), tuple: ("0",), list: ("0",), Sequence: ("0",)}.get(origin, ())
+    for part in get_args(kind):
+        for place, inner in _inner_models(part):
+            yield (*step, *place), inner
 
 
 def shipped(name: str) -> Path:

@@ -17,7 +17,7 @@ from ledgerlm.errors import ArtefactError, ConfigError, DataError
 from ledgerlm.events.ingest import ingest_events
 from ledgerlm.events.labels import client_attributes, first_events, labels_of
 from ledgerlm.events.spec import load_spec
-from ledgerlm.events.splits import with_newest_split
+from ledgerlm.events.splits import newest_from, with_newest_split
 from ledgerlm.heads.alimn.states import (
     different_sentences,
     mean_features,
@@ -251,14 +251,15 @@ def test_the_newest_labels_are_the_test(spark: SparkSession) -> None:
     rows = [(f"c{n}", datetime(2025, 1, 1 + n // 2, tzinfo=UTC)) for n in range(20)]
     labels = spark.createDataFrame(rows, "client_id string, as_of timestamp")
     clients = labels.select("client_id").union(spark.createDataFrame([("none",)], "client_id string"))
-    split = {row["client_id"]: row["split"] for row in with_newest_split(clients, labels, 0.3).collect()}
+    until = newest_from(labels, 0.3)
+    split = {row["client_id"]: row["split"] for row in with_newest_split(clients, labels, until).collect()}
     days = dict(rows)
     train, test = ({days[c] for c, side in split.items() if side == one and c in days} for one in ("train", "test"))
-    assert max(train) < min(test)
+    assert max(train) < until <= min(test)
     assert 0.2 <= sum(side == "test" for side in split.values()) / 20 <= 0.4
     assert split["none"] == "train"
     with pytest.raises(DataError, match="several instants"):
-        with_newest_split(clients, labels.withColumn("as_of", F.lit(AS_OF)), 0.3)
+        newest_from(labels.withColumn("as_of", F.lit(AS_OF)), 0.3)
 
 
 def test_bank_marketing_is_read_as_of_the_call_and_without_its_duration(spark: SparkSession, tmp_path: Path) -> None:

@@ -142,6 +142,13 @@ def test_stock_forecasts_of_other_dates_stay(spark: SparkSession, folder: Path) 
         work(folder, {"stock": {**conf, "as_of": "2025-03-01"}}, "stock")
 
 
+def test_stock_learns_on_clients_that_the_head_did_not_see(folder: Path) -> None:
+    stock = {"region": "region", "category": "category", "horizon": 30, "window": 60, "learn": "split = 'nobody'"}
+    conf = {"scores": "forecast:goals", "task": "goal", "as_of": FEBRUARY, "stock": stock}
+    with pytest.raises(DataError, match="no client with earlier scores meets split = 'nobody'"):
+        work(folder, {"stock": conf}, "stock")
+
+
 def test_contacts_of_other_dates_and_campaigns_stay(spark: SparkSession, folder: Path) -> None:
     conf = {
         "campaign": "spring",

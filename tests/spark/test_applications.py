@@ -21,7 +21,9 @@ from ledgerlm.applications.scored import Scored
 from ledgerlm.applications.target import Campaign, TargetConf, target
 from ledgerlm.engines.frames import Keeper
 from ledgerlm.errors import ConfigError
+from ledgerlm.events.clock import local
 from ledgerlm.events.goals import GoalRule
+from ledgerlm.events.spec_times import TimeSpec
 from ledgerlm.heads.tasks import Task
 
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
@@ -217,6 +219,53 @@ def test_stock_follows_the_goals_and_sees_no_future(spark: SparkSession) -> None
     assert both.where(F.abs(F.col("expected") - F.col("other")) > 1e-9).count() == 0
 
 
+def test_stock_counts_days_of_the_zone_and_learns_on_test_clients(spark: SparkSession) -> None:
+    """In New York midnight is at 5:00 UTC; training clients, scored too surely, would teach that travel is tools."""
+    zone = TimeSpec(column="t", zone="America/New_York")
+    now = datetime(2024, 3, 1, 5, tzinfo=UTC)
+    past = now - timedelta(days=60)
+    shops = {"test": "7011", "train": "5200"}
+    bought = [event(f"{split}{n}", 0, code) for split, code in shops.items() for n in range(3)]
+    at = [past - timedelta(days=3), past + timedelta(days=5), now - timedelta(days=1)]
+    rows = [
+        (row[0], f"{row[0]}{place}", when, 0, Decimal(-1), row[5]) for row in bought for place, when in enumerate(at)
+    ]
+    # Half an hour before midnight of 31 March is within 30 days of 1 March there, an hour later is not.
+    last = datetime(2024, 3, 31, 3, 30, tzinfo=UTC)
+    rows += [
+        ("test0", "x", last, 0, Decimal(-1), "5999"),
+        ("test0", "y", last + timedelta(hours=1), 0, Decimal(-1), "5111"),
+    ]
+    rows += [("test0", "z", datetime(2024, 4, 5, tzinfo=UTC), 0, Decimal(-1), "5999")]
+    events = spark.createDataFrame(rows, EVENTS)
+    clients = spark.createDataFrame(
+        [(f"{split}{n}", split, "all") for split in shops for n in range(3)],
+        "client_id string, split string, region string",
+    )
+    scores = [(f"{split}{n}", when, [0.5, 0.5]) for split in shops for n in range(3) for when in (past, now)]
+    scored = Scored(
+        task=Task(name="goal", kind="binary", classes=(0.0, 1.0), class_names=("travel", "home")),
+        head_id="h",
+        as_of=now,
+        rows=spark.createDataFrame(scores, "client_id string, as_of timestamp, probabilities array<double>"),
+    )
+    made = stock.forecast_stock(scored, events, clients, None, CONF, time=zone, keep=KEEP)
+    found = {row.category: row for row in made.rows.collect()}
+    assert {row.as_of.replace(tzinfo=UTC) for row in found.values()} == {now}
+    assert set(found) == {"7011"}, "what training clients bought teaches nothing"
+    assert found["7011"].observed == 0.0, "the data end on 5 April, so the days are over"
+    everyone = CONF.model_copy(update={"learn": "true"})
+    made = stock.forecast_stock(scored, events, clients, None, everyone, time=zone, keep=KEEP)
+    assert {row.category for row in made.rows.collect()} == {"7011", "5200"}
+    shown = events.withColumn("event_time", local(F.col("event_time"), zone.zone))
+    came = stock.outcomes(
+        stock.purchases(shown, CONF, "mcc"),
+        scored.rows.where(F.col("as_of") == scored.instant).withColumn("as_of", local(F.col("as_of"), zone.zone)),
+        CONF,
+    )
+    assert {row.category for row in came.collect()} == {"5999"}
+
+
 def test_stock_intervals_know_that_months_differ(spark: SparkSession) -> None:
     """In every second month all buy twice as much: shares fitted to both months would hide it from the interval."""
     events, people, goals = [], [], []
@@ -243,7 +292,7 @@ def test_stock_intervals_know_that_months_differ(spark: SparkSession) -> None:
     fitted = strays(stock.cells(past, paces, stock.learn_shares(past, paces, came), regions))
     dates = stock.learning_dates(past)
     assert len(dates) == 2
-    held_out = strays(stock.held_out_cells(past, paces, came, regions, dates))
+    held_out = strays(stock.held_out_cells(stock.Said(past, past, past), paces, came, regions, dates))
     assert held_out > 2 * fitted > 2
 
 

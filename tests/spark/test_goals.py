@@ -12,6 +12,7 @@ from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.goals import CutsConf, GoalRule, GoalsConf, goal_labels, with_goal
 from ledgerlm.events.labelling import LabelConf, label_events
 from ledgerlm.events.next_category import NextCategoryConf
+from ledgerlm.events.spec_times import TimeSpec
 
 CUT = datetime(2024, 6, 1, tzinfo=UTC)
 EVENTS = "client_id string, event_id string, event_time timestamp, event_seq long, amount decimal(18,4), mcc string"
@@ -122,3 +123,17 @@ def test_sliding_cuts_and_unknown_fields(spark: SparkSession) -> None:
     strange = CONF.model_copy(update={"rules": (GoalRule(name="x", fields={"colour": ("red",)}),)})
     with pytest.raises(ConfigError, match="no event field colour"):
         found(spark, [event("a", -1, "5411")], strange)
+
+
+def test_cuts_are_midnights_of_the_zone(spark: SparkSession) -> None:
+    clients = spark.createDataFrame([("a", "train"), ("b", "train")], "client_id string, split string")
+    # Midnight of 1 June is at 22:00 UTC in Berlin; the horizon of 30 days ends at 22:00 too.
+    rows = [event(client, -day, "5411") for client in "ab" for day in (3, 4)]
+    rows += [event("a", -1 / 24, "4900"), event("a", 5, "7011"), event("b", 30 - 1 / 24, "4900"), event("b", 31, "0")]
+    rows += [event("a", 400, "0"), event("a", 900, "0")]  # the last stands alone
+    conf = CONF.model_copy(update={"horizons": (30,), "cuts": CutsConf(dates=(date(2024, 6, 1), date(2025, 9, 1)))})
+    frame = spark.createDataFrame(rows, EVENTS)
+    for zone, expected in (("UTC", {"a": "none", "b": "bills"}), ("Europe/Berlin", {"a": "bills", "b": "none"})):
+        labels = goal_labels(frame, clients, conf, time=TimeSpec(column="t", zone=zone)).collect()
+        assert {row.client_id: row.label_text for row in labels} == expected
+        assert {str(row.as_of) for row in labels} == {"2024-06-01 00:00:00" if zone == "UTC" else "2024-05-31 22:00:00"}

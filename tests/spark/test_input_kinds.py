@@ -453,6 +453,57 @@ def test_rates_turn_amounts_into_one_currency(spark: SparkSession, tmp_path: Pat
     ]  # fmt: skip
 
 
+def test_wide_lines_become_a_row_for_each_period(spark: SparkSession, tmp_path: Path) -> None:
+    months = {"2005-08-31": {"amount": "B2", "mcc": "S2"}, "2005-09-30": {"amount": "B1", "mcc": "S1"}}
+    unpivot = {"name": "time", "rows": months}
+    (tmp_path / "w.csv").write_text(
+        "id;client;B1;B2;S1;S2;note\n1;a;1.234,50;-2;x;y;n\n2;b;;;;;n\n3;c;3,5;;z;;n\n4;d;oops;7;;;n\nbroken;line\n"
+    )
+    pq.write_table(
+        pa.table({"id": [5], "client": ["e"], "B1": [2.5], "B2": pa.array([None], pa.float64()), "S1": ["x"],
+                  "S2": pa.array([None], pa.string()), "note": ["n"]}),
+        tmp_path / "w.parquet",
+    )  # fmt: skip
+    csv = {
+        "glob": "w.csv",
+        "separator": ";",
+        "decimal": ",",
+        "thousands": ".",
+        "values": {"mcc": {"x": "paid"}},
+        "unpivot": unpivot,
+    }
+    files = [csv, {"glob": "w.parquet", "format": "parquet", "unpivot": unpivot}]
+    keys = {"time": {"column": "time", "format": "yyyy-MM-dd"}, "event_id": {"columns": ["id", "time"]}}
+    events, quarantine, counts = ingested(spark, spec_of(tmp_path, files, **keys))
+    assert {one: (str(row.event_time)[:10], str(row.amount), row.mcc) for one, row in events.items()} == {
+        r"1|2005-08-31": ("2005-08-31", "-2.0000", "y"),
+        r"1|2005-09-30": ("2005-09-30", "1234.5000", "paid"),
+        r"3|2005-09-30": ("2005-09-30", "3.5000", "z"),
+        r"4|2005-08-31": ("2005-08-31", "7.0000", None),
+        r"5|2005-09-30": ("2005-09-30", "2.5000", "x"),
+    }
+    assert counts.choices == {"empty periods of wide lines": 4}
+    assert sorted(row.reason for row in quarantine) == ["bad_amount", "wrong_column_count", "wrong_column_count"]
+    assert counts.rows_in == 8
+    # Without ids, the months of a line are rows of their own, and the same line again is one as well.
+    spec = spec_of(tmp_path, [csv], **keys | {"event_id": {}})
+    assert len({row.event_id for row in ingest_events(spark, spec).events.collect()}) == 4
+    label = {"name": "y", "kind": "regression", "file": csv, "id": "client", "column": "amount"}
+    spec = spec_of(tmp_path, files, labels=[label | {"as_of": {"column": "time", "format": "yyyy-MM-dd"}}], **keys)
+    firsts = spark.createDataFrame(
+        [(one, dt.datetime(2000, 1, 1)) for one in "abcd"], "client_id string, first_event_time timestamp"
+    )
+    labelled = labels_of(spark, spec, firsts)
+    found = {(row.client_id, str(row.as_of)[:10]): row.label for row in labelled.labels.collect()}
+    assert found == {
+        ("a", "2005-08-31"): -2.0,
+        ("a", "2005-09-30"): 1234.5,
+        ("c", "2005-09-30"): 3.5,
+        ("d", "2005-08-31"): 7.0,
+    }
+    assert labelled.counts().left_out == 3
+
+
 def test_finer_amounts_keep_their_digits(spark: SparkSession, tmp_path: Path) -> None:
     cases = {"0.00001234": "0.0000123400", "-0.00004999": "-0.0000499900", "12.5": "12.5000000000", "1e-18": None}
     (tmp_path / "a.csv").write_text(lines_of(HEAD, *(f"{one};c;{WHEN};{one};1;x" for one in cases)))
@@ -556,7 +607,8 @@ def test_attributes_codes_and_labels(spark: SparkSession, tmp_path: Path) -> Non
     labelled = labels_of(spark, spec, firsts)
     rows = labelled.labels.selectExpr("client_id", "label", "cast(as_of as string) t").collect()
     assert [tuple(row) for row in rows] == [("a", 1.0, "2024-05-31 22:00:00")]
-    assert labelled.rows() == (4, 1, 3, 0)
+    found = labelled.counts()
+    assert (found.rows, found.out, found.quarantined, found.duplicates) == (4, 1, 3, 0)
     assert sorted(row.reason for row in labelled.quarantine.collect()) == ["damaged_id", "label_outside", "no_label"]
 
 

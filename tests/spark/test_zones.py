@@ -137,3 +137,32 @@ def test_as_of_without_a_zone_is_in_the_data_s(spark: SparkSession, tmp_path: Pa
     assert spec.as_of is not None
     assert spec.as_of.isoformat() == "2024-06-01T00:00:00+02:00"
     events.unpersist()
+
+
+def test_hours_that_the_clock_skips_are_read_later_and_counted(spark: SparkSession, tmp_path: Path) -> None:
+    def choices(times: list[str], **time: Any) -> tuple[dict[str, int], list[str]]:
+        rows = "".join(
+            f"{place},a,{one},{hour},x\n" for place, (one, _, hour) in enumerate(t.partition("#") for t in times)
+        )
+        (tmp_path / "s.csv").write_text("id,client,time,hour,weekday\n" + rows)
+        content = {
+            "name": "small",
+            "source": {"path": str(tmp_path), "files": [{"glob": "s.csv"}]},
+            "client": "client",
+            "event_id": {"columns": ["id"]},
+            "time": {"column": "time"} | time,
+            "fields": [{"name": "kind", "column": "weekday"}],
+        }
+        result = ingest_events(spark, DataSetSpec.model_validate(content))
+        found = result.events.selectExpr("cast(event_time as string) t").orderBy("event_id").collect()
+        return dict(result.counts().choices), [row.t[5:16] for row in found]
+
+    said = "times that the clock of their zone skipped"
+    night = ["2024-03-31 01:30:00", "2024-03-31 02:30:00", "2024-03-31 03:30:00", "2024-03-31 02:30:00+00:00"]
+    berlin = ["03-31 00:30", "03-31 01:30", "03-31 01:30", "03-31 02:30"]
+    assert choices(night, zone="Europe/Berlin") == ({said: 1}, berlin)
+    pattern = {"format": "yyyy-MM-dd HH:mm:ss", "zone": "Europe/London"}
+    assert choices(night[:3], **pattern)[0] == {said: 1}
+    assert choices(night, zone="UTC")[0] == {}
+    hours = [f"2024-03-31#{hour}" for hour in (1, 2, 3)]
+    assert choices(hours, format="yyyy-MM-dd", hour="hour", zone="Europe/Berlin")[0] == {said: 1}

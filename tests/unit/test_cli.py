@@ -12,6 +12,7 @@ import pytest
 
 import ledgerlm.jobs.split
 from ledgerlm.jobs.cli import main
+from ledgerlm.runs.pipeline import load_pipeline
 
 SPEC = """
 name: tiny
@@ -211,3 +212,32 @@ def test_error_that_only_a_developer_can_read_keeps_its_trace(monkeypatch: pytes
     failing(monkeypatch, ZeroDivisionError("a bug"))
     with pytest.raises(ZeroDivisionError):
         main(["run", "p.yaml"])
+
+
+def test_help_shows_settings_however_deep(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["label", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "goals.rules.0.name the goal, also the text of its label (required)" in said
+    assert "next_category.NAME.min_history" in said
+    assert "goals.cuts.every_months months between sliding cuts (default: 1)" in said
+
+
+class TestProtocolOfTheDataSet:
+    """What a spec says under `protocol` holds in every pipeline over its data, but for what the pipeline says."""
+
+    PROTOCOL = "protocol:\n  split: {share: 0.2, seed: 7}\n  aggregate: {calendar: false}\n"
+
+    def test_keys_of_the_pipeline_win(self) -> None:
+        Path("spec.yaml").write_text(SPEC + self.PROTOCOL)
+        Path("p.yaml").write_text(PIPELINE.replace("{split: {}}", "{split: {seed: 8}, other: {job: split}}"))
+        split, other = (stage.conf.model_dump() for stage in load_pipeline("p.yaml").stages)
+        assert (split["share"], split["seed"]) == (0.2, 8)
+        assert (other["share"], other["seed"]) == (0.3, 42), "a stage of another name"
+        again, _ = load_pipeline("p.yaml", ["stages.split.share=0.1"]).stages
+        assert again.conf.model_dump()["share"] == 0.1
+
+    def test_a_misspelt_stage_or_key_is_refused(self, told: Callable[..., str]) -> None:
+        Path("spec.yaml").write_text(SPEC + self.PROTOCOL.replace("aggregate", "agregate"))
+        assert "protocol: no stage 'agregate': did you mean 'aggregate'" in told("run", "p.yaml", "--dry-run")
+        Path("spec.yaml").write_text(SPEC + "protocol: {split: {shar: 0.2}}\n")
+        assert "unknown key 'shar': did you mean 'share'" in told("run", "p.yaml", "--dry-run")

@@ -108,6 +108,8 @@ def test_quoted_words_are_taken(tmp_path: Path) -> None:
         ({"columns": ["a", "a"]}, "named twice"),
         ({"separator": '"'}, "is the quote"),
         ({"encoding": "utf-7"}, "encoding"),
+        ({"unpivot": {"name": "t", "rows": {"1": {"a": "x"}, "2": {"b": "y"}}}}, "names the same columns"),
+        ({"unpivot": {"name": "a", "rows": {"1": {"a": "x"}}}}, "none is 'a'"),
     ],
 )
 def test_file_that_cannot_be_read_is_refused(keys: dict[str, Any], says: str) -> None:

@@ -2,9 +2,9 @@
 
 A client's expected purchases of a category in the horizon are his recent purchases a day times the horizon, times the
 category's share given each goal, weighted by the probabilities of the goals. The shares are learnt at earlier dates
-whose horizon had ended by the date of the forecast; how far counts stray from such sums, at each of those dates by the
-shares of the others. Where one of those dates lies in the same month of an earlier year, what came of a category then,
-for what was expected, corrects what is expected now.
+whose horizon had ended by the date of the forecast, on clients that the head was not trained on; how far counts stray
+from such sums, at each of those dates by the shares of the others. Where one of those dates lies in the same month of
+an earlier year, what came of a category then, for what was expected, corrects what is expected now.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 from pyspark.sql import DataFrame
@@ -22,7 +22,10 @@ from ledgerlm.applications.scored import Scored
 from ledgerlm.config import Conf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
+from ledgerlm.events.clock import fixed_instant, local, zoned
 from ledgerlm.events.dictionaries import with_description
+from ledgerlm.events.ends import end_of_data
+from ledgerlm.events.spec_times import UTC_TIME, TimeSpec
 from ledgerlm.lake.made import Made, Rows
 
 if TYPE_CHECKING:
@@ -50,6 +53,11 @@ class StockConf(Conf):
     region: str = Field(description="SQL expression over client columns: where the client shops")
     horizon: int = Field(30, ge=1, description="days after as_of that are forecast")
     window: int = Field(90, ge=1, description="days before as_of that tell a client's activity")
+    learn: str = Field(
+        "split = 'test'",
+        description="SQL condition over client columns: whose scores shares are learnt from. Clients that the head was "
+        "trained on are scored too surely, and their goals would seem to lead to what they bought",
+    )
     season: bool = Field(True, description="correct by the same month of earlier years, where it was learnt from")
 
 
@@ -100,6 +108,7 @@ def forecast_stock(
     dictionaries: DataFrame | None,
     conf: StockConf,
     *,
+    time: TimeSpec = UTC_TIME,
     keep: Keep,
 ) -> StockForecast:
     """Learns at earlier dates what goals lead to, forecasts at the instant, and looks what came.
@@ -110,31 +119,46 @@ def forecast_stock(
         clients: the `clients` table.
         dictionaries: the `dictionaries` table, if there is one.
         conf: what is counted.
+        time: the data set's: days, months and dates are those of its zone, and its data end where it says.
         keep: for frames that are read again.
 
     Raises:
-        DataError: when no earlier date was scored whose horizon has ended.
+        DataError: when no earlier date was scored whose horizon has ended, or none of a client that `learn` means.
     """
-    goals = expected_goals(scored.rows, scored.task)
-    over = F.col("as_of") + F.make_dt_interval(F.lit(conf.horizon)) <= scored.instant
-    past, now = keep(goals.where(over)), keep(goals.where(F.col("as_of") == scored.instant))
+    # From here to the result all times are those that a clock in the zone shows.
+    instant, end = local(scored.instant, time.zone), _end(events, time)
+    events = events.withColumn("event_time", local(F.col("event_time"), time.zone))
+    goals = expected_goals(scored.rows, scored.task).withColumn("as_of", local(F.col("as_of"), time.zone))
+    over = F.col("as_of") + F.make_dt_interval(F.lit(conf.horizon)) <= instant
+    past, now = keep(goals.where(over)), keep(goals.where(F.col("as_of") == instant))
     if past.isEmpty():
         raise DataError(
             f"task {scored.task.name}: no scores {conf.horizon} days or more before the date of the forecast; "
             "label and score earlier dates too"
         )
+    learners = clients.where(conf.learn).select("client_id")
+    learnt = keep(past.join(learners, on="client_id", how="leftsemi"))
+    if learnt.isEmpty():
+        raise DataError(
+            f"stock.learn: no client with earlier scores meets {conf.learn}, so nobody's shares can be learnt; keep "
+            "test clients out of the head's training, or give another condition"
+        )
     told = with_description(events, dictionaries, conf.category, "_category")
     bought = keep(purchases(told, conf, "_category"))
     regions = clients.select("client_id", F.expr(conf.region).alias("region")).where("region IS NOT NULL")
-    expected = _expected(past, now, bought, regions, as_of=scored.instant, conf=conf, keep=keep)
-    forecast = keep(_observed_too(expected, now, bought, regions, conf))
-    rows = forecast.withColumns(
-        {
-            "head_id": F.lit(scored.head_id),
-            "horizon_days": F.lit(conf.horizon),
-            "reason": reason_in_words(conf),
-        }
-    ).drop("pace", "season")
+    expected = _expected(Said(past, learnt, now), bought, regions, as_of=instant, conf=conf, keep=keep)
+    forecast = keep(_observed_too(expected, now, bought, regions, conf, end=end))
+    rows = (
+        forecast.withColumn("as_of", zoned(F.col("as_of"), time.zone))
+        .withColumns(
+            {
+                "head_id": F.lit(scored.head_id),
+                "horizon_days": F.lit(conf.horizon),
+                "reason": reason_in_words(conf),
+            }
+        )
+        .drop("pace", "season")
+    )
     largest = rows.orderBy(F.desc("expected"), "region", "category").limit(_LARGEST)
     return StockForecast(
         rows=rows,
@@ -147,9 +171,21 @@ def forecast_stock(
     )
 
 
+class Said(NamedTuple):
+    """What the head says, as `expected_goals`: at earlier dates, at those of clients to learn from, and now."""
+
+    past: DataFrame
+    learnt: DataFrame
+    now: DataFrame
+
+
+def _end(events: DataFrame, time: TimeSpec) -> Column:
+    """The end of the data as a clock in their zone shows it."""
+    return local(fixed_instant(end_of_data(events, time).time, time.zone), time.zone)
+
+
 def _expected(
-    past: DataFrame,
-    now: DataFrame,
+    said: Said,
     bought: DataFrame,
     regions: DataFrame,
     *,
@@ -158,26 +194,26 @@ def _expected(
     keep: Keep,
 ) -> DataFrame:
     """as_of, region, category, expected, low, high, pace, season."""
+    past = said.past
     paces, came = activity(bought, past, conf), outcomes(bought, past, conf)
-    shares = keep(learn_shares(past, paces, came))
+    shares = keep(learn_shares(said.learnt, paces, came))
     dates = learning_dates(past)
-    held_out = held_out_cells(past, paces, came, regions, dates)
+    held_out = held_out_cells(said, paces, came, regions, dates)
     learnt = keep(held_out.join(observed(came, regions), on=list(_PLACE), how="left").fillna(0, subset=["observed"]))
-    forecast = cells(now, activity(bought, now, conf), shares, regions)
+    forecast = cells(said.now, activity(bought, said.now, conf), shares, regions)
     seasonal = with_season(forecast, learnt if conf.season else learnt.limit(0), as_of)
     return with_interval(seasonal, dispersion(learnt), len(dates))
 
 
 def _observed_too(
-    forecast: DataFrame, now: DataFrame, bought: DataFrame, regions: DataFrame, conf: StockConf
+    forecast: DataFrame, now: DataFrame, bought: DataFrame, regions: DataFrame, conf: StockConf, *, end: Column
 ) -> DataFrame:
     """Adds `before` and `observed` double, null where the days are not over."""
     with_before = with_rivals(forecast, bought, now, regions, conf)
     seen = observed(outcomes(bought, now, conf), regions)
-    end = bought.agg((F.date_trunc("day", F.max("event_time")) + F.make_dt_interval(F.lit(1))).alias("_end"))
-    over = F.col("as_of") + F.make_dt_interval(F.lit(conf.horizon)) <= F.col("_end")
-    joined = with_before.join(seen, on=list(_PLACE), how="left").crossJoin(F.broadcast(end))
-    return joined.withColumn("observed", F.when(over, F.coalesce("observed", F.lit(0)).cast("double"))).drop("_end")
+    over = F.col("as_of") + F.make_dt_interval(F.lit(conf.horizon)) <= end
+    joined = with_before.join(seen, on=list(_PLACE), how="left")
+    return joined.withColumn("observed", F.when(over, F.coalesce("observed", F.lit(0)).cast("double")))
 
 
 def purchases(events: DataFrame, conf: StockConf, category: str) -> DataFrame:
@@ -264,7 +300,7 @@ def learning_dates(goals: DataFrame) -> list[dt.datetime]:
 
 
 def held_out_cells(
-    goals: DataFrame, paces: DataFrame, counted: DataFrame, regions: DataFrame, dates: Sequence[dt.datetime]
+    said: Said, paces: DataFrame, counted: DataFrame, regions: DataFrame, dates: Sequence[dt.datetime]
 ) -> DataFrame:
     """`cells` of each learning date by the shares of the other ones: they err as a forecast of a month not seen does.
 
@@ -272,18 +308,20 @@ def held_out_cells(
     With a single learning date there is no other one, and its own shares are taken.
 
     Args:
-        goals: from `expected_goals`, of the learning dates.
+        said: its `past` are the cells, from its `learnt` come the shares.
         paces: from `activity`.
         counted: from `outcomes`.
         regions: client_id, region.
-        dates: from `learning_dates` of the goals.
+        dates: from `learning_dates` of the past.
     """
     if len(dates) == 1:
-        return cells(goals, paces, learn_shares(goals, paces, counted), regions)
+        return cells(said.past, paces, learn_shares(said.learnt, paces, counted), regions)
     parts = []
     for date in dates:
         here = F.col("as_of") == F.lit(date)
-        parts.append(cells(goals.where(here), paces, learn_shares(goals.where(~here), paces, counted), regions))
+        parts.append(
+            cells(said.past.where(here), paces, learn_shares(said.learnt.where(~here), paces, counted), regions)
+        )
     return reduce(DataFrame.unionByName, parts)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
 
@@ -11,7 +12,7 @@ from pyspark.sql import functions as F
 from ledgerlm.engines.frames import with_columns
 from ledgerlm.events.cells import Uses, code, event_uses, raw, type_of
 from ledgerlm.events.clock import fixed_instant
-from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
+from ledgerlm.events.columns import FAULT, FILE, LEFT_OUT, PAYLOAD
 from ledgerlm.events.identity import identity, without
 from ledgerlm.events.sources import read_file
 from ledgerlm.events.spec import DataSetSpec, source_of
@@ -23,8 +24,8 @@ _KEY, _VALUES, _DIFFER = "_key", "_values", "_differ"
 
 
 def sound(rows: DataFrame) -> DataFrame:
-    """The rows without a fault of reading."""
-    return rows.where(F.col(FAULT).isNull())
+    """The rows without a fault of reading that hold something."""
+    return rows.where(F.col(FAULT).isNull() & ~F.col(LEFT_OUT))
 
 
 def damaged(rows: DataFrame) -> DataFrame:
@@ -112,6 +113,37 @@ def damaged_attributes(spark: SparkSession, spec: DataSetSpec) -> DataFrame | No
     text = [(file, needed) for file, needed in _attribute_files(spec) if file.format in ("csv", "json")]
     frames = [damaged(read_file(spark, file, source, needed=needed)) for file, needed in text]
     return reduce(DataFrame.unionByName, frames) if frames else None
+
+
+def attribute_rows(spark: SparkSession, spec: DataSetSpec) -> Iterator[tuple[FileSpec, DataFrame]]:
+    """The rows of each attribute file and dictionary as they are read, for a look at them.
+
+    Yields:
+        The file, and reason (null of a good row), detail, source_file, payload, shown map<string, string>.
+    """
+    source = source_of(spec)
+    for file, needed in [*_attribute_files(spec), *_dictionary_files(spec)]:
+        rows = read_file(spark, file, source, needed=needed, uses=Uses(codes=needed))
+        shown = F.create_map(*(part for name in needed for part in (F.lit(name), code(name))))
+        yield (
+            file,
+            rows.where(~F.col(LEFT_OUT)).select(
+                F.col(FAULT).alias("reason"),
+                F.lit(None).cast("string").alias("detail"),
+                FILE,
+                F.col(PAYLOAD).alias("payload"),
+                shown.alias("shown"),
+            ),
+        )
+
+
+def _dictionary_files(spec: DataSetSpec) -> list[tuple[FileSpec, dict[str, str]]]:
+    found = []
+    for place, field in enumerate(spec.fields):
+        book = field.dictionary
+        if book is not None and not isinstance(book, dict):
+            found.append((book.file, dict.fromkeys((book.code, book.description), f"fields.{place}.dictionary")))
+    return found
 
 
 def _attribute_files(spec: DataSetSpec) -> list[tuple[FileSpec, dict[str, str]]]:

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.engines.frames import with_columns
-from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLACE, ROW
+from ledgerlm.events.columns import BLOCK, FAULT, FILE, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.file_heads import resolved
 from ledgerlm.events.files import partition_value
@@ -200,7 +200,7 @@ class Chosen:
         file = F.substring_index(PATH, "/", -2)
         return [
             F.col(PAYLOAD), F.col(FAULT), file.alias(FILE), row.alias(ROW), F.col(PATH), F.col(BLOCK), F.col(PLACE),
-            odd.alias(ODD),
+            odd.alias(ODD), F.lit(False).alias(LEFT_OUT),
         ]  # fmt: skip
 
 

@@ -9,9 +9,12 @@ from typing import Any
 from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 
-from ledgerlm.events.judging import judged_entry
+from ledgerlm.events.attributes import attribute_rows
+from ledgerlm.events.judging import good_rows, judged_entry
+from ledgerlm.events.labels import label_rows
 from ledgerlm.events.sources import columns_in
 from ledgerlm.events.spec import DataSetSpec, source_of
+from ledgerlm.events.spec_files import FileSpec
 
 _SHOWN = 5  # rows before and after
 _EXAMPLES = 3  # of each reason
@@ -45,7 +48,7 @@ class Reasons:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """What an entry of event files holds.
+    """What an entry of files holds.
 
     Attributes:
         glob: the entry.
@@ -63,9 +66,9 @@ class Entry:
 
 
 def look_at(spark: SparkSession, spec: DataSetSpec, *, rows: int) -> list[Entry]:
-    """Reads the head of the event files of each entry as ingest would.
+    """Reads the head of the files of each entry as ingest would: events, attributes, dictionaries, labels.
 
-    Duplicates and conflicts show when all rows are read, and so do labels: those are for a run to tell.
+    Duplicates, conflicts and labels without a history show when all rows are read: those are for a run to tell.
 
     Args:
         spark: session in UTC with ANSI mode.
@@ -78,17 +81,32 @@ def look_at(spark: SparkSession, spec: DataSetSpec, *, rows: int) -> list[Entry]
     found = []
     for place, file in enumerate(source_of(spec).files):
         judged = judged_entry(spark, spec, place).limit(rows).localCheckpoint()
+        good = good_rows(judged).limit(_SHOWN).collect()
+        found.append(_entry(spark, spec, file, judged, [(row["payload"], _event(row, spec)) for row in good]))
+    for file, others in (*attribute_rows(spark, spec), *label_rows(spark, spec)):
+        judged = others.limit(rows).localCheckpoint()
         good = judged.where("reason IS NULL").limit(_SHOWN).collect()
-        found.append(
-            Entry(
-                glob=file.glob,
-                columns=tuple(columns_in(spark, file, source_of(spec))),
-                rows=judged.count(),
-                shown=tuple((row["payload"], _event(row, spec)) for row in good),
-                reasons=tuple(reasons_of(judged.where("reason IS NOT NULL").withColumn("stage", F.lit("")))),
-            )
-        )
+        shown = [
+            (row["payload"], {name: value for name, value in row["shown"].items() if value is not None}) for row in good
+        ]
+        found.append(_entry(spark, spec, file, judged, shown))
     return found
+
+
+def _entry(
+    spark: SparkSession,
+    spec: DataSetSpec,
+    file: FileSpec,
+    judged: DataFrame,
+    shown: Sequence[tuple[str, Mapping[str, Any]]],
+) -> Entry:
+    return Entry(
+        glob=file.glob,
+        columns=tuple(columns_in(spark, file, source_of(spec))),
+        rows=judged.count(),
+        shown=tuple(shown),
+        reasons=tuple(reasons_of(judged.where("reason IS NOT NULL").withColumn("stage", F.lit("")))),
+    )
 
 
 def reasons_of(quarantine: DataFrame, *, examples: int = _EXAMPLES) -> Sequence[Reasons]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 from zoneinfo import available_timezones
 
+from pydantic import BaseModel
 from pyspark.sql import functions as F
 
 from ledgerlm.events.patterns import OFFSET, offset_of
@@ -34,6 +36,23 @@ def local(time: Column, zone: str | Column) -> Column:
 def aware(time: dt.datetime, zone: str) -> dt.datetime:
     """A time without a zone as that of a clock in the data's; without a change where that is UTC."""
     return time if time.tzinfo or zone == "UTC" else time.replace(tzinfo=offset_of(zone))
+
+
+def in_zone(value: Any, zone: str) -> Any:
+    """A setting in which every time without a zone, however deep, is that of a clock in the data's."""
+    if isinstance(value, dt.datetime):
+        return aware(value, zone)
+    if isinstance(value, BaseModel):
+        found = {name: in_zone(getattr(value, name), zone) for name in type(value).model_fields}
+        changed = {name: one for name, one in found.items() if one is not getattr(value, name)}
+        return value.model_copy(update=changed) if changed else value
+    if isinstance(value, Mapping):
+        mapped = {key: in_zone(one, zone) for key, one in value.items()}
+        return mapped if any(mapped[key] is not one for key, one in value.items()) else value
+    if isinstance(value, tuple | list):
+        listed = [in_zone(one, zone) for one in value]
+        return type(value)(listed) if any(new is not old for new, old in zip(listed, value, strict=True)) else value
+    return value
 
 
 def fixed_instant(time: dt.datetime, zone: str) -> Column:

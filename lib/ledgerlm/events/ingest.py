@@ -16,9 +16,9 @@ from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 
 from ledgerlm.events.attributes import conflicts, damaged_attributes, dictionaries, unknown_codes
-from ledgerlm.events.columns import BLOCK, FILE, ODD, PATH, PLACE
+from ledgerlm.events.columns import BLOCK, FILE, LEFT_OUT, ODD, PATH, PLACE
 from ledgerlm.events.counts import IngestCounts, facts_of
-from ledgerlm.events.judging import NOTED, aside, counters, judged_rows
+from ledgerlm.events.judging import NOTED, aside, counters, good_rows, judged_rows
 from ledgerlm.events.quality import Reason, pseudonymised
 from ledgerlm.events.spec import DataSetSpec, source_of
 from ledgerlm.events.spec_times import FILE_ORDER
@@ -34,9 +34,11 @@ __all__ = [
     "unknown_codes",
 ]
 _SAID = {
+    LEFT_OUT: "empty periods of wide lines",
     "_signed": "amounts with a sign of their own beside sign",
     "_rounded": "rounded amounts",
     "_converted": "amounts turned into another currency",
+    "_skipped": "times that the clock of their zone skipped",
     "_unordered": "events whose order is no number",
 }
 
@@ -102,7 +104,7 @@ class Ingested:
 
     def _good(self) -> tuple[DataFrame, DataFrame]:
         """The good rows, and the same numbered."""
-        good = _hidden(self.rows.where("reason IS NULL"), self.spec)
+        good = _hidden(good_rows(self.rows), self.spec)
         return good, _numbered(good, self.spec, self.partitions)
 
     def _before_shuffle(self) -> Mapping[str, Any]:
@@ -140,7 +142,7 @@ def ingest_events(spark: SparkSession, spec: DataSetSpec, partitions: int | None
     rows = judged_rows(spark, spec)
     judged, kept = Observation(), Observation()
     counted = rows.observe(judged, *(column.alias(name) for name, column in counters(spec).items()))
-    good = counted.where(F.col("reason").isNull()).drop("reason", "detail", "payload", ODD, *NOTED)
+    good = good_rows(counted).drop("reason", "detail", "payload", ODD, LEFT_OUT, *NOTED)
     numbered = _numbered(_hidden(good, spec), spec, partitions)
     return Ingested(
         events=_placed(numbered, spec, kept), spec=spec, rows=rows, judged=judged, kept=kept, partitions=partitions

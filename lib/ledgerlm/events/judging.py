@@ -13,8 +13,8 @@ from pyspark.sql import types as T
 from ledgerlm.engines.frames import with_columns
 from ledgerlm.events.attributes import joined
 from ledgerlm.events.cells import code, currency_at, event_uses, exact, raw, real, type_of
-from ledgerlm.events.clock import fixed_instant, known_zone
-from ledgerlm.events.columns import BLOCK, FAULT, FILE, ODD, PATH, PAYLOAD, PLACE, ROW
+from ledgerlm.events.clock import fixed_instant, known_zone, local
+from ledgerlm.events.columns import BLOCK, FAULT, FILE, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
 from ledgerlm.events.masks import mask_steps
 from ledgerlm.events.numbers import EXACT, amount_of, converted, number, product, same
@@ -22,13 +22,13 @@ from ledgerlm.events.quality import Reason, recoded
 from ledgerlm.events.sources import read_file
 from ledgerlm.events.spec import AmountSpec, DataSetSpec, FieldSpec, SignSpec, source_of
 from ledgerlm.events.spec_times import FILE_ORDER
-from ledgerlm.events.times import hours_later, time_of
+from ledgerlm.events.times import hours_later, skipped, time_of
 from ledgerlm.lake.schemas import AMOUNT
 
 DETAIL_LENGTH = 200  # characters of an offending value that the detail quotes
 _ID_LENGTH = 32  # hexadecimal digits of a hashed id: 128 bits
 _ONE, _ZERO = r"(?i)^(?:1(?:\.0+)?|true)$", r"(?i)^(?:0(?:\.0+)?|false)$"
-NOTED = ("_signed", "_rounded", "_converted", "_unordered")
+NOTED = ("_signed", "_rounded", "_converted", "_unordered", "_skipped")
 """What the settings of a spec decided about a row: counted, and written nowhere."""
 
 
@@ -37,7 +37,8 @@ def judged_rows(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
 
     Returns:
         client_id, _id, event_time, _order, amount, currency, `f_NAME` of each field, source_file, reason and detail
-        (null for a good row), payload, PATH, BLOCK, PLACE, `_unmatched_N` of each join, ODD, and the flags of `NOTED`.
+        (null for a good row), payload, PATH, BLOCK, PLACE, `_unmatched_N` of each join, ODD, LEFT_OUT, and the flags
+        of `NOTED`.
 
     Raises:
         SpecError: no source, nothing at its path, or files that are not as the spec says.
@@ -49,6 +50,11 @@ def judged_rows(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
 def judged_entry(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
     """The rows of one entry of event files, as `judged_rows` has them."""
     return _judged(_read(spark, spec, place), spec)
+
+
+def good_rows(rows: DataFrame) -> DataFrame:
+    """The judged rows that become events."""
+    return rows.where(F.col("reason").isNull() & ~F.col(LEFT_OUT))
 
 
 def aside(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
@@ -122,7 +128,7 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
         {
             "client_id": code(spec.client),
             "_id": _raw_id(spec),
-            "event_time": _time(rows, spec),
+            **_time(rows, spec),
             "_order": _order(spec),
             **{f"_raw_{field.name}": without(field.nulls, raw(field.column)) for field in spec.fields_of("numeric")},
             **_money(spec),
@@ -142,7 +148,7 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
         "currency",
         *(f"f_{field.name}" for field in spec.fields),
         FILE,
-        F.coalesce(F.col(FAULT), F.col("_bad.reason")).alias("reason"),
+        F.when(~F.col(LEFT_OUT), F.coalesce(F.col(FAULT), F.col("_bad.reason"))).alias("reason"),
         F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).alias("detail"),
         F.col(PAYLOAD).alias("payload"),
         PATH,
@@ -151,6 +157,7 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
         *(f"_unmatched_{place}" for place in range(len(spec.joins))),
         *NOTED,
         ODD,
+        LEFT_OUT,
     )
 
 
@@ -158,21 +165,25 @@ def _none() -> Column:
     return F.lit(None).cast("string")
 
 
-def _time(rows: DataFrame, spec: DataSetSpec) -> Column:
+def _time(rows: DataFrame, spec: DataSetSpec) -> dict[str, Column]:
+    """The instant, and whether the clock of its zone skipped what is written."""
     form = spec.time
     zone = known_zone(F.coalesce(code(form.zone_column), F.lit(form.zone))) if form.zone_column else None
     if form.columns:
         texts = [raw(name).cast("string") for name in form.columns]
         # Unlike concat_ws, concat is null when a part is.
-        text = F.concat(texts[0], *(part for one in texts[1:] for part in (F.lit(" "), one)))
-        time = time_of(text, T.StringType(), form, zone)
+        value = F.concat(texts[0], *(part for one in texts[1:] for part in (F.lit(" "), one)))
     else:
-        time = time_of(raw(form.column), type_of(rows, form.column), form, zone)
+        value = raw(form.column)
+    kind = T.StringType() if form.columns else type_of(rows, form.column)
+    time, gap = time_of(value, kind, form, zone), skipped(value, kind, form, zone)
     if form.hour:
         hour = number(raw(form.hour))
         whole = F.when(hour.between(0, 23) & (hour == F.floor(hour)), hour)
-        time = hours_later(time, whole, form.zone if zone is None else zone)
-    return time
+        there = form.zone if zone is None else zone
+        day, time = time, hours_later(time, whole, there)
+        gap = F.coalesce(F.unix_seconds(local(time, there)) - F.unix_seconds(local(day, there)) != whole * 3600, gap)
+    return {"event_time": time, "_skipped": gap}
 
 
 def _order(spec: DataSetSpec) -> Column:
@@ -314,11 +325,12 @@ def _amount_faults(conf: AmountSpec) -> list[tuple[Column, Reason, Column]]:
 def counters(spec: DataSetSpec) -> Mapping[str, Column]:
     """What is counted while rows are judged, by name."""
     return {
-        "rows": F.count(F.lit(1)),
+        "rows": F.count_if(~F.col(LEFT_OUT)),
+        LEFT_OUT: F.count_if(LEFT_OUT),
         **{f"reason_{reason}": F.count_if(F.col("reason") == reason.value) for reason in Reason},
         **{f"unmatched_{place}": F.count_if(f"_unmatched_{place}") for place in range(len(spec.joins))},
         **{f"keyed_{place}": F.count(f"_unmatched_{place}") for place in range(len(spec.joins))},
-        **{name: F.count_if(F.col(name) & F.col("reason").isNull()) for name in NOTED},
+        **{name: F.count_if(F.col(name) & F.col("reason").isNull() & ~F.col(LEFT_OUT)) for name in NOTED},
         "odd": F.count_if(ODD),
         "open": F.count_if(F.col(ODD) & (F.col("reason") == Reason.UNCLOSED_QUOTE.value)),
     }

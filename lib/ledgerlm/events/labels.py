@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import and_
@@ -15,7 +16,7 @@ from ledgerlm.errors import DataError
 from ledgerlm.events.attributes import attributes_of
 from ledgerlm.events.cells import Uses, code, raw, real, type_of
 from ledgerlm.events.clock import fixed_instant, local, zoned
-from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
+from ledgerlm.events.columns import FAULT, FILE, LEFT_OUT, PAYLOAD
 from ledgerlm.events.future import Computed, computed_labels
 from ledgerlm.events.identity import damaged_client
 from ledgerlm.events.judging import aside, first_fault
@@ -28,7 +29,8 @@ from ledgerlm.events.times import time_of
 
 _KEY = ("client_id", "task", "as_of")
 _LEFT_OUT, _CENSORED = "left_out", "censored"
-"""In place of a reason: a row that `only` passes over, a computed label whose days the data do not cover. Counted."""
+"""In place of a reason, and counted: a row that `only` passes over (or an empty period of a wide line), and a computed
+label whose days the data do not cover."""
 _KEPT = "reason IS NULL AND _nth = 1"
 _JUDGED = (
     "client_id string, task string, as_of timestamp, label double, label_text string, unpriced boolean, reason string, "
@@ -252,6 +254,20 @@ def _computed_rows(made: Computed) -> DataFrame:
     )
 
 
+def label_rows(spark: SparkSession, spec: DataSetSpec) -> Iterator[tuple[FileSpec, DataFrame]]:
+    """The rows of each label file as they are judged before clients and other labels are known, for a look at them.
+
+    Yields:
+        The file, and reason (null of a good row), detail, source_file, payload, shown map<string, string>.
+    """
+    for place, label in enumerate(spec.labels):
+        if label.file:
+            rows = _task(spark, spec, label, label.file, place).where(~_outside())
+            names = ("client_id", "task", "as_of", "label", "label_text")
+            shown = F.create_map(*(part for name in names for part in (F.lit(name), F.col(name).cast("string"))))
+            yield label.file, rows.select("reason", "detail", FILE, "payload", shown.alias("shown"))
+
+
 def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSpec, place: int) -> DataFrame:
     """Judged label rows of one task: the columns of labels, and reason, detail, source_file, payload."""
     key = f"labels.{place}"
@@ -284,7 +300,7 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
     asked = reduce(
         and_, (F.coalesce(code(name).isin(*among), F.lit(False)) for name, among in label.only.items()), F.lit(True)
     )
-    passed_over = F.when(~asked, _LEFT_OUT)
+    passed_over = F.when(~asked | F.col(LEFT_OUT), _LEFT_OUT)
     return typed.withColumn("_bad", fault).select(
         "client_id",
         F.lit(label.name).alias("task"),

@@ -22,6 +22,7 @@ from ledgerlm.events.json_files import json_parts
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.events.spec_files import FileSpec, SourceSpec
 from ledgerlm.events.typed_files import delta_part, parquet_parts
+from ledgerlm.events.unpivot import long_rows, wide_file, wide_names, wide_uses
 
 
 def read_file(
@@ -46,18 +47,25 @@ def read_file(
     Returns:
         The needed columns by the functions of `ledgerlm.events.cells`: `raw`, and `code`, `real`, `exact` and
         `currency_at` as `uses` says; PAYLOAD: the raw row, base64 after `base64:` where its bytes are damaged, JSON for
-        Parquet and Delta; FAULT; FILE; ROW; PATH, BLOCK and PLACE: where it stood; ODD.
+        Parquet and Delta; FAULT; FILE; ROW; PATH, BLOCK and PLACE: where it stood; ODD; LEFT_OUT.
 
     Raises:
         SpecError: when nothing is at the path, a file cannot be read as the spec says, or a column is missing.
     """
-    keys = {file.rename.get(name, name): key for name, key in needed.items() if name not in file.constants}
+    uses, wide = uses or Uses(), {name: name for name in needed}
     frames = []
     kinds: dict[str, tuple[T.DataType, str]] = {}
-    uses = uses or Uses()
+    if file.unpivot:
+        wide, wide_entry = wide_names(needed, file.unpivot), wide_file(file, file.unpivot)
+    keys = {file.rename.get(one, one): needed[name] for one, name in wide.items() if one not in file.constants}
+    lacking = {file.rename.get(one, one) for one, name in wide.items() if name in optional}
     try:
-        for part in _parts(spark, file, source, keys, {file.rename.get(name, name) for name in optional}):
-            frames.append(Chosen(part=part, file=file, names=[*needed], uses=uses).rows())
+        for part in _parts(spark, file, source, keys, lacking):
+            if file.unpivot:
+                rows = Chosen(part=part, file=wide_entry, names=[*wide], uses=wide_uses(uses, wide)).rows()
+                frames.append(long_rows(rows, file.unpivot, needed, uses))
+            else:
+                frames.append(Chosen(part=part, file=file, names=[*needed], uses=uses).rows())
             for name in uses.times:
                 kind = type_of(frames[-1], name)
                 first = kinds.setdefault(name, (kind, part.files[0].path))

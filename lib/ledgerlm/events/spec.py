@@ -309,7 +309,8 @@ class DataSetSpec(SpecPart):
     protocol: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         exclude=True,  # settings of stages: they decide about a stage by the stage's own configuration
-        description="stage -> settings that win over conf/protocol.yaml when this file is run as a pipeline",
+        description="stage -> settings of the stages of that name in each pipeline over these data, but for the keys "
+        "that the pipeline gives itself; they win over conf/protocol.yaml when this file is run as a pipeline",
     )
 
     @field_validator("fields")

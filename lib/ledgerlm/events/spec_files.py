@@ -27,6 +27,32 @@ class SpecPart(Conf):
     model_config = ConfigDict(coerce_numbers_to_str=True)
 
 
+class UnpivotSpec(SpecPart):
+    """Wide to long: a line that holds several periods in columns, such as six months, becomes a row for each.
+
+    A period whose columns are all empty is no row; such periods are counted.
+    """
+
+    name: str = Field(description="column that holds the period afterwards, for time, as_of or a field")
+    rows: dict[str, dict[str, str]] = Field(
+        min_length=1,
+        description='what name holds -> column -> column of the file, such as {"2005-09-30": {bill: BILL_AMT1, paid: '
+        'PAY_AMT1}, "2005-08-31": {bill: BILL_AMT2, paid: PAY_AMT2}}',
+    )
+
+    @model_validator(mode="after")
+    def _rows_alike(self) -> Self:
+        columns = {tuple(sorted(row)) for row in self.rows.values()}
+        if len(columns) > 1 or not all(columns) or self.name in next(iter(columns)):
+            raise ValueError(f"unpivot: each of rows names the same columns, at least one, and none is '{self.name}'")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a row holds, beside the period."""
+        return tuple(next(iter(self.rows.values())))
+
+
 class FileSpec(SpecPart):
     """One file, or several of one form, below `source.path`."""
 
@@ -77,6 +103,8 @@ class FileSpec(SpecPart):
     values: dict[str, dict[str, str]] = Field(
         default_factory=dict, description="column -> value in the file -> value to use; others stay as they are"
     )
+
+    unpivot: UnpivotSpec | None = Field(None, description="turns columns of periods into rows")
 
     @model_validator(mode="after")
     def _columns_known(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 from collections.abc import Iterable
 from typing import Literal
@@ -12,6 +13,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
 from ledgerlm.errors import DataError
+from ledgerlm.events.clock import fixed_instant
 from ledgerlm.events.spec import SplitSpec
 from ledgerlm.lake.made import Made, Rows
 
@@ -38,14 +40,16 @@ def split_anew(clients: DataFrame, labels: DataFrame, conf: SplitConf, *, name: 
         name: of the split.
 
     Returns:
-        `splits` (stage, client_id, split) of every client.
+        `splits` (stage, client_id, split) of every client. Facts: `rule`, the clients of each split, and of the rule
+        `time` the instant `until` which what learns may read: nobody is tested before.
 
     Raises:
         DataError: for the rule `time`, when all labels are of one instant.
     """
-    plain = clients.select("client_id")
+    plain, until = clients.select("client_id"), None
     if conf.rule == "time":
-        marked = with_newest_split(plain, labels, conf.share)
+        until = newest_from(labels, conf.share)
+        marked = with_newest_split(plain, labels, until)
     else:
         rule = SplitSpec(rule="hash", share=conf.share, seed=conf.seed)
         marked = with_split(plain, labels.select("client_id").distinct(), rule)
@@ -56,7 +60,7 @@ def split_anew(clients: DataFrame, labels: DataFrame, conf: SplitConf, *, name: 
                 frame=marked.select(F.lit(name).alias("stage"), "client_id", "split"), slice={"stage": (name,)}
             )
         },
-        facts={"rule": conf.rule},
+        facts={"rule": conf.rule, **({"until": until.isoformat()} if until else {})},
         tell=lambda own: {row["split"]: row["count"] for row in own["splits"].groupBy("split").count().collect()},
     )
 
@@ -110,24 +114,36 @@ def with_split(clients: DataFrame, labelled: DataFrame, conf: SplitSpec) -> Data
     return marked.withColumn("split", split).drop("_test")
 
 
-def with_newest_split(clients: DataFrame, labels: DataFrame, share: float) -> DataFrame:
-    """Adds the column `split` by time: who was labelled last is tested on, so training never looks ahead.
+def newest_from(labels: DataFrame, share: float) -> dt.datetime:
+    """The instant, in UTC, from which about a share of the clients are labelled last.
 
     Args:
-        clients: client_id, one row a client, and further columns.
         labels: client_id, as_of.
         share: share of labelled clients in the test split, about: one instant never lies on both sides.
-
-    Returns:
-        `clients` and split; a client without a label is a training client.
 
     Raises:
         DataError: when all labels are of one instant.
     """
     last = labels.groupBy("client_id").agg(F.max("as_of").alias("_last"))
-    row = last.agg(F.percentile_approx("_last", 1 - share, 10_000).alias("cut"), F.min("_last").alias("first")).first()
+    cut = F.percentile_approx("_last", 1 - share, 10_000)
+    row = last.agg(cut.cast("string").alias("cut"), F.min("_last").cast("string").alias("first")).first()
     if row is None or row["cut"] is None or row["cut"] == row["first"]:
         raise DataError("split.rule: time needs labels of several instants; use the rule hash")
+    return dt.datetime.fromisoformat(row["cut"]).replace(tzinfo=dt.UTC)
+
+
+def with_newest_split(clients: DataFrame, labels: DataFrame, until: dt.datetime) -> DataFrame:
+    """Adds the column `split` by time: who was labelled last is tested on, so training never looks ahead.
+
+    Args:
+        clients: client_id, one row a client, and further columns.
+        labels: client_id, as_of.
+        until: from `newest_from`.
+
+    Returns:
+        `clients` and split; a client without a label is a training client.
+    """
+    last = labels.groupBy("client_id").agg(F.max("as_of").alias("_last"))
     marked = clients.join(last, "client_id", how="left")
-    newest = F.coalesce(F.col("_last") >= F.lit(row["cut"]), F.lit(False))
+    newest = F.coalesce(F.col("_last") >= fixed_instant(until, "UTC"), F.lit(False))
     return marked.withColumn("split", F.when(newest, "test").otherwise("train")).drop("_last")

@@ -28,10 +28,6 @@ _MOST_SECONDS = 6e12
 _ZONED = r"[0-9]:[0-9]{2}(?::[0-9]{2}(?:[.,][0-9]*)?)? ?(?:[A-Za-z]|[+-][0-9])"
 
 
-Zone = str | Column | None
-"""A zone of all rows, or of each."""
-
-
 class TimeFormat(Protocol):
     """The part of a time spec that says how a time is written."""
 
@@ -61,11 +57,36 @@ def time_of(value: Column, kind: T.DataType, form: TimeFormat, zone: Column | No
         form: how it is written, and the zone of times that carry none.
         zone: that of each row, in place of the form's; null is an unknown one.
     """
+    own, shown = _read(value, kind, form)
+    there = zoned(shown, form.zone if zone is None else zone)
+    return there if own is None else F.coalesce(own, there)
+
+
+def skipped(value: Column, kind: T.DataType, form: TimeFormat, zone: Column | None = None) -> Column:
+    """Whether a time carries no zone, and the clock of its zone never showed it: it was put forward over it.
+
+    Such a time is read as so much later as the clock was put forward.
+
+    Args:
+        value: as for `time_of`, and so are the others.
+        kind: its type.
+        form: how it is written.
+        zone: that of each row.
+    """
     there = form.zone if zone is None else zone
+    if there is None or (isinstance(there, str) and (there == "UTC" or there[0] in "+-")):
+        return F.lit(False)
+    _, shown = _read(value, kind, form)
+    return F.coalesce(local(zoned(shown, there), there) != shown, F.lit(False))
+
+
+def _read(value: Column, kind: T.DataType, form: TimeFormat) -> tuple[Column | None, Column]:
+    """The instant of values that say it themselves (None: none does), and what a clock showed at the others."""
+    nothing = F.lit(None).cast("timestamp")
     if isinstance(kind, T.TimestampType):
-        return value
+        return value, nothing
     if isinstance(kind, T.TimestampNTZType | T.DateType):
-        return zoned(value.cast("timestamp"), there)
+        return None, value.cast("timestamp")
     value = present(value)
     if form.format == "timestamp":
         # Without this check Spark reads "12:30" as today at half past twelve, and "93010" as a year.
@@ -74,10 +95,15 @@ def time_of(value: Column, kind: T.DataType, form: TimeFormat, zone: Column | No
         # ISO 8601 may leave out seconds, Spark wants them.
         text = F.regexp_replace(text, r"^([0-9-]{8,10}[T ][0-9]{1,2}:[0-9]{2})(?=$| ?[A-Za-z+-])", "$1:00")
         parsed = F.when(text.rlike(r"^[0-9]{4}-"), text.try_cast("timestamp"))
-        return F.when(text.rlike(_ZONED), parsed).otherwise(zoned(parsed, there))
+        carries = text.rlike(_ZONED)
+        return F.when(carries, parsed), F.when(~carries, parsed)
+    if form.format in EPOCH_DIGITS:
+        return _epoch(value, form), nothing
     if form.format in _COUNTED:
-        return _COUNTED[form.format](value, form, there)
-    return _by_pattern(value, form, there)
+        return None, _COUNTED[form.format](value, form)
+    shown = _by_pattern(value, form)
+    carries_one = re.search("[VzOXxZ]", unquoted(form.format)) or form.format.endswith("'Z'")
+    return (shown, nothing) if carries_one else (None, shown)
 
 
 def hours_later(time: Column, hours: Column, zone: str | Column) -> Column:
@@ -96,7 +122,7 @@ def _origin_seconds(form: TimeFormat) -> int:
     return (form.origin - dt.date(1970, 1, 1)).days * _DAY_SECONDS
 
 
-def _epoch(value: Column, form: TimeFormat, _zone: Zone) -> Column:
+def _epoch(value: Column, form: TimeFormat) -> Column:
     """Seconds, or smaller steps, since 1970; in decimals, since a double loses digits of nanoseconds."""
     places = EPOCH_DIGITS[form.format]
     steps = value.try_cast(f"decimal(24,{9 - places})")
@@ -104,36 +130,34 @@ def _epoch(value: Column, form: TimeFormat, _zone: Zone) -> Column:
     return F.timestamp_micros(F.when(F.abs(number(value)) < _MOST_SECONDS * 10.0**places, micros.try_cast("long")))
 
 
-def _days(value: Column, form: TimeFormat, zone: Zone) -> Column:
-    return zoned(_from_seconds(number(value) * _DAY_SECONDS + _origin_seconds(form)), zone)
+def _days(value: Column, form: TimeFormat) -> Column:
+    return _from_seconds(number(value) * _DAY_SECONDS + _origin_seconds(form))
 
 
-def _days_before(value: Column, form: TimeFormat, zone: Zone) -> Column:
-    return _days((-number(value)).cast("string"), form, zone)
+def _days_before(value: Column, form: TimeFormat) -> Column:
+    return _days((-number(value)).cast("string"), form)
 
 
-def _days_clock(value: Column, form: TimeFormat, zone: Zone) -> Column:
+def _days_clock(value: Column, form: TimeFormat) -> Column:
     pattern = r"^(-?[0-9]{1,7}) ([0-9]{1,2}):([0-9]{1,2}):([0-9]{1,2})$"
     day, hour, minute, second = (F.regexp_extract(value, pattern, group).try_cast("long") for group in range(1, 5))
     valid = (hour < 24) & (minute < 60) & (second <= 60)
     seconds = day * _DAY_SECONDS + hour * 3600 + minute * 60 + F.least(second, F.lit(59)) + _origin_seconds(form)
-    return zoned(_from_seconds(F.when(valid, seconds)), zone)
+    return _from_seconds(F.when(valid, seconds))
 
 
-_COUNTED: dict[str, Callable[[Column, TimeFormat, Zone], Column]] = {
-    **dict.fromkeys(EPOCH_DIGITS, _epoch),
+_COUNTED: dict[str, Callable[[Column, TimeFormat], Column]] = {
     "days": _days,
     "days_before": _days_before,
     "days_clock": _days_clock,
 }
 
 
-def _by_pattern(value: Column, form: TimeFormat, zone: Zone) -> Column:
+def _by_pattern(value: Column, form: TimeFormat) -> Column:
     text = F.regexp_replace(value, ":60$", ":59") if form.format.endswith(":ss") else value
     time = F.try_to_timestamp(text, F.lit(form.format))
     if re.search(r"(?<!y)yy(?!y)", form.format):
         # Spark reads two digits as 2000 to 2099.
         century = F.make_interval(F.lit(100))
         time = F.when(F.year(time) > form.pivot + 99, time - century).otherwise(time)
-    carries = re.search("[VzOXxZ]", unquoted(form.format)) or form.format.endswith("'Z'")
-    return time if carries else zoned(time, zone)
+    return time

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -188,10 +189,28 @@ class Context:
     def end(self, as_of: dt.datetime | None) -> dt.datetime:
         """End of the histories of clients without a label: as given, the data set's, or the end of its data.
 
-        A time without a zone is in the data set's.
+        A time without a zone is in the data set's. Where a split by time stands, the end is the instant from which it
+        tests: tokenizers, backbones, encoders and scales learn from these histories.
+
+        Raises:
+            ConfigError: an `as_of` after that instant.
         """
-        time = self.spec.time
-        return aware(as_of or self.spec.as_of or time.end or end_of_data(self.read("events"), time).time, time.zone)
+        time, until = self.spec.time, self._tested_from()
+        if as_of is not None and until is not None and _utc(aware(as_of, time.zone)) > until:
+            raise ConfigError(
+                f"stage {self.stage}: as_of {as_of} lies after {until:%Y-%m-%d %H:%M}, from which the split by time "
+                "tests, so what learns from histories would look ahead; leave as_of out, give one before, or split by "
+                "hash"
+            )
+        end = as_of or self.spec.as_of or time.end or end_of_data(self.read("events"), time).time
+        end = aware(end, time.zone)
+        return end if until is None or _utc(end) <= until else until
+
+    def _tested_from(self) -> dt.datetime | None:
+        """The instant from which the latest split stage before this one tests, if it is one by time."""
+        splits = self.given.planned("split")
+        found = self.facts(splits[-1].stage.name).get("until") if splits else None
+        return None if found is None else datetime.datetime.fromisoformat(found)
 
     def asked(self, conf: AsOfConf) -> DataFrame:
         """Whose history is told as of when: `client_id`, `as_of`; the one rule of all jobs, see `events.asked`."""
@@ -273,3 +292,7 @@ def _emptied(folder: Path) -> Path:
     if folder.exists():
         shutil.rmtree(folder)
     return _made(folder)
+
+
+def _utc(time: dt.datetime) -> dt.datetime:
+    return time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from ledgerlm.config import SCHEME, Conf, find_file, load_yaml, parse
+from ledgerlm.config import SCHEME, Conf, find_file, load_yaml, nearest, parse
 from ledgerlm.engines.ray import RayConf
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.errors import ConfigError
+from ledgerlm.events.clock import in_zone
 from ledgerlm.events.spec import DataSetSpec, load_spec
 from ledgerlm.files import place_of, unreadable, working_copy
 from ledgerlm.lake.home import Home
@@ -137,7 +138,11 @@ def load_pipeline(name: str | Path, overrides: Sequence[str] = (), *, jobs: Regi
         engine = engine.model_copy(update={"spark": spark})
     data_file = find_file(conf.data, beside=file.parent)
     spec = load_spec(data_file, overrides=_flat("source", conf.source))
-    stages = [_stage(stage, settings or {}, file, jobs) for stage, settings in conf.stages.items()]
+    _check_protocol(spec, conf, data_file)
+    stages = [
+        _in_zone(_stage(stage, _with_protocol(stage, settings or {}, spec), file, jobs), spec.time.zone)
+        for stage, settings in conf.stages.items()
+    ]
     return Pipeline(
         conf=conf,
         file=file,
@@ -171,6 +176,20 @@ def _of_spec(file: Path) -> dict[str, Any]:
     return {"pipeline": spec.name, "title": spec.title, "data": str(file), "stages": spec.protocol}
 
 
+def _with_protocol(name: str, settings: dict[str, Any], spec: DataSetSpec) -> dict[str, Any]:
+    """What the data set says of a stage of this name, where the pipeline says nothing of the same key."""
+    own_job = str(settings.get("job", name)) == str(spec.protocol.get(name, {}).get("job", name))
+    return {**spec.protocol.get(name, {}), **settings} if own_job else settings
+
+
+def _check_protocol(spec: DataSetSpec, conf: PipelineConf, file: Path) -> None:
+    """Refuses settings under `protocol` of the spec that no stage could ever have."""
+    known = {*conf.stages, *load_yaml(find_file(_PROTOCOL))["stages"]} if spec.protocol else set()
+    for name, settings in spec.protocol.items():
+        if name not in known and "job" not in settings:
+            raise ConfigError(f"{file}: protocol: no stage '{name}': {nearest(name, known)}")
+
+
 def _stage(name: str, settings: dict[str, Any], file: Path, jobs: Registry) -> Stage:
     where = f"{file}: stages.{name}"
     try:
@@ -179,3 +198,8 @@ def _stage(name: str, settings: dict[str, Any], file: Path, jobs: Registry) -> S
         raise ConfigError(f"{where}: {error}") from error
     values = {key: value for key, value in settings.items() if key != "job"}
     return Stage(name=name, job=job, conf=parse(job.conf, values, source=where))
+
+
+def _in_zone(stage: Stage, zone: str) -> Stage:
+    """Every `as_of` of a stage's settings that has no zone is in the data set's."""
+    return replace(stage, conf=in_zone(stage.conf, zone))
