@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from ledgerlm.instruct.head import ADAPTER, InstructCard, Predictor, load_instru
 from ledgerlm.instruct.prompts import PromptConf, compose
 from ledgerlm.instruct.scorer import Scorer, Trie
 from ledgerlm.instruct.sweep import best, sweep
-from ledgerlm.instruct.tokens import PromptTokens, competitors, encode_bodies, plain_tokenizer, prompt_tokens
+from ledgerlm.instruct.tokens import PromptTokens, encode_bodies, plain_tokenizer, prompt_tokens
 from ledgerlm.instruct.windows import KIND, example_batches
 from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer
 from tests.chat_models import CONTROLS, tiny_chat_model
@@ -170,10 +171,7 @@ def test_without_a_question_the_answer_begins_the_next_event() -> None:
     history = backend.encode("\n".join(["mcc|amount|days", *lines[:4]]), add_special_tokens=False).ids
     longer = backend.encode(document, add_special_tokens=False).ids
     assert longer[: len(history) + 1] == [*history, *found.answers[0]], "as the backbone has read it"
-    assert competitors(found) == tuple(sorted(answer for [answer] in found.answers))
-    asked = prompt_tokens(tokenizer, PromptConf(answers={"food": "Food & Co"}), ("food", "Fuel"), context=256)
-    with pytest.raises(ConfigError, match=r"instruct.closed: an answer has \d+ tokens"):
-        competitors(asked)
+    assert [len(answer) for answer in found.answers] == [1, 1]
     with pytest.raises(ConfigError, match="the beginning of another"):
         prompt_tokens(tokenizer, PromptConf(question=None), ("Fuel", "Fuel oil"), context=256)
 
@@ -202,6 +200,43 @@ def test_the_loss_is_on_the_answer_only(chat: Path, tokens: PromptTokens, tmp_pa
     plain = AutoModelForCausalLM.from_pretrained(chat)
     expected = sum(brute_force(plain, tokens, body)[answer] for body, answer in zip(BODIES, answers, strict=True))
     assert loss == pytest.approx(-expected, rel=1e-4)
+
+
+def test_closed_answers_compete_as_wholes(chat: Path, tokens: PromptTokens, tmp_path: Path) -> None:
+    """Behind a chat template: several tokens and one that ends; training's loss is prediction's."""
+    assert min(map(len, tokens.answers)) > 1
+    closed = replace(tokens, closed=True)
+    model = load_backbone(chat)
+    with torch.no_grad():  # else all answers are about as likely
+        model.get_output_embeddings().weight.mul_(20)
+    said = Scorer(model, closed).log_likelihoods(BODIES)
+    np.testing.assert_allclose(np.exp(said).sum(1), 1, rtol=1e-4)
+    backend = plain_tokenizer(tokens.tokenizer)
+    for place, body in enumerate(BODIES):
+        prompt = [*tokens.head, *encode_bodies([body], backend, tokens)[0], *tokens.tail]
+        for number, answer in enumerate(tokens.answers):
+            expected = 0.0
+            for step, token in enumerate(answer):
+                rivals = sorted({one[step] for one in tokens.answers if one[:step] == answer[:step]})
+                ids = torch.tensor([[*prompt, *answer[:step]]])
+                logits = model(input_ids=ids).logits[0, -1, rivals].log_softmax(-1)
+                expected += logits[rivals.index(token)].item()
+            assert said[place, number] == pytest.approx(expected, abs=2e-3)
+    answers = [2, 0, 3]
+    inputs = loss_inputs(staged(tokens, BODIES, answers, tmp_path).pack(np.arange(3)))
+    fresh = load_backbone(chat)
+    with torch.no_grad():
+        fresh.get_output_embeddings().weight.mul_(20)
+    loss = CausalLoss(fresh, among=tokens.answers)
+    value = loss(*inputs)
+    assert value.item() == pytest.approx(-said[np.arange(3), answers].sum(), rel=1e-3)
+    value.backward()
+    grad = fresh.get_output_embeddings().weight.grad
+    assert grad is not None and torch.isfinite(grad).all()
+    ends = {answer[-1] for answer in tokens.answers}
+    assert len(ends) == 1 and grad[ends.pop()].abs().max() < 1e-12 < grad.abs().max(), (
+        "what ends every answer has no rival: nothing is learnt of it"
+    )
 
 
 def test_adapters_learn_the_answer_and_are_kept(chat: Path, tokens: PromptTokens, tmp_path: Path) -> None:

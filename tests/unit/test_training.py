@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from ledgerlm.backbone.attention import register
 from ledgerlm.backbone.causal import Causal, pace, parameter_groups
-from ledgerlm.backbone.loss import CausalLoss, _SummedLoss, contrastive_loss, loss_inputs, views_of
+from ledgerlm.backbone.loss import CausalLoss, Learnt, _SummedLoss, contrastive_loss, loss_inputs, views_of
 from ledgerlm.backbone.packs import Pack, pack
 from ledgerlm.backbone.settings import TrainingConf
 from ledgerlm.backbone.store import Reader, WindowStore, held_out_packs
@@ -372,9 +372,9 @@ def test_dropout_is_there_in_training_alone_and_leaves_the_model_as_it_is() -> N
 
 def test_only_the_tokens_told_compete() -> None:
     whole = _model()
-    narrow = CausalLoss(whole.model, among=(9, 4, 20))
+    narrow = CausalLoss(whole.model, among=((9,), (4,), (20,)))
     inputs, *_ = loss_inputs(pack([np.array([3, 7, 1, 5, 2], np.int32)], [0]))
-    places, targets = torch.tensor([1, 3, 4]), torch.tensor([20, 4, 9])
+    places, targets = torch.tensor([0, 2, 4]), torch.tensor([20, 4, 9])
     narrow(inputs, places, targets).backward()
     found = {name: weight.grad.clone() for name, weight in whole.model.named_parameters() if weight.grad is not None}
     whole.zero_grad()
@@ -400,7 +400,7 @@ def test_a_large_vocabulary_is_multiplied_in_rows_enough(monkeypatch: pytest.Mon
     monkeypatch.setattr("ledgerlm.backbone.loss.functional.linear", counted)
     states, weight = torch.randn(300, 2), torch.randn(49_152, 2)
     places, targets = torch.arange(300), torch.arange(300)
-    _SummedLoss.apply(states, weight, places, targets)  # type: ignore[no-untyped-call]
+    _SummedLoss.apply(states, weight, Learnt(places, targets))  # type: ignore[no-untyped-call]
     assert rows == [128, 128, 44]
 
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from ledgerlm.backbone.attention import model_inputs
+from ledgerlm.backbone.choices import Choices
 from ledgerlm.backbone.packs import Pack
 from ledgerlm.errors import ConfigError
 
@@ -38,7 +38,7 @@ class CausalLoss(nn.Module):
         contrast: float = 0.0,
         temperature: float = 0.1,
         dropout: float = 0.0,
-        among: Sequence[int] = (),
+        among: Sequence[Sequence[int]] = (),
     ) -> None:
         """Wraps a model.
 
@@ -47,7 +47,8 @@ class CausalLoss(nn.Module):
             contrast: weight of the contrastive term, for each token that is learnt.
             temperature: of that term.
             dropout: share of the numbers that each part of a block adds which training leaves out; see `add_dropout`.
-            among: tokens that compete, every target among them; none: the whole vocabulary.
+            among: answers that alone compete, see `Choices`; what is learnt of each window is one of them. None: the
+                whole vocabulary competes.
 
         Raises:
             ConfigError: the model's head is more than a matrix.
@@ -66,7 +67,7 @@ class CausalLoss(nn.Module):
         self.contrast: float = contrast
         self.temperature: float = temperature
         self.added: Tensor | float = 0.0  # the contrastive part of the newest loss
-        self.among: NDArray[np.int64] = np.unique(np.asarray(among, dtype=np.int64))
+        self.choices: Choices | None = Choices.of(among) if among else None
 
     def forward(
         self, pack_inputs: dict[str, Any], places: Tensor, targets: Tensor, views: tuple[Tensor, Tensor] | None = None
@@ -81,10 +82,13 @@ class CausalLoss(nn.Module):
         """
         states = self.model.base_model(**pack_inputs).last_hidden_state[0]
         weight = self.model.get_output_embeddings().weight
-        if len(self.among):
-            known = torch.from_numpy(self.among).to(weight.device)
+        rivals = None
+        if self.choices is not None:
+            rows = self.choices.rows(places.cpu().numpy(), targets.cpu().numpy())
+            rivals = torch.from_numpy(self.choices.allowed[rows]).to(weight.device)
+            known = torch.from_numpy(self.choices.tokens).to(weight.device)
             weight, targets = weight[known], torch.searchsorted(known, targets)
-        total: Tensor = _SummedLoss.apply(states, weight, places, targets)  # type: ignore[no-untyped-call]
+        total: Tensor = _SummedLoss.apply(states, weight, Learnt(places, targets, rivals))  # type: ignore[no-untyped-call]
         if views is None or not self.contrast:
             return total
         added = self.contrast * len(targets) * contrastive_loss(states, *views, temperature=self.temperature)
@@ -163,19 +167,36 @@ def loss_inputs(pack: Pack, device: torch.device | str = "cpu") -> tuple[dict[st
     return model_inputs(pack, device), torch.from_numpy(places).to(device), torch.from_numpy(targets).to(device)
 
 
+class Learnt(NamedTuple):
+    """What is learnt of a pack.
+
+    Attributes:
+        places: positions in the row that have a next token in the same window, int64 [N].
+        targets: those next tokens, as rows of the output weights, int64 [N].
+        rivals: which rows compete at each of them, bool [N, rows]; None: all.
+    """
+
+    places: Tensor
+    targets: Tensor
+    rivals: Tensor | None = None
+
+
 class _SummedLoss(torch.autograd.Function):
     """Cross-entropy of a linear head, in slices; forward makes the gradients, so logits are computed once."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, places: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, states: Tensor, weight: Tensor, learnt: Learnt) -> Tensor:
+        places, targets, rivals = learnt
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         rows = max(_FEWEST_ROWS, (_CPU_LOGITS if states.device.type == "cpu" else _GPU_LOGITS) // weight.shape[0])
         for_states, for_weight = ctx.needs_input_grad[:2]
         state_grad = torch.zeros_like(states) if for_states else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
-        for at, target in zip(torch.split(places, rows), torch.split(targets, rows), strict=True):
+        allowed = [None] * -(-len(places) // rows) if rivals is None else torch.split(rivals, rows)
+        for at, target, among in zip(torch.split(places, rows), torch.split(targets, rows), allowed, strict=False):
             known = states[at]
-            probability = functional.linear(known, weight).float().softmax(-1)
+            logits = functional.linear(known, weight).float()
+            probability = (logits if among is None else logits.masked_fill_(~among, -torch.inf)).softmax(-1)
             right = probability.gather(1, target[:, None])
             total -= right.clamp_min(_SMALLEST).log_().sum()
             if state_grad is None and weight_grad is None:
@@ -190,9 +211,9 @@ class _SummedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         state_grad, weight_grad = ctx.saved_tensors
         factor = grads[0]
         of_states = None if state_grad is None else state_grad * factor.to(state_grad.dtype)
         of_weight = None if weight_grad is None else (weight_grad * factor).to(ctx.weight_type)
-        return of_states, of_weight, None, None
+        return of_states, of_weight, None

@@ -140,8 +140,8 @@ class BackboneRankConf(RankConf):
     lora: LoraConf | None = Field(None, description="train adapters beside the frozen weights of `base`")
     context: int = Field(CONTEXT, ge=16, description="tokens of a window with its BOS")
     passes: dict[str, float] = Field(description="for each kind of text how often it is read in an epoch")
-    among: tuple[int, ...] = Field(
-        (), description="tokens that compete in the loss, every target among them; none: all"
+    among: tuple[tuple[int, ...], ...] = Field(
+        (), description="tokens of the answers that alone compete in the loss, each target one of them; none: all do"
     )
     training: TrainingConf = Field(TrainingConf(), description="the training loop")
     deepspeed: dict[str, Any] = Field(default_factory=dict, description="DeepSpeed settings")

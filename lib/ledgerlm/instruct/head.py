@@ -39,6 +39,7 @@ class InstructCard(Conf):
     )
     base_id: str = Field(description="hash of that model's files")
     adapter: bool = Field(description="whether the folder `adapter` is added to its weights")
+    closed: bool = Field(False, description="whether the answers alone compete, as they did in training")
     length_normalised: bool = Field(False, description="divide an answer's log-likelihood by its tokens")
     calibration: Calibrator = Field(Calibrator(), description="from log-likelihoods to probabilities")
     trained: dict[str, Any] = Field(default_factory=dict, description="settings and outcome of the training")
@@ -102,7 +103,11 @@ def tokens_of(home: Path, card: InstructCard) -> PromptTokens:
     from ledgerlm.text.tokenizer import load_tokenizer
 
     return prompt_tokens(
-        load_tokenizer(model_folder(home, card)), card.prompt, card.task.class_names, context=card.context
+        load_tokenizer(model_folder(home, card)),
+        card.prompt,
+        card.task.class_names,
+        context=card.context,
+        closed=card.closed,
     )
 
 

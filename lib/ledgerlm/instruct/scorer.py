@@ -98,7 +98,7 @@ class Scorer:
         return cls(model if adapter is None else merge(model, Path(adapter)), tokens, device=device)
 
     def log_likelihoods(self, bodies: Sequence[str], *, batch_tokens: int = 8192) -> Floats:
-        """Logarithm of the probability that the model gives to each whole answer.
+        """Logarithm of the probability that the model gives to each whole answer, among the answers if they are closed.
 
         Args:
             bodies: texts between instruction and question.
@@ -145,6 +145,12 @@ class Scorer:
         """Log-likelihood of each answer from the states of the prompt's end and the inner nodes, [B, 1 + N, d]."""
         weight = self._model.get_output_embeddings().weight
         answer, source, token = torch.tensor(self._trie.edges, device=self._device).T
+        rivals = None
+        if self._tokens.closed:
+            known, token = token.unique(return_inverse=True)
+            weight = weight[known]
+            rivals = torch.zeros((states.shape[1], len(known)), dtype=torch.bool, device=self._device)
+            rivals[source + 1, token] = True
         found = torch.zeros((len(states), len(self._tokens.answers)), dtype=torch.float64, device=self._device)
         for part, out in zip(
             (parts := torch.split(states, max(1, _LOGITS // (states.shape[1] * len(weight))))),
@@ -152,6 +158,8 @@ class Scorer:
             strict=True,
         ):
             logits = torch.nn.functional.linear(part, weight).float()
+            if rivals is not None:
+                logits = logits.masked_fill(~rivals, -torch.inf)
             total = logits.logsumexp(-1)
             out.index_add_(1, answer, (logits[:, source + 1, token] - total[:, source + 1]).double())
         return found.cpu().numpy()

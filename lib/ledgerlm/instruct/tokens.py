@@ -41,6 +41,7 @@ class PromptTokens:
         answers: for each class the ids of its name and, behind a question, of the token that ends an answer.
         limit: most ids of a body, so that the longest answer fits the context.
         preface_lines: lines of a body that are kept when the oldest events must go.
+        closed: whether the answers alone compete, see `ledgerlm.backbone.choices`.
     """
 
     tokenizer: str
@@ -49,10 +50,16 @@ class PromptTokens:
     answers: tuple[tuple[int, ...], ...]
     limit: int
     preface_lines: int
+    closed: bool = False
 
 
 def prompt_tokens(
-    tokenizer: PreTrainedTokenizerFast, prompt: PromptConf, names: Sequence[str], *, context: int
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: PromptConf,
+    names: Sequence[str],
+    *,
+    context: int,
+    closed: bool = False,
 ) -> PromptTokens:
     """Tokenises all that does not depend on the client.
 
@@ -61,6 +68,7 @@ def prompt_tokens(
         prompt: instruction and question.
         names: of the classes, in the order of the probabilities; the instruction should list them.
         context: most tokens of a prompt with its answer.
+        closed: whether the answers alone compete.
 
     Raises:
         ConfigError: the template loses the text, two names have the same tokens, or the context is too small.
@@ -102,23 +110,8 @@ def prompt_tokens(
             f"instruction, question and answers leave {limit} of {context} tokens to a client's events; "
             "shorten them, or raise instruct's context"
         )
-    return PromptTokens(content, head or (window_start(tokenizer),), tail, answers, limit, prompt.preface_lines)
-
-
-def competitors(tokens: PromptTokens) -> tuple[int, ...]:
-    """The answers' own tokens, for a loss in which they alone compete.
-
-    Raises:
-        ConfigError: an answer has several tokens. What follows its first token is said with a certainty of its own, so
-            such a loss would not be what prediction says.
-    """
-    longest = max(map(len, tokens.answers))
-    if longest > 1:
-        raise ConfigError(
-            f"instruct.closed: an answer has {longest} tokens (behind a question one more, which ends it), but the "
-            "answers alone can compete only where each has one; leave `closed` out"
-        )
-    return tuple(sorted(answer[0] for answer in tokens.answers))
+    first = head or (window_start(tokenizer),)
+    return PromptTokens(content, first, tail, answers, limit, prompt.preface_lines, closed)
 
 
 def plain_tokenizer(content: str) -> Tokenizer:

@@ -24,7 +24,7 @@ from ledgerlm.instruct.head import ADAPTER, InstructCard, save_instructed
 from ledgerlm.instruct.predict import Reading, log_likelihoods
 from ledgerlm.instruct.prompts import PromptConf, body, tell
 from ledgerlm.instruct.sweep import Length, best, sweep
-from ledgerlm.instruct.tokens import PromptTokens, competitors, prompt_tokens
+from ledgerlm.instruct.tokens import PromptTokens, prompt_tokens
 from ledgerlm.instruct.windows import KIND, cut_examples
 from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
@@ -77,8 +77,8 @@ class InstructConf(TrainingConf):
     calibration: Method = Field("temperature", description="none, sigmoid, isotonic or temperature")
     closed: bool = Field(
         False,
-        description="let the answers alone compete in the loss, as they do in prediction: what is learnt is the choice "
-        "among them, and not that nothing else is said; for answers of one token each",
+        description="let the answers alone compete, in the loss and in prediction: at each token those that some "
+        "answer goes on with. What is learnt is the choice among whole answers, and not that nothing else is said",
     )
     length_normalised: bool = Field(False, description="divide an answer's log-likelihood by its tokens")
     workers: WorkersConf = Field(WorkersConf(), description="processes that train")
@@ -231,8 +231,9 @@ def instruct(
     """
     from ledgerlm.text.tokenizer import load_tokenizer
 
-    tokens = prompt_tokens(load_tokenizer(base), conf.prompt, task.class_names, context=conf.context)
-    worker = _worker(conf, base, deepspeed, staging.absolute(), seed, among=competitors(tokens) if conf.closed else ())
+    names = task.class_names
+    tokens = prompt_tokens(load_tokenizer(base), conf.prompt, names, context=conf.context, closed=conf.closed)
+    worker = _worker(conf, base, deepspeed, staging.absolute(), seed, among=tokens.answers if conf.closed else ())
     told = keep(examples)  # for windows and for the lengths
     rows, bars = told.count(), progress or Progress()
     if not rows:
@@ -276,7 +277,7 @@ def _worker(
     staging: Path,
     seed: int,
     *,
-    among: tuple[int, ...],
+    among: tuple[tuple[int, ...], ...],
 ) -> BackboneRankConf:
     return BackboneRankConf(
         # Another number of ranks shares them out in another way.
@@ -346,6 +347,7 @@ def _card(
         base="" if base is None else str(base),
         base_id=backbone_id(Path(reading.model)),
         adapter=reading.adapter is not None,
+        closed=conf.closed,
         length_normalised=conf.length_normalised,
         trained={"conf": conf.model_dump(mode="json"), **trained},
     )
