@@ -92,7 +92,7 @@ def test_a_spec_that_does_not_fit_leaves_the_tables_as_they_were(spark: SparkSes
 def test_files_of_bad_rows_alone_are_told_as_such(spark: SparkSession, tmp_path: Path) -> None:
     small_pipeline(tmp_path, 0.5)
     (tmp_path / "data" / "events.csv").write_text(EVENTS.replace("2024-01", "01/2024"))
-    with pytest.raises(DataError, match=r"4 of 4 rows are bad \(bad_time: 4\)"):
+    with pytest.raises(DataError, match=r"4 of 4 rows are bad \(bad_time: 4\), so that there is no event"):
         small_pipeline(tmp_path, 0.5).run()
     (tmp_path / "data" / "events.csv").write_text("id,client,time,amount,mcc\n1,a,2024-01-01,5,1\n1,a,2024-01-01,6,1\n")
     with pytest.raises(DataError, match=r"2 of 2 rows are bad \(conflicting_event: 2\)"):
@@ -117,6 +117,9 @@ def test_labels_that_are_set_aside_stop_the_run_by_task(
         small_pipeline(tmp_path, 0.4).run()
     lake = Lake(str(tmp_path / "out" / "lake"), spark)
     assert not lake.exists("labels")
+    if "7" not in wrong:
+        small_pipeline(tmp_path, 1).run()
+        assert lake.read("labels").isEmpty(), "a share of 1 never stops"
     assert lake.read("quarantine").where("reason LIKE '%label%'").count() == wrong.count("\n") - ("b,7" in wrong)
 
 

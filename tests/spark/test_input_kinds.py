@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import random
+import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -17,6 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from pyspark.sql import Column, Row, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
@@ -574,6 +577,23 @@ def test_what_the_counts_refuse(spark: SparkSession, tmp_path: Path) -> None:
     assert (len(events), events["1200"].note) == (1201, f"one\n1201;c;{WHEN};-9;1;forged\ntwo")
 
 
+@pytest.mark.parametrize(
+    ("rule", "a"), [("absent", (None, None)), ("first", ("Aachen", "31")), ("last", ("Berlin", "30"))]
+)
+def test_rows_without_a_value_contradict_nobody(
+    spark: SparkSession, tmp_path: Path, rule: str, a: tuple[str | None, str | None]
+) -> None:
+    (tmp_path / "e.csv").write_text(lines_of(HEAD, f"1;a;{WHEN};1;5411;x"))
+    (tmp_path / "c.csv").write_text("client,city,age\na,Berlin,30\na,Aachen,31\na,,\nb,Bonn,\nb,,\nd,,\n")
+    one = {"file": {"glob": "c.csv"}, "id": "client", "attributes": {"city": "city", "age": "age"}, "conflicts": rule}
+    spec = spec_of(tmp_path, [{"glob": "e.csv"}], clients=[one])
+    *_, counts = ingested(spark, spec)
+    assert counts.choices == {"clients.0 conflicting keys": 1}
+    firsts = spark.createDataFrame([("a",), ("b",), ("d",)], "client_id string")
+    found = {row.client_id: (row.city, row.age) for row in client_attributes(spark, spec, firsts).collect()}
+    assert found == {"a": a, "b": ("Bonn", None), "d": (None, None)}
+
+
 def test_attributes_codes_and_labels(spark: SparkSession, tmp_path: Path) -> None:
     (tmp_path / "e.csv").write_text(lines_of(HEAD, f"1;a;{WHEN};1;5411;x", f"2;b;{WHEN};1;5812;x", f"3;d;{WHEN};1;9;x"))
     (tmp_path / "c.csv").write_text(
@@ -615,8 +635,8 @@ def test_attributes_codes_and_labels(spark: SparkSession, tmp_path: Path) -> Non
 class Dialects:
     """Random rows in random dialects, and what must come of each."""
 
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
+    def __init__(self, chance: random.Random) -> None:
+        self.random = chance
         self.serial = 0
 
     def amount(self, file: Mapping[str, Any]) -> tuple[str, Decimal | None]:
@@ -669,17 +689,29 @@ class Dialects:
         return part
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@settings(
+    max_examples=2,  # each is six files and three Spark jobs
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=[Phase.generate, Phase.shrink],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(seeds=st.lists(st.integers(0, 2**32 - 1), min_size=6, max_size=6, unique=True))
 def test_random_rows_in_random_dialects_are_read_exactly_or_set_aside(
-    spark: SparkSession, tmp_path: Path, seed: int
+    spark: SparkSession, tmp_path: Path, seeds: list[int]
 ) -> None:
-    made = Dialects(seed)
-    files, expected = [], {}
-    for _ in range(6):
-        file, rows = made.file(tmp_path)
+    """Each file is made from a seed of its own, so that a failure shrinks to small ones."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    files, expected, serial = [], {}, 0
+    for seed in seeds:
+        made = Dialects(random.Random(seed))
+        made.serial = serial
+        file, rows = made.file(folder)
+        serial = made.serial
         files.append(file)
         expected |= rows
-    events, quarantine, counts = ingested(spark, spec_of(tmp_path, files, mask=[]))
+    events, quarantine, counts = ingested(spark, spec_of(folder, files, mask=[]))
     assert counts.rows_in == len(expected) == counts.rows_out + counts.quarantined
     good = {name: row for name, row in expected.items() if row[0] is not None}
     assert {name: (row.amount, row.note) for name, row in events.items()} == good

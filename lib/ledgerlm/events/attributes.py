@@ -220,7 +220,9 @@ def _one_each(rows: DataFrame, key: Column, values: Column, rule: Conflict, sinc
     if since is not None:
         latest = keyed.groupBy(_KEY).agg(F.max("_since").alias("_since"))
         keyed = keyed.join(latest, [_KEY, "_since"], how="left_semi")
-    found = keyed.groupBy(_KEY).agg(F.min(_VALUES).alias("_first"), F.max(_VALUES).alias("_last"))
+    # A row that holds nothing contradicts none; JSON leaves out what is absent.
+    filled = F.when(F.to_json(_VALUES) != "{}", F.col(_VALUES))
+    found = keyed.groupBy(_KEY).agg(F.min(filled).alias("_first"), F.max(filled).alias("_last"))
     differ = ~F.col("_first").eqNullSafe(F.col("_last"))
     chosen = {"first": F.col("_first"), "last": F.col("_last"), "absent": F.when(~differ, F.col("_last"))}[rule]
     return found.select(_KEY, chosen.alias(_VALUES), differ.alias(_DIFFER))

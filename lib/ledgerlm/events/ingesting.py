@@ -38,7 +38,8 @@ class IngestConf(Conf):
         ge=0.0,
         le=1.0,
         description="stop when a larger share of the rows is bad, or of the label rows of a task: then "
-        "the spec is probably wrong. Labels of clients without events are not bad, but a task must keep one at least",
+        "the spec is probably wrong. Labels of clients without events are not bad, but a task must keep one label at "
+        "least; 1: never stop, unless there is no event",
     )
     max_unmatched_share: float = Field(
         0.99,
@@ -168,12 +169,12 @@ def _refusal(
     """Why the tables should not be believed; None when nothing speaks against it."""
     share, most = conf.max_quarantined_share, conf.max_unmatched_share
     remedy = "look at table quarantine, then mend the spec or raise it; all other tables are as they were"
-    if counts.quarantined > share * counts.rows_in or not counts.rows_out:
+    if not counts.rows_out or counts.quarantined > share * counts.rows_in:
         worst = sorted(counts.reasons.items(), key=lambda item: -item[1])
+        why = f"more than max_quarantined_share {share}" if counts.rows_out else "so that there is no event"
         return (
             f"data set {spec.name}: {counts.quarantined} of {counts.rows_in} rows are bad "
-            f"({', '.join(f'{reason}: {count}' for reason, count in worst)}), more than max_quarantined_share {share}; "
-            f"{remedy}"
+            f"({', '.join(f'{reason}: {count}' for reason, count in worst)}), {why}; {remedy}"
         )
     for key, unmatched in counts.unmatched.items():
         if unmatched > most * counts.keyed[key]:
@@ -184,7 +185,7 @@ def _refusal(
             )
     for task, found in tasks.items():
         bad = found.quarantined - found.lonely
-        if not found.out:
+        if not found.out and share < 1:
             return f"data set {spec.name}: task {task} has no label: {_why_none(found, end)}; {remedy}"
         if bad > share * found.rows:
             return (

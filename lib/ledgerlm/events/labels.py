@@ -178,8 +178,15 @@ def labels_of(
         rows = rows.unionByName(_computed_rows(made))
     known = rows.join(firsts, "client_id", how="left")
     unseen = F.col("first_event_time").isNull() | (F.col("first_event_time") >= F.col("as_of"))
-    lonely = F.when(unseen, Reason.LABEL_WITHOUT_HISTORY.value)
-    known = known.withColumn("reason", F.coalesce("reason", lonely)).drop("first_event_time")
+    lonely = F.col("reason").isNull() & unseen
+    known = known.withColumns(
+        {
+            "reason": F.when(lonely, Reason.LABEL_WITHOUT_HISTORY.value).otherwise(F.col("reason")),
+            "detail": F.when(lonely, F.concat(F.lit("task "), "task", F.lit(": "), "client_id")).otherwise(
+                F.col("detail")
+            ),
+        }
+    ).drop("first_event_time")
     return Labelled(judged=_agreed(known, spec), spec=spec)
 
 
