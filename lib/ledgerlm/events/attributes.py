@@ -8,7 +8,7 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from ledgerlm.engines.frames import with_columns
+from ledgerlm.engines.frames import small_frame, with_columns
 from ledgerlm.events.cells import Uses, code, event_uses, raw, type_of
 from ledgerlm.events.clock import fixed_instant
 from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
@@ -50,16 +50,16 @@ def attributes_of(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, p
     return rows.select(F.col(_KEY).alias("client_id"), F.col(_VALUES).alias(f"_{place}"))
 
 
-def dictionaries(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
+def dictionaries(spark: SparkSession, spec: DataSetSpec) -> DataFrame | None:
     """Code and description of every field that has a dictionary.
 
     Returns:
-        field, code, description; key (field, code).
+        field, code, description; key (field, code). None when no field has one.
     """
-    frames = [spark.createDataFrame([], "field string, code string, description string")]
+    frames: list[DataFrame] = []
     for place, field in enumerate(spec.fields):
         if isinstance(field.dictionary, dict) and field.dictionary:
-            inline = spark.createDataFrame(list(field.dictionary.items()), "code string, description string")
+            inline = small_frame(spark, [*field.dictionary.items()], "code string, description string")
             frames.append(
                 inline.select(F.lit(field.name).alias("field"), identity(F.col("code")).alias("code"), "description")
             )
@@ -67,6 +67,8 @@ def dictionaries(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
             rows = _book_rows(spark, spec, place).where(F.col(_VALUES).isNotNull())
             description = F.col(_VALUES)["description"].alias("description")
             frames.append(rows.select(F.lit(field.name).alias("field"), F.col(_KEY).alias("code"), description))
+    if not frames:
+        return None
     return reduce(DataFrame.unionByName, frames).where("code IS NOT NULL AND description IS NOT NULL")
 
 

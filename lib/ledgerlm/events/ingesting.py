@@ -27,6 +27,7 @@ from ledgerlm.events.labels import Labelled, client_attributes, first_events, la
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.events.splits import with_split
 from ledgerlm.lake.made import Made
+from ledgerlm.lake.slices import WHOLE
 
 
 class IngestConf(Conf):
@@ -79,7 +80,8 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
     clients = firsts.count()  # computes the events, and so fills in their counts
     counts = ingested.counts()
     counts.check(f"data set {spec.name}")
-    known = keep(dictionaries(spark, spec))
+    books = dictionaries(spark, spec)
+    known = None if books is None else keep(books)
     labelled = labels_of(spark, spec, firsts, events) if spec.labels else None
     labels = keep(labelled.labels) if labelled else None
     by_class = {} if labels is None else count_labels(labels, spec)
@@ -97,6 +99,7 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
         quarantined=counts.quarantined,
         duplicates=counts.duplicates,
         tables=bank.tables(spec),
+        none={} if known is not None else {"dictionaries": WHOLE},
         main="events",
         aside=_aside(ingested, counts, labelled, damaged_attributes(spark, spec), keep),
         facts={
@@ -128,9 +131,10 @@ def _aside(
     if not frames:
         return None
     found, expected = keep(reduce(DataFrame.unionByName, frames)), counts.quarantined + bad_labels
-    if expected and (rows := found.count()) < expected:
+    rows = found.count()
+    if rows < expected:
         raise DataError(f"{expected} rows to set aside, but {rows} were found; were files changed? Run again")
-    return found
+    return found if rows else None
 
 
 def _refusal(spec: DataSetSpec, counts: IngestCounts, share: float) -> str | None:
@@ -144,9 +148,9 @@ def _refusal(spec: DataSetSpec, counts: IngestCounts, share: float) -> str | Non
     )
 
 
-def _most_unknown(events: DataFrame, known: DataFrame, spec: DataSetSpec, most: int) -> Mapping[str, Any]:
+def _most_unknown(events: DataFrame, known: DataFrame | None, spec: DataSetSpec, most: int) -> Mapping[str, Any]:
     """The most frequent codes without a description, by field."""
-    if not most or not any(field.dictionary for field in spec.fields):
+    if not most or known is None:
         return {}
     found: dict[str, dict[str, int]] = {}
     for row in unknown_codes(events, known, spec).limit(most).collect():
