@@ -104,7 +104,7 @@ def price(scored: Scored, known: Known, offers: Sequence[Offer], conf: OffersCon
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chosen:
+class ChosenOffers:
     """What was chosen of a catalogue.
 
     Attributes:
@@ -156,7 +156,7 @@ def choose(
     first: str = "rank = 1",
     seed: int,
     keep: Keep,
-) -> Chosen:
+) -> ChosenOffers:
     """Sums up what was chosen, and plays the policy on the clients whose outcome is known.
 
     Args:
@@ -187,7 +187,7 @@ def choose(
         )
     sums = chosen.groupBy(*by, name).agg(*(F.expr(text).alias(column) for column, text in totals.items()))
     some = chosen.where(first).orderBy(F.xxhash64("client_id")).limit(_EXAMPLES)
-    return Chosen(
+    return ChosenOffers(
         table=table,
         rows=chosen.drop("blocked").withColumn("head_id", F.lit(priced.scored.head_id)),
         scored=priced.scored,

@@ -11,7 +11,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.applications.offers import Offer, eligibility, reason_in_words
 from ledgerlm.applications.policy import PolicyConf, apply_policy, best_first
-from ledgerlm.applications.pricing import Chosen, Known, OffersConf, Priced, choose, price
+from ledgerlm.applications.pricing import ChosenOffers, Known, OffersConf, Priced, choose, price
 from ledgerlm.applications.scored import Scored
 from ledgerlm.engines.frames import Keep
 
@@ -27,7 +27,7 @@ class RecommendConf(OffersConf):
     offers: tuple[Offer, ...] = Field(min_length=1, description="the catalogue")
 
 
-def recommend(scored: Scored, known: Known, conf: RecommendConf, *, seed: int, keep: Keep) -> Chosen:
+def recommend(scored: Scored, known: Known, conf: RecommendConf, *, seed: int, keep: Keep) -> ChosenOffers:
     """Ranks the offers of each client, and looks what those that the policy allows would have earned.
 
     Args:

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.applications.offers import Offer, eligibility, reason_in_words
 from ledgerlm.applications.policy import PolicyConf, apply_policy, with_rank
-from ledgerlm.applications.pricing import Chosen, Known, OffersConf, Priced, choose, price
+from ledgerlm.applications.pricing import ChosenOffers, Known, OffersConf, Priced, choose, price
 from ledgerlm.applications.scored import Scored
 from ledgerlm.engines.frames import Keep
 
@@ -38,7 +38,7 @@ TOTALS = {
 }
 
 
-def target(scored: Scored, known: Known, conf: TargetConf, *, seed: int, keep: Keep) -> Chosen:
+def target(scored: Scored, known: Known, conf: TargetConf, *, seed: int, keep: Keep) -> ChosenOffers:
     """Fills each campaign's list from the most profitable client down, and looks what it would have earned.
 
     Args:

@@ -60,7 +60,7 @@ TextsConf = EnrichConf | SummarizeConf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
+class ChosenDocuments:
     """Documents to write texts of.
 
     Attributes:
@@ -139,7 +139,7 @@ class Texts:
             )
 
 
-def choose_documents(documents: DataFrame, clients: DataFrame | None, conf: TextsConf) -> Chosen:
+def choose_documents(documents: DataFrame, clients: DataFrame | None, conf: TextsConf) -> ChosenDocuments:
     """The documents that texts are written of, and what that will take: texts, tokens, time and cost.
 
     Args:
@@ -159,7 +159,7 @@ def choose_documents(documents: DataFrame, clients: DataFrame | None, conf: Text
             f"no document of format '{conf.source}' for clients '{conf.clients}'; add a serialize stage with format: "
             f"{conf.source}, or set `source` of the stage that writes texts"
         )
-    return Chosen(documents=chosen, estimate=expected)
+    return ChosenDocuments(documents=chosen, estimate=expected)
 
 
 def expectation(documents: DataFrame | None, clients: DataFrame | None, conf: TextsConf) -> str:
@@ -177,7 +177,7 @@ def expectation(documents: DataFrame | None, clients: DataFrame | None, conf: Te
 
 
 def write_texts(
-    chosen: Chosen,
+    chosen: ChosenDocuments,
     conf: TextsConf,
     *,
     ray: RayEngine,
@@ -226,7 +226,7 @@ def write_texts(
     )
 
 
-def _staged(chosen: Chosen, conf: TextsConf, folder: Path) -> list[Shard]:
+def _staged(chosen: ChosenDocuments, conf: TextsConf, folder: Path) -> list[Shard]:
     """Writes the documents as one Parquet file a shard, or finds them written by an earlier attempt."""
     source, target, manifest = (folder / name for name in ("in", "out", "manifest.json"))
     shards = chosen.estimate.shards

@@ -13,9 +13,9 @@ from ledgerlm.events.cells import Uses, code, event_uses, raw, type_of
 from ledgerlm.events.clock import fixed_instant
 from ledgerlm.events.columns import FAULT, FILE, PAYLOAD
 from ledgerlm.events.identity import identity, without
-from ledgerlm.events.sources import read_file
+from ledgerlm.events.sources import Needed, read_file
 from ledgerlm.events.spec import DataSetSpec, source_of
-from ledgerlm.events.spec_files import ClientFileSpec, Conflict, FileSpec, SourceSpec
+from ledgerlm.events.spec_files import ClientFileSpec, Conflict, SourceSpec
 from ledgerlm.events.spec_times import AsOfSpec
 from ledgerlm.events.times import time_of
 
@@ -108,37 +108,47 @@ def conflicts(spark: SparkSession, spec: DataSetSpec) -> dict[str, int]:
 def damaged_attributes(spark: SparkSession, spec: DataSetSpec) -> DataFrame | None:
     """Damaged lines of join and client files, as quarantine takes them; None when no such file is text."""
     source = source_of(spec)
-    text = [(file, needed) for file, needed in _attribute_files(spec) if file.format in ("csv", "json")]
-    frames = [damaged(read_file(spark, file, source, needed=needed)) for file, needed in text]
+    files = [needed_of_join(spec, place) for place in range(len(spec.joins))]
+    files += [needed_of_clients(spec, place) for place in range(len(spec.clients))]
+    frames = [
+        damaged(read_file(spark, one.file, source, needed=one.keys))
+        for one in files
+        if one.file.format in ("csv", "json")
+    ]
     return reduce(DataFrame.unionByName, frames) if frames else None
 
 
-def _attribute_files(spec: DataSetSpec) -> list[tuple[FileSpec, dict[str, str]]]:
-    joins = [
-        (join.file, dict.fromkeys((join.key, *join.columns), f"joins.{place}")) for place, join in enumerate(spec.joins)
-    ]
-    clients = [
-        (one.file, dict.fromkeys((one.id, *one.attributes.values()), f"clients.{place}"))
-        for place, one in enumerate(spec.clients)
-    ]
-    return [*joins, *clients]
+def needed_of_join(spec: DataSetSpec, place: int) -> Needed:
+    """What the spec needs of the file of a join."""
+    join, key = spec.joins[place], f"joins.{place}"
+    return Needed(file=join.file, keys={join.key: f"{key}.key"} | dict.fromkeys(join.columns, f"{key}.columns"))
+
+
+def needed_of_clients(spec: DataSetSpec, place: int) -> Needed:
+    """What the spec needs of a file of client attributes."""
+    one, key = spec.clients[place], f"clients.{place}"
+    keys = {one.id: f"{key}.id"} | {column: f"{key}.attributes.{name}" for name, column in one.attributes.items()}
+    return Needed(file=one.file, keys=keys | ({one.valid_from: f"{key}.valid_from"} if one.valid_from else {}))
+
+
+def needed_of_dictionary(spec: DataSetSpec, place: int) -> Needed | None:
+    """What the spec needs of the file of a field's dictionary; None where the field has none in a file."""
+    book, key = spec.fields[place].dictionary, f"fields.{place}.dictionary"
+    if book is None or isinstance(book, dict):
+        return None
+    return Needed(file=book.file, keys={book.code: f"{key}.code", book.description: f"{key}.description"})
 
 
 def _join_rows(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
-    join, uses, key = spec.joins[place], event_uses(spec), f"joins.{place}"
-    needed = {join.key: f"{key}.key"} | dict.fromkeys(join.columns, f"{key}.columns")
-    found = sound(read_file(spark, join.file, source_of(spec), needed=needed, uses=replace(uses, times=())))
+    join, uses, needed = spec.joins[place], event_uses(spec), needed_of_join(spec, place)
+    found = sound(read_file(spark, join.file, source_of(spec), needed=needed.keys, uses=replace(uses, times=())))
     values = F.struct(*(name for column in join.columns for name in uses.columns(column)))
     return _one_each(found, code(join.key), values, join.conflicts)
 
 
 def _client_rows(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, place: int) -> DataFrame:
-    key = f"clients.{place}"
-    needed = {one.id: f"{key}.id"} | {column: f"{key}.attributes.{name}" for name, column in one.attributes.items()}
-    times: tuple[str, ...] = ()
-    if one.valid_from:
-        needed[one.valid_from] = f"{key}.valid_from"
-        times = (one.valid_from,)
+    needed = needed_of_clients(spec, place).keys
+    times = (one.valid_from,) if one.valid_from else ()
     rows = sound(read_file(spark, one.file, source_of(spec), needed=needed, uses=Uses(codes=needed, times=times)))
     values = F.struct(*(without(one.nulls, code(column)).alias(name) for name, column in one.attributes.items()))
     since = None
@@ -153,15 +163,14 @@ def _client_rows(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, pl
 
 
 def _book_rows(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
-    book, key = spec.fields[place].dictionary, f"fields.{place}.dictionary"
-    assert book is not None and not isinstance(book, dict)
-    needed = {book.code: f"{key}.code", book.description: f"{key}.description"}
+    book, needed = spec.fields[place].dictionary, needed_of_dictionary(spec, place)
+    assert book is not None and not isinstance(book, dict) and needed is not None
     rows = sound(
         read_file(
             spark,
             book.file,
             spec.source or SourceSpec(files=(book.file,)),
-            needed=needed,
+            needed=needed.keys,
             uses=Uses(codes=(book.code,)),
         )
     )
