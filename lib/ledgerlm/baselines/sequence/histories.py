@@ -43,6 +43,19 @@ class SeenColumns:
     weekday: bool
     zone: str = "UTC"
 
+    @classmethod
+    def of(cls, fields: Fields, spec: DataSetSpec) -> SeenColumns:
+        """The columns that fields were learnt from: `choose` again, for a trained encoder."""
+        own = {field.name for field in spec.fields if field.kind == "categorical"}
+        computed = {"hour", "weekday"} & set(fields.codes) - own
+        return cls(
+            categorical=tuple(name for name in fields.codes if name not in computed),
+            numeric=fields.numbers[:-1],  # the last is the time since the event before
+            hour="hour" in computed,
+            weekday="weekday" in computed,
+            zone=spec.time.zone,
+        )
+
 
 def choose(spec: DataSetSpec, conf: FieldsConf) -> SeenColumns:
     """The columns as configured, or else those of the data set."""
