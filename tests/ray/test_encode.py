@@ -16,8 +16,8 @@ from ledgerlm.baselines.sequence.batches import Histories
 from ledgerlm.baselines.sequence.histories import SeenColumns, assemble, learn_fields, observe
 from ledgerlm.baselines.sequence.inference import encode_histories
 from ledgerlm.baselines.sequence.model import SequenceEncoder
-from ledgerlm.baselines.sequence.settings import FieldsConf
-from ledgerlm.baselines.sequence.store import load_encoder, read_encoder_card
+from ledgerlm.baselines.sequence.settings import ENCODER_FILES, FieldsConf
+from ledgerlm.baselines.sequence.store import load_encoder
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.events.spec import load_spec
 from ledgerlm.heads.vectors import Source
@@ -96,7 +96,7 @@ def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
     assert facts["widths"] == {"coles": 16}
     assert facts["training_events_per_second"] > 0
     folder = Path(facts["encoder"])
-    card = read_encoder_card(folder)
+    card = ENCODER_FILES.read_card(folder)
     assert set(card.fields.codes["category"]) == {"food", "fuel"}  # no code from after as_of
     source = Source.model_validate({"table": "embeddings", "stage": "clues", "parts": ["coles"]}).pinned(
         lambda _: facts

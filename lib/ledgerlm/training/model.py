@@ -9,11 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from ledgerlm.config import Conf
 from ledgerlm.errors import ArtefactError
-from ledgerlm.training.artefacts import keep_copy
+from ledgerlm.training.artefacts import NetworkFiles, check, keep_copy
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -72,16 +72,26 @@ class TrainedNetwork(Model, Generic[C]):
     """A network whose weights and card its training has left in a folder.
 
     Attributes:
+        FILES: of such a network.
         card: what it is.
         draft: what the training left; None for one that was loaded.
         home: folder of its files once it is saved.
         curve: a line for each epoch of the training; empty for one that was loaded.
     """
 
+    FILES: ClassVar[NetworkFiles[Any]]
+
     card: C
     draft: Path | None = None
     home: Path | None = None
     curve: Sequence[Mapping[str, float]] = ()
+
+    @classmethod
+    def load(cls, folder: Path, identity: str, /) -> Self:
+        """Reads a model after checking that its files are those that its id was made from."""
+        home = folder / identity
+        check(home, made_by=cls.FILES.made_by)
+        return cls(card=cls.FILES.read_card(home), home=home)
 
     def save(self, folder: Path) -> Self:
         """Copies its files below `folder`, under their hash; a training that is killed can still go on."""

@@ -15,6 +15,7 @@ from ledgerlm.baselines.agg import histories
 from ledgerlm.baselines.sequence.histories import assemble, choose, learn_fields, newest, observe, without_events
 from ledgerlm.baselines.sequence.model import SequenceEncoder
 from ledgerlm.baselines.sequence.settings import (
+    ENCODER_FILES,
     EncoderConf,
     EncoderRankConf,
     Fields,
@@ -105,8 +106,6 @@ def learn_encoder(
     Raises:
         DataError: no training client has an event before its as_of.
     """
-    from ledgerlm.baselines.sequence.store import read_encoder_card  # it imports torch, which takes seconds
-
     shown = progress or Progress()
     fields = _staged(events, clients, as_of, spec, conf, home=folder, progress=shown)
     rank = EncoderRankConf(
@@ -122,7 +121,7 @@ def learn_encoder(
     with shown.task(f"Training {conf.method}"):
         curve = train("ledgerlm.baselines.sequence.training:train_rank", rank, conf.workers)["curve"]
     failpoint("after_training")
-    return SequenceEncoder(card=read_encoder_card(rank.result), draft=rank.result, curve=curve)
+    return SequenceEncoder(card=ENCODER_FILES.read_card(rank.result), draft=rank.result, curve=curve)
 
 
 def laid_out(spark: SparkSession, folder: Path) -> DataFrame:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ledgerlm.baselines.agg import histories
 from ledgerlm.baselines.sequence.histories import SeenColumns, assemble, observe
 from ledgerlm.baselines.sequence.inference import encode
-from ledgerlm.baselines.sequence.settings import EncoderCard
-from ledgerlm.training.artefacts import check
+from ledgerlm.baselines.sequence.settings import ENCODER_FILES, EncoderCard
 from ledgerlm.training.model import TrainedNetwork
 
 if TYPE_CHECKING:
@@ -23,14 +21,7 @@ if TYPE_CHECKING:
 class SequenceEncoder(TrainedNetwork[EncoderCard]):
     """A trained encoder of CoLES, CPC, RTD, NSP, NPPR, IFTPP or DeTPP."""
 
-    @classmethod
-    def load(cls, folder: Path, backbone_id: str, /) -> SequenceEncoder:
-        """Reads an encoder after checking that its files are those that its id was made from."""
-        from ledgerlm.baselines.sequence.store import read_encoder_card  # it imports torch, which takes seconds
-
-        home = folder / backbone_id
-        check(home, made_by="encode")
-        return cls(card=read_encoder_card(home), home=home)
+    FILES = ENCODER_FILES
 
     @property
     def backbone_id(self) -> str:

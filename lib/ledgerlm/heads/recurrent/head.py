@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from ledgerlm.heads.recurrent.inputs import chosen_columns, head_rows, observed_events, sources_of
 from ledgerlm.heads.recurrent.scoring import score_recurrent
-from ledgerlm.heads.recurrent.settings import RecurrentCard
+from ledgerlm.heads.recurrent.settings import HEAD_FILES, RecurrentCard
 from ledgerlm.lake.made import Made
-from ledgerlm.training.artefacts import check
 from ledgerlm.training.model import TrainedNetwork
 
 if TYPE_CHECKING:
@@ -28,16 +27,9 @@ class RecurrentHead(TrainedNetwork[RecurrentCard]):
         labelled: labels that it was to learn from.
     """
 
+    FILES = HEAD_FILES
+
     labelled: int = 0
-
-    @classmethod
-    def load(cls, folder: Path, head_id: str, /) -> RecurrentHead:
-        """Reads a head after checking that its files are those that its id was made from."""
-        from ledgerlm.heads.recurrent.store import read_recurrent_card  # it imports torch, which takes seconds
-
-        home = folder / head_id
-        check(home, made_by="learn")
-        return cls(card=read_recurrent_card(home), home=home)
 
     @property
     def head_id(self) -> str:

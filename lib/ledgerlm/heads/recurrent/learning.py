@@ -15,6 +15,7 @@ from ledgerlm.files import bring, push, url_of
 from ledgerlm.heads.recurrent.head import RecurrentHead
 from ledgerlm.heads.recurrent.inputs import Sources, chosen_columns, head_rows, learn_shape, observed_events, sources_of
 from ledgerlm.heads.recurrent.settings import (
+    HEAD_FILES,
     PARTS,
     HeadRankConf,
     InputsConf,
@@ -91,8 +92,6 @@ def learn(
         ConfigError: the base was trained with other inputs or another network.
         DataError: no label fulfils the condition, or there is no event.
     """
-    from ledgerlm.heads.recurrent.store import read_recurrent_card  # it imports torch, which takes seconds
-
     shown = progress or Progress()
     training = _training_labels(labels, clients, conf.where, task)
     row = training.agg(F.count(F.lit(1)).alias("rows"), F.max("as_of").alias("as_of")).first()
@@ -122,7 +121,7 @@ def learn(
         curve = train("ledgerlm.heads.recurrent.training:train_rank", worker, conf.workers)["curve"]
     failpoint("after_training")
     return RecurrentHead(
-        card=read_recurrent_card(worker.result), draft=worker.result, curve=curve, labelled=row["rows"]
+        card=HEAD_FILES.read_card(worker.result), draft=worker.result, curve=curve, labelled=row["rows"]
     )
 
 
@@ -134,9 +133,7 @@ def _training_labels(labels: DataFrame, clients: DataFrame, where: str, task: Ta
 
 def _shape_of(base: Path, conf: LearnConf) -> RowsShape:
     """Vocabularies and scales of the head that the training starts from."""
-    from ledgerlm.heads.recurrent.store import read_recurrent_card
-
-    card = read_recurrent_card(base)
+    card = HEAD_FILES.read_card(base)
     for key in ("inputs", "network"):
         if getattr(card, key) != getattr(conf, key):
             raise ConfigError(f"base: {conf.base or base} was trained with other {key}; make them the same")
