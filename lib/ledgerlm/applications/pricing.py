@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.applications.backtest import backtest
 from ledgerlm.applications.offers import EvidenceConf, Offer, candidates, eligibility, goal_counts
-from ledgerlm.applications.policy import PolicyConf
+from ledgerlm.applications.policy import PolicyConf, apply_policy
 from ledgerlm.applications.scored import Scored, ScoredConf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
@@ -101,6 +101,24 @@ def price(scored: Scored, known: Known, offers: Sequence[Offer], conf: OffersCon
         outcomes=judged.select(*_KEY, "label_text"),
         candidates=keep(candidates(scored.now, scored.task, offers, counts, conf.evidence)),
     )
+
+
+def within_policy(priced: Priced, offers: Sequence[Offer], policy: PolicyConf, *, keep: Keep) -> DataFrame:
+    """The candidates with `blocked`: null for what may be offered, else what forbids it.
+
+    That is `no_value` for what is expected to lose money, or a rule of the policy; see `policy.apply_policy`.
+
+    Args:
+        priced: from `price`.
+        offers: the catalogue.
+        policy: the rules.
+        keep: for the rows between two steps.
+    """
+    worth, poor = (priced.candidates.where(condition) for condition in ("value > 0", "value <= 0"))
+    judged = apply_policy(
+        worth, priced.clients, policy, keep=keep, eligibility=eligibility(offers), contacts=priced.contacts
+    )
+    return judged.unionByName(poor.withColumn("blocked", F.lit("no_value")))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
