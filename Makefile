@@ -5,6 +5,8 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
+# Containers often forbid Python to keep what it has compiled; then each of many processes compiles torch again (13 s, not 5).
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-slow lint format bench lock clean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ledgerlm.baselines.sequence.encoding import EncodeConf, learn_and_encode
+from ledgerlm.baselines.sequence.encoding import EncodeConf, encode_clients, laid_out, learn_encoder
 from ledgerlm.events.asked import asked
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
@@ -15,20 +15,19 @@ def run(ctx: Context, conf: EncodeConf) -> StageResult:
     events, clients = ctx.read("events"), ctx.read("clients")
     as_of = asked(clients, ctx.maybe("labels"), ctx.end(conf.as_of))
     ctx.ray.start()
-    encoded = learn_and_encode(
+    encoder = learn_encoder(
         events,
         clients,
         as_of,
         ctx.spec,
         conf,
         folder=ctx.staging,
-        encoders=ctx.artefacts / "encoders",
         seed=ctx.seed,
-        keep=ctx.keep,
         progress=ctx.progress,
         failpoint=ctx.failpoint,
-    )
-    return ctx.publish(encoded.made())
+    ).save(ctx.artefacts / "encoders")
+    rows = laid_out(ctx.spark, ctx.staging)
+    return ctx.publish(encode_clients(encoder, rows, as_of, keep=ctx.keep, progress=ctx.progress))
 
 
 JOB = Job(

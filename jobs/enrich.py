@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ledgerlm.enrich.writing import EnrichConf, choose_documents, expectation, write_texts
+from ledgerlm.enrich.writing import EnrichConf, expectation, write_texts
 from ledgerlm.evaluation.report.texts import texts_section
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
@@ -12,18 +12,17 @@ from ledgerlm.runs.job import Job, StageResult
 
 def run(ctx: Context, conf: EnrichConf) -> StageResult:
     """Writes the rewrites that passed the check, and sets the others aside."""
-    chosen = choose_documents(ctx.read("documents"), ctx.read("clients") if conf.clients == "train" else None, conf)
     texts = write_texts(
-        chosen,
+        ctx.read("documents"),
+        ctx.read("clients") if conf.clients == "train" else None,
         conf,
         ray=ctx.ray,
         folder=ctx.staging,
         seed=ctx.seed,
+        set_aside=ctx.quarantine,
         progress=ctx.progress,
         failpoint=ctx.failpoint,
     )
-    ctx.quarantine(texts.refused)  # first, so that they can be looked at where too few were kept
-    texts.check(conf.min_kept)
     return ctx.publish(texts.rewrites(ctx.stage, [texts_section(ctx.stage, texts.facts)]))
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 
 from ledgerlm.heads.recurrent.forecasting import ForecastConf, forecast
+from ledgerlm.heads.recurrent.head import RecurrentHead
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 
 
 def run(ctx: Context, conf: ForecastConf) -> StageResult:
     """Scores with one head after the other and writes all scores in one commit; who has no event is set aside."""
+    ids = {head_id: stage for stage in conf.stages for head_id in ctx.heads(stage)}
     made = forecast(
-        {head_id: stage for stage in conf.stages for head_id in ctx.heads(stage)},
-        ctx.artefacts / "heads",
+        [(stage, RecurrentHead.load(ctx.artefacts / "heads", head_id)) for head_id, stage in ids.items()],
         events=ctx.read("events"),
         clients=ctx.read("clients"),
         labels=ctx.read("labels"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ledgerlm.config import load_yaml
 from ledgerlm.evaluation.report.fusion import training_section
-from ledgerlm.heads.alimn.fusing import FuseConf, fuse
+from ledgerlm.heads.alimn.fusing import FuseConf, fuse, score_everyone
 from ledgerlm.heads.vectors import tables_of
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
@@ -15,24 +15,26 @@ from ledgerlm.runs.job import Job, StageResult
 
 def run(ctx: Context, conf: FuseConf) -> StageResult:
     """Stages the training clients, trains, publishes the heads, and scores everyone."""
-    tasks = ctx.tasks(conf.tasks, kinds=["binary"])
+    tables = {name: ctx.read(name) for name in tables_of([conf.sources])}
+    states = ctx.read("text_states")
     ctx.ray.start()
-    made = fuse(
+    fused = fuse(
         ctx.read("labels"),
         ctx.read("clients"),
-        {name: ctx.read(name) for name in tables_of([conf.sources])},
-        ctx.read("text_states"),
-        tasks,
+        tables,
+        states,
+        ctx.tasks(conf.tasks, kinds=["binary"]),
         conf=conf,
         facts=ctx.facts,
         deepspeed=load_yaml(ctx.file(conf.deepspeed)),
         folder=ctx.staging,
-        heads=ctx.artefacts / "heads",
         seed=ctx.seed,
-        keep=ctx.keep,
         progress=ctx.progress,
         failpoint=ctx.failpoint,
     )
+    heads = [head.save(ctx.artefacts / "heads") for head in fused]
+    rows = heads[0].inputs(tables, states, domains=conf.domains)
+    made = score_everyone(heads, rows, reasons=conf.reasons, keep=ctx.keep, progress=ctx.progress)
     return ctx.publish(replace(made, report=[training_section(ctx.stage, made.facts["heads"])]))
 
 

@@ -18,7 +18,7 @@ def run(ctx: Context, conf: InstructConf) -> StageResult:
     examples = tell_examples(
         events, clients, labels, task, conf, spec=ctx.spec, dictionaries=dictionaries, seed=ctx.seed
     )
-    head = instruct(
+    head, tuning = instruct(
         examples,
         task,
         conf,
@@ -26,13 +26,13 @@ def run(ctx: Context, conf: InstructConf) -> StageResult:
         base=ctx.backbone(conf.base),
         deepspeed=load_yaml(ctx.file(conf.deepspeed)),
         staging=ctx.staging,
-        folder=ctx.artefacts / "instruct",
         seed=ctx.seed,
         keep=ctx.keep,
         progress=ctx.progress,
         failpoint=ctx.failpoint,
     )
-    return ctx.publish(head.made(ctx.stage, [instruction_section(ctx.stage, head)]))
+    head = head.save(ctx.artefacts / "instruct")
+    return ctx.publish(tuning.made(head, ctx.stage, [instruction_section(ctx.stage, tuning)]))
 
 
 JOB = Job(

@@ -15,7 +15,7 @@ def run(ctx: Context, conf: LearnConf) -> StageResult:
     """Lays out training rows as Parquet, trains on Ray Train, and keeps the head under its id."""
     task, heads = ctx.task(conf.task), ctx.artefacts / "heads"
     ctx.ray.start()
-    learnt = learn(
+    head = learn(
         task,
         events=ctx.read("events"),
         clients=ctx.read("clients"),
@@ -26,13 +26,12 @@ def run(ctx: Context, conf: LearnConf) -> StageResult:
         files=ctx.plan.files,
         base=heads / ctx.head(conf.base) if conf.base else None,
         folder=ctx.staging,
-        heads=heads,
         seed=ctx.seed,
         progress=ctx.progress,
         failpoint=ctx.failpoint,
-    )
-    section = learning_section(ctx.stage, conf.network.kind, task.name, learnt.curve)
-    return ctx.publish(replace(learnt.made(), report=[section]))
+    ).save(heads)
+    section = learning_section(ctx.stage, conf.network.kind, task.name, head.curve)
+    return ctx.publish(replace(head.made(), report=[section]))
 
 
 JOB = Job(

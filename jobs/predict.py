@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 
 from ledgerlm.instruct.forecasting import PredictConf, predict
+from ledgerlm.instruct.model import InstructedHead
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 
 
 def run(ctx: Context, conf: PredictConf) -> StageResult:
     """Scores with one head after the other and writes all scores in one commit."""
+    known = [head for stage in conf.stages for head in ctx.facts(stage)["heads"]]
     made = predict(
-        [head for stage in conf.stages for head in ctx.facts(stage)["heads"]],
-        ctx.artefacts / "instruct",
+        [(head, InstructedHead.load(ctx.artefacts / "instruct", head["head_id"])) for head in known],
         events=ctx.read("events"),
         clients=ctx.read("clients"),
         labels=ctx.read("labels"),

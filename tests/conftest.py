@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cpu_meter import CpuMeter
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
     from xdist.scheduler import LoadScopeScheduling
@@ -27,6 +29,22 @@ os.environ.setdefault("LEDGERLM_CACHE", tempfile.mkdtemp(prefix="ledgerlm-cache-
 os.environ.setdefault("FSSPEC_LOCAL_AUTO_MKDIR", "true")
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+_meter = pytest.StashKey[CpuMeter]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Begins to count CPU seconds, in the process that the others report to."""
+    if not hasattr(config, "workerinput"):
+        config.stash[_meter] = CpuMeter()
+        config.stash[_meter].start()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Tells the CPU seconds of the session."""
+    if (meter := config.stash.get(_meter, None)) is not None:
+        terminalreporter.write_line(f"{meter.stop():,.0f} CPU seconds, with all processes that the tests started")
 
 
 @pytest.fixture

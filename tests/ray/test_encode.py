@@ -13,11 +13,13 @@ from pyspark.sql import functions as F
 
 from ledgerlm.baselines.agg import histories
 from ledgerlm.baselines.sequence.batches import Histories
-from ledgerlm.baselines.sequence.histories import Chosen, assemble, learn_fields, observe
+from ledgerlm.baselines.sequence.histories import SeenColumns, assemble, learn_fields, observe
 from ledgerlm.baselines.sequence.inference import encode_histories
-from ledgerlm.baselines.sequence.settings import FieldsConf
-from ledgerlm.baselines.sequence.store import load_encoder, read_encoder_card
+from ledgerlm.baselines.sequence.model import SequenceEncoder
+from ledgerlm.baselines.sequence.settings import ENCODER_FILES, FieldsConf
+from ledgerlm.baselines.sequence.store import load_encoder
 from ledgerlm.engines.ray import RayEngine
+from ledgerlm.events.spec import load_spec
 from ledgerlm.heads.vectors import Source
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
@@ -26,7 +28,7 @@ from ledgerlm.runs.runner import Runner
 from tests.small_lake import CLIENTS, EVENTS, fill, write_pipeline
 
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
-CHOSEN = Chosen(categorical=("category",), numeric=("amount",), hour=False, weekday=True)
+CHOSEN = SeenColumns(categorical=("category",), numeric=("amount",), hour=False, weekday=True)
 
 
 def event(client: str, number: int, time: datetime, category: str, amount: int = 10) -> tuple[object, ...]:
@@ -94,7 +96,7 @@ def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
     assert facts["widths"] == {"coles": 16}
     assert facts["training_events_per_second"] > 0
     folder = Path(facts["encoder"])
-    card = read_encoder_card(folder)
+    card = ENCODER_FILES.read_card(folder)
     assert set(card.fields.codes["category"]) == {"food", "fuel"}  # no code from after as_of
     source = Source.model_validate({"table": "embeddings", "stage": "clues", "parts": ["coles"]}).pinned(
         lambda _: facts
@@ -110,11 +112,14 @@ def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
 
 
 def _same_vectors_here(spark: SparkSession, lake: Lake, folder: Path, rows: dict[str, object]) -> None:
-    """The stored vectors are those of the encoder on the same arrays, computed in this process."""
-    fields = read_encoder_card(folder).fields
+    """The stored vectors are those of the encoder on the same arrays, computed in this process and by the model."""
+    encoder = SequenceEncoder.load(folder.parent, folder.name)
     as_of = spark.createDataFrame([(client, AS_OF) for client in rows], "client_id string, as_of timestamp")
-    chosen = Chosen(categorical=("category",), numeric=("amount",), hour="hour" in fields.codes, weekday=True)
-    arrays = assemble(histories(observe(lake.read("events"), chosen), as_of), fields).toArrow()
-    vectors = encode_histories(load_encoder(folder), Histories.from_arrow(arrays, fields))
+    inputs = encoder.inputs(as_of, lake.read("events"), spec=load_spec(str(folder.parents[2] / "spec.yaml")))
+    arrays = inputs.toArrow()
+    vectors = encode_histories(load_encoder(folder), Histories.from_arrow(arrays, encoder.card.fields))
+    said = {row["client_id"]: row["parts"]["coles"] for row in encoder.transform(inputs).collect()}
     for client, vector in zip(arrays.column("client_id").to_pylist(), vectors, strict=True):
         np.testing.assert_allclose(rows[client]["parts"]["coles"], vector, atol=1e-4)  # type: ignore[index]
+        np.testing.assert_allclose(said[client], vector, atol=1e-4)
+    assert encoder.save(folder.parent).backbone_id == folder.name

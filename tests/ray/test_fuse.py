@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.errors import ArtefactError
+from ledgerlm.heads.alimn.head import FusedHead
 from ledgerlm.heads.alimn.store import load_fusion, load_network
 from ledgerlm.heads.metrics import metrics_of, value
 from ledgerlm.lake.lake import Lake
@@ -151,6 +152,15 @@ def test_every_client_has_a_score_of_each_head_with_reasons(spark: SparkSession,
     asked = [r["contribution"] for row in rows for r in row["reasons"] if r["feature"] == '"asked about rates"']
     assert np.mean(asked) > 0
     assert {row["decile"] for row in rows} == set(range(1, 11))
+    tables = {"features": table(spark, lake, "features")}
+    for name in ("alimn", "stacking"):
+        head = FusedHead.load(lake / "artefacts" / "heads", heads[name])
+        said = head.transform(head.inputs(tables, table(spark, lake, "text_states")), reasons=0)
+        own = scores.where(F.col("head_id") == heads[name]).select("client_id", F.col("probabilities").alias("stored"))
+        both = said.join(own, on="client_id").collect()
+        assert len(both) == CLIENTS
+        np.testing.assert_allclose([r["probabilities"] for r in both], [r["stored"] for r in both], atol=1e-6)
+        assert head.save(lake / "elsewhere").head_id == heads[name]
 
 
 def test_the_contact_list_obeys_profit_and_policy(spark: SparkSession, lake: Path, done: Run) -> None:

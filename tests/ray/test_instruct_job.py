@@ -12,7 +12,9 @@ from pyspark.sql import functions as F
 
 from ledgerlm.backbone.model import load_backbone
 from ledgerlm.engines.ray import RayEngine
+from ledgerlm.events.spec import load_spec
 from ledgerlm.instruct.head import ADAPTER, MODEL, load_instructed
+from ledgerlm.instruct.model import InstructedHead
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
@@ -86,6 +88,15 @@ def test_from_events_to_scores_of_an_unseen_bank(spark: SparkSession, ray_engine
     scores = lake.read("scores").where("task = 'next_category'")
     heads = scores.groupBy("head_id").count().collect()
     assert len(heads) == 2 + 5 and {row["count"] for row in heads} == {labels.count()}
+    model = InstructedHead.load(folder, head["head_id"])
+    asked, spec = labels.where("client_id LIKE 'B%'").select("client_id", "as_of").limit(20), load_spec(content["data"])
+    tables = {name: lake.read(name) for name in ("events", "clients", "dictionaries")}
+    prompts = model.inputs(asked, tables["events"], tables["clients"], spec=spec, dictionaries=tables["dictionaries"])
+    said = model.transform(prompts).withColumnRenamed("probabilities", "said")
+    own = scores.where(F.col("head_id") == head["head_id"])
+    both = said.join(own, on=["client_id", "as_of"]).select("said", "probabilities").collect()
+    assert len(both) == asked.count()
+    assert all(row["said"] == pytest.approx(row["probabilities"], abs=1e-4) for row in both)
     total = F.aggregate("probabilities", F.lit(0.0), lambda left, right: left + right)
     assert scores.where(F.abs(total - 1) > 1e-5).isEmpty()
     assert not scores.where("client_id LIKE 'B%'").isEmpty()

@@ -14,6 +14,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.engines.ray import RayEngine
+from ledgerlm.events.spec import load_spec
+from ledgerlm.heads.recurrent.head import RecurrentHead
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
@@ -76,6 +78,7 @@ def test_order_is_learnt_scored_and_accounted_for(spark: SparkSession, ray_engin
     assert (scored.rows_in, scored.rows_out, scored.quarantined) == (241, 240, 1)
     scores = lake.read("scores")
     assert {row["head_id"] for row in scores.select("head_id").distinct().collect()} == {head}
+    _as_the_model_says(spark, tmp_path, scores, head)
     row = scores.agg(
         F.max(F.abs(F.aggregate("probabilities", F.lit(0.0), lambda a, b: a + b) - 1)).alias("off"),
         F.count_if(~F.col("decile").between(1, 10)).alias("strange"),
@@ -88,6 +91,18 @@ def test_order_is_learnt_scored_and_accounted_for(spark: SparkSession, ray_engin
     assert figures["accuracy"] > 0.9
     assert figures["log_loss"] < 0.4
     assert all(stage.skipped for stage in again())
+
+
+def _as_the_model_says(spark: SparkSession, folder: Path, scores: DataFrame, head_id: str) -> None:
+    head = RecurrentHead.load(folder / "artefacts" / "heads", head_id)
+    lake = Lake(str(folder / "lake"), spark)
+    asked = lake.read("labels").select("client_id", "as_of")
+    spec = load_spec(str(folder / "spec.yaml"))
+    said = head.transform(head.inputs(asked, lake.read("events"), lake.read("clients"), spec=spec))
+    both = said.select("client_id", F.col("probabilities").alias("said")).join(scores, on="client_id").collect()
+    assert len(both) == 240
+    np.testing.assert_allclose([row["said"] for row in both], [row["probabilities"] for row in both], atol=1e-6)
+    assert head.save(folder / "elsewhere").head_id == head_id
 
 
 @pytest.mark.slow

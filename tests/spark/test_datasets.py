@@ -44,7 +44,7 @@ def read(spark: SparkSession, name: str, folder: Path, *formats: str) -> Read:
     found = labels_of(spark, spec, firsts, events).labels
     labels = spark.createDataFrame(found.collect(), found.schema)
     books = dictionaries(spark, spec)
-    books = spark.createDataFrame(books.collect(), books.schema)
+    books = None if books is None else spark.createDataFrame(books.collect(), books.schema)
     texts: dict[str, dict[str, list[str]]] = {}
     for form in formats:
         own = spec.protocol.get("serialize", {}) if form == "compact" else {"max_value_length": 200}

@@ -138,15 +138,21 @@ def test_a_join_that_finds_nothing_stops_the_run(spark: SparkSession, tmp_path: 
     assert runner.run().stages[0].record.facts["unmatched"] == {"mcc": 4}
 
 
-def test_a_data_set_without_labels_leaves_labels_to_others(spark: SparkSession, tmp_path: Path) -> None:
-    runner = small_pipeline(tmp_path, 0.5)
-    (tmp_path / "small.yaml").write_text(re.sub("labels:\n.*\n", "", SPEC))
-    runner = Runner(load_pipeline(tmp_path / "run.yaml"), Progress())
-    for fresh in (False, True):
-        record = runner.run(fresh=fresh).stages[0].record
+def test_a_data_set_without_labels_leaves_labels_to_others_and_without_dictionaries_none_of_before(
+    spark: SparkSession, tmp_path: Path
+) -> None:
+    small_pipeline(tmp_path, 0.5)
+    told = re.sub("labels:\n.*\n", "", SPEC)
+    plain = told.replace(", dictionary: {5411: Grocery}", "")
+    lake = Lake(str(tmp_path / "out" / "lake"), spark)
+    for spec, descriptions in ((plain, None), (told, ["Grocery"]), (plain, [])):
+        (tmp_path / "small.yaml").write_text(spec)
+        record = Runner(load_pipeline(tmp_path / "run.yaml"), Progress()).run().stages[0].record
         assert (record.rows_out, record.facts["labels"]) == (2, {})
         assert record.facts["label_rows"] == {"in": 0, "out": 0, "quarantined": 0, "duplicates": 0}
-    lake = Lake(str(tmp_path / "out" / "lake"), spark)
+        assert lake.exists("dictionaries") == (descriptions is not None)
+        if descriptions is not None:
+            assert [row["description"] for row in lake.read("dictionaries").collect()] == descriptions
     assert not lake.exists("labels")
     assert {row["split"] for row in lake.read("clients").collect()} == {"train"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from importlib import import_module
+from inspect import isabstract
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from ledgerlm.engines import spark as engine
+from ledgerlm.training.model import Model
 from tests.conftest import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
@@ -49,8 +51,17 @@ def test_every_block_of_the_page_runs(
 
 
 def test_every_verb_that_the_page_names_is_there() -> None:
-    named = re.findall(r"`([a-z_.]+\.\w+)`", "".join(re.findall(r"^\| (`[^|]*`) \|", PAGE, re.MULTILINE)))
-    assert len(named) > 14
+    rows = re.findall(r"^\| (`[^|]*`) \|(?: (`[^|]*`) \|)?", PAGE, re.MULTILINE)
+    named = re.findall(r"`([a-z_.]+\.\w+)`", " ".join(" ".join(row) for row in rows))
+    assert len(named) > 24
     for name in named:
         module, _, verb = name.rpartition(".")
         assert hasattr(import_module(f"ledgerlm.{module}"), verb), name
+
+
+def test_what_is_fitted_is_a_model() -> None:
+    named = re.findall(r"^\| `([a-z_.]+)\.([A-Z]\w+)` \| `", PAGE, re.MULTILINE)
+    assert len(named) == 5
+    for module, name in named:
+        kind = getattr(import_module(f"ledgerlm.{module}"), name)
+        assert issubclass(kind, Model) and not isabstract(kind), name

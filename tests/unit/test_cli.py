@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import ledgerlm.jobs.split
@@ -86,6 +88,29 @@ class TestDryRun:
         assert missing() == [
             f"stages.ingest: nothing at {folder}/events-[0-9].csv; the bank sends events.csv every night"
         ]
+
+    def test_says_which_columns_the_files_lack(self, missing: Callable[..., list[str]], folder: Path) -> None:
+        Path("p.yaml").write_text(PIPELINE.replace("{split: {}}", "{ingest: {}}"))
+        book = "dictionary: {file: {glob: codes.json, format: json}, code: code, description: description}"
+        Path("spec.yaml").write_text(
+            SPEC.replace("{name: mcc}", f"{{name: mcc, {book}}}")
+            + "clients: [{file: {glob: people.parquet, format: parquet}, id: who, attributes: {age: years}}]\n"
+            "as_of: 2025-01-01\n"
+            "labels: [{name: good, kind: binary, file: {glob: good.csv}, id: client, column: label}]\n"
+        )
+        Path("events-1.csv").write_text("client,day,mcc\nc1,2024-01-01,5411\n")
+        Path("codes.json").write_text('{"code": "5411", "text": "Grocery"}\n')
+        pq.write_table(pa.table({"who": ["c1"], "age": [4]}), "people.parquet")
+        Path("good.csv").write_text("client,good\nc1,1\n")
+        told = [line.removeprefix("stages.ingest: ").replace(f"{folder}/", "") for line in missing()]
+        assert told == [
+            "time.column: events-1.csv has no column 'time': known: client, day, mcc",
+            "clients.0.attributes.age: people.parquet has no column 'years': known: age, who",
+            "fields.0.dictionary.description: codes.json: no line of codes.json has a column 'description': known: "
+            "code, text",
+            "labels.0.column: good.csv has no column 'label': known: client, good",
+        ]
+        assert not (folder / "out").exists()
 
     def test_says_that_a_model_is_neither_a_stage_nor_a_folder(
         self, missing: Callable[..., list[str]], folder: Path

@@ -22,6 +22,7 @@ from ledgerlm.heads.calibration import Calibrator
 from ledgerlm.heads.tasks import Floats, Task
 from ledgerlm.instruct.blend import blend_adapter, blend_models
 from ledgerlm.instruct.head import ADAPTER, InstructCard, Predictor, load_instructed, model_folder, save_instructed
+from ledgerlm.instruct.model import InstructedHead
 from ledgerlm.instruct.prompts import PromptConf, compose
 from ledgerlm.instruct.scorer import Scorer, Trie
 from ledgerlm.instruct.sweep import best, sweep
@@ -346,6 +347,10 @@ def test_a_head_finds_its_base_wherever_both_are_moved(tmp_path: Path) -> None:
     moved = tmp_path / "new" / "artefacts"
     found = load_instructed(moved / "instruct", head_id)
     assert model_folder(moved / "instruct" / head_id, found) == moved / "backbones" / "b"
+    head = InstructedHead.load(moved / "instruct", head_id)
+    assert head.save(moved / "again").head_id == head_id
+    with pytest.raises(ArtefactError, match="this InstructedHead is not saved"):
+        assert replace(head, home=None).head_id
 
 
 def test_a_binary_task_and_length_normalisation(tokens: PromptTokens) -> None:

@@ -25,6 +25,7 @@ from ledgerlm.baselines.sequence.nsp import cut
 from ledgerlm.baselines.sequence.objective import Events, Objective, ranking_auc
 from ledgerlm.baselines.sequence.rtd import replace_events
 from ledgerlm.baselines.sequence.settings import (
+    ENCODER_FILES,
     EncoderConf,
     EncoderRankConf,
     Fields,
@@ -32,7 +33,7 @@ from ledgerlm.baselines.sequence.settings import (
     SlicesConf,
     TrainingConf,
 )
-from ledgerlm.baselines.sequence.store import load_encoder, read_encoder_card, save_encoder
+from ledgerlm.baselines.sequence.store import load_encoder
 from ledgerlm.baselines.sequence.training import Encoding, engine_of, export, learning_rate, train_rank
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.training.artefacts import keep_copy
@@ -324,9 +325,9 @@ def test_a_changed_encoder_is_refused(tmp_path: Path) -> None:
     conf = rank_conf(tmp_path, objective("rtd"))
     export(engine_of(conf, Ranks()).module, conf)
     folder = tmp_path / keep_copy(conf.result, tmp_path)
-    card, encoder = read_encoder_card(folder), load_encoder(folder)
+    card, encoder = ENCODER_FILES.read_card(folder), load_encoder(folder)
     assert card.parameters == sum(each.numel() for each in encoder.parameters())
-    save_encoder(folder, encoder, card.model_copy(update={"seed": 4}))
+    ENCODER_FILES.write(folder, encoder, card.model_copy(update={"seed": 4}))
     with pytest.raises(ArtefactError, match="files hash to"):
         load_encoder(folder)
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from pyspark.sql import functions as F
 
 from ledgerlm.applications.offers import Offer
-from ledgerlm.applications.pricing import Chosen, Known, OffersConf, choose, price
+from ledgerlm.applications.pricing import ChosenOffers, Known, OffersConf, choose, price
 from ledgerlm.applications.recommend import TOTALS, ranked_offers
 from ledgerlm.applications.scored import Scored
 from ledgerlm.config import Conf
@@ -45,7 +45,7 @@ class CrossSellConf(OffersConf):
     products: tuple[Product, ...] = Field(min_length=1, description="the products, each with how it shows who has it")
 
 
-def cross_sell(scored: Scored, known: Known, conf: CrossSellConf, *, seed: int, keep: Keep) -> Chosen:
+def cross_sell(scored: Scored, known: Known, conf: CrossSellConf, *, seed: int, keep: Keep) -> ChosenOffers:
     """Leaves out who holds a product, ranks the others, and looks what the candidates would have brought.
 
     Args:

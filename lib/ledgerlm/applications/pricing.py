@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.applications.backtest import backtest
 from ledgerlm.applications.offers import EvidenceConf, Offer, candidates, eligibility, goal_counts
-from ledgerlm.applications.policy import PolicyConf
+from ledgerlm.applications.policy import PolicyConf, apply_policy
 from ledgerlm.applications.scored import Scored, ScoredConf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
@@ -103,8 +103,26 @@ def price(scored: Scored, known: Known, offers: Sequence[Offer], conf: OffersCon
     )
 
 
+def within_policy(priced: Priced, offers: Sequence[Offer], policy: PolicyConf, *, keep: Keep) -> DataFrame:
+    """The candidates with `blocked`: null for what may be offered, else what forbids it.
+
+    That is `no_value` for what is expected to lose money, or a rule of the policy; see `policy.apply_policy`.
+
+    Args:
+        priced: from `price`.
+        offers: the catalogue.
+        policy: the rules.
+        keep: for the rows between two steps.
+    """
+    worth, poor = (priced.candidates.where(condition) for condition in ("value > 0", "value <= 0"))
+    judged = apply_policy(
+        worth, priced.clients, policy, keep=keep, eligibility=eligibility(offers), contacts=priced.contacts
+    )
+    return judged.unionByName(poor.withColumn("blocked", F.lit("no_value")))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chosen:
+class ChosenOffers:
     """What was chosen of a catalogue.
 
     Attributes:
@@ -156,7 +174,7 @@ def choose(
     first: str = "rank = 1",
     seed: int,
     keep: Keep,
-) -> Chosen:
+) -> ChosenOffers:
     """Sums up what was chosen, and plays the policy on the clients whose outcome is known.
 
     Args:
@@ -187,7 +205,7 @@ def choose(
         )
     sums = chosen.groupBy(*by, name).agg(*(F.expr(text).alias(column) for column, text in totals.items()))
     some = chosen.where(first).orderBy(F.xxhash64("client_id")).limit(_EXAMPLES)
-    return Chosen(
+    return ChosenOffers(
         table=table,
         rows=chosen.drop("blocked").withColumn("head_id", F.lit(priced.scored.head_id)),
         scored=priced.scored,

@@ -9,9 +9,9 @@ from pydantic import Field
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
-from ledgerlm.applications.offers import Offer, eligibility, reason_in_words
-from ledgerlm.applications.policy import PolicyConf, apply_policy, best_first
-from ledgerlm.applications.pricing import Chosen, Known, OffersConf, Priced, choose, price
+from ledgerlm.applications.offers import Offer, reason_in_words
+from ledgerlm.applications.policy import PolicyConf, best_first
+from ledgerlm.applications.pricing import ChosenOffers, Known, OffersConf, Priced, choose, price, within_policy
 from ledgerlm.applications.scored import Scored
 from ledgerlm.engines.frames import Keep
 
@@ -27,7 +27,7 @@ class RecommendConf(OffersConf):
     offers: tuple[Offer, ...] = Field(min_length=1, description="the catalogue")
 
 
-def recommend(scored: Scored, known: Known, conf: RecommendConf, *, seed: int, keep: Keep) -> Chosen:
+def recommend(scored: Scored, known: Known, conf: RecommendConf, *, seed: int, keep: Keep) -> ChosenOffers:
     """Ranks the offers of each client, and looks what those that the policy allows would have earned.
 
     Args:
@@ -70,13 +70,9 @@ def ranked_offers(priced: Priced, offers: Sequence[Offer], policy: PolicyConf, *
         client_id, as_of, rank (1 is best), offer, goal, probability, expected_value, reason, and `blocked`: null for
         what is recommended, else what forbade it (`no_value`: expected to lose money).
     """
-    worth = priced.candidates.where("value > 0")
-    judged = apply_policy(
-        worth, priced.clients, policy, keep=keep, eligibility=eligibility(offers), contacts=priced.contacts
-    )
-    poor = priced.candidates.where("value <= 0").withColumn("blocked", F.lit("no_value"))
     own = Window.partitionBy("client_id", "as_of", F.col("blocked").isNull()).orderBy(*best_first())
-    ranked = judged.unionByName(poor).withColumn("rank", F.row_number().over(own))
+    judged = within_policy(priced, offers, policy, keep=keep)
+    ranked = judged.withColumn("rank", F.row_number().over(own))
     return ranked.select(
         "client_id",
         "as_of",

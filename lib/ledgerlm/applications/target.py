@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from pyspark.sql import functions as F
 
-from ledgerlm.applications.offers import Offer, eligibility, reason_in_words
-from ledgerlm.applications.policy import PolicyConf, apply_policy, with_rank
-from ledgerlm.applications.pricing import Chosen, Known, OffersConf, Priced, choose, price
+from ledgerlm.applications.offers import Offer, reason_in_words
+from ledgerlm.applications.policy import PolicyConf, with_rank
+from ledgerlm.applications.pricing import ChosenOffers, Known, OffersConf, Priced, choose, price, within_policy
 from ledgerlm.applications.scored import Scored
 from ledgerlm.engines.frames import Keep
 
@@ -38,7 +38,7 @@ TOTALS = {
 }
 
 
-def target(scored: Scored, known: Known, conf: TargetConf, *, seed: int, keep: Keep) -> Chosen:
+def target(scored: Scored, known: Known, conf: TargetConf, *, seed: int, keep: Keep) -> ChosenOffers:
     """Fills each campaign's list from the most profitable client down, and looks what it would have earned.
 
     Args:
@@ -94,13 +94,9 @@ def campaign_lists(
     """
     accepted = {one.name: one.acceptance for one in campaigns}
     share = F.create_map(*(F.lit(part) for pair in accepted.items() for part in pair))
-    worth = priced.candidates.where("value > 0")
-    judged = apply_policy(
-        worth, priced.clients, policy, keep=keep, eligibility=eligibility(campaigns), contacts=priced.contacts
-    )
-    poor = priced.candidates.where("value <= 0").withColumn("blocked", F.lit("no_value"))
+    judged = within_policy(priced, campaigns, policy, keep=keep)
     chosen = with_rank(judged.where("blocked IS NULL"), by="offer", keep=keep)
-    rest = judged.where("blocked IS NOT NULL").unionByName(poor).withColumn("rank", F.lit(None).cast("int"))
+    rest = judged.where("blocked IS NOT NULL").withColumn("rank", F.lit(None).cast("int"))
     return chosen.unionByName(rest).select(
         "client_id",
         "as_of",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame
+    from pyspark.sql import Column, DataFrame, SparkSession
 
 Keep = Callable[["DataFrame"], "DataFrame"]
 """Gives a frame whose rows are computed once, however often they are read; see `Keeper.keep`."""
 
 _TASKS_AT_LEAST, _TASKS_AT_MOST = 8, 20_000
+_IN_THE_PLAN = 10_000  # rows that a plan may carry as a literal
 
 
 class Keeper:
@@ -63,3 +65,21 @@ def tasks_for(rows: int, rows_a_task: int) -> int:
 def with_columns(rows: DataFrame, columns: Mapping[str, Column]) -> DataFrame:
     """`DataFrame.withColumns` for columns that may be none, which Spark Connect refuses."""
     return rows.withColumns(dict(columns)) if columns else rows
+
+
+def small_frame(spark: SparkSession, rows: Sequence[Sequence[Any]], schema: str) -> DataFrame:
+    """A frame of the values given; of a few, without the Python processes that `createDataFrame` has read them.
+
+    Args:
+        spark: session.
+        rows: texts, numbers, booleans and None, in the order of the columns.
+        schema: names and types, as in `code string, place int`.
+    """
+    from pyspark.sql import functions as F
+
+    if len(rows) > _IN_THE_PLAN:
+        return spark.createDataFrame(list(rows), schema)
+    names = [part.split()[0] for part in schema.split(",")]
+    told = json.dumps([dict(zip(names, row, strict=True)) for row in rows])
+    found = spark.range(1).select(F.inline(F.from_json(F.lit(told), f"array<struct<{schema}>>")))
+    return found if rows else found.limit(0)  # of which Spark knows that it is empty, and plans accordingly

@@ -31,6 +31,8 @@ _STARTED = {
     "spark.sql.maxPlanStringLength": "50000",
     # A kept frame has as many partitions as its size asks for, as other results have, and not all of the shuffle's.
     "spark.sql.optimizer.canChangeCachedPlanOutputPartitioning": "true",
+    # Else every function of a column tells the JVM its line of Python, in calls that cost more than the function.
+    "spark.python.sql.dataFrameDebugging.enabled": "false",
 }
 
 

@@ -60,7 +60,7 @@ TextsConf = EnrichConf | SummarizeConf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
+class ChosenDocuments:
     """Documents to write texts of.
 
     Attributes:
@@ -139,7 +139,7 @@ class Texts:
             )
 
 
-def choose_documents(documents: DataFrame, clients: DataFrame | None, conf: TextsConf) -> Chosen:
+def choose_documents(documents: DataFrame, clients: DataFrame | None, conf: TextsConf) -> ChosenDocuments:
     """The documents that texts are written of, and what that will take: texts, tokens, time and cost.
 
     Args:
@@ -159,7 +159,7 @@ def choose_documents(documents: DataFrame, clients: DataFrame | None, conf: Text
             f"no document of format '{conf.source}' for clients '{conf.clients}'; add a serialize stage with format: "
             f"{conf.source}, or set `source` of the stage that writes texts"
         )
-    return Chosen(documents=chosen, estimate=expected)
+    return ChosenDocuments(documents=chosen, estimate=expected)
 
 
 def expectation(documents: DataFrame | None, clients: DataFrame | None, conf: TextsConf) -> str:
@@ -177,30 +177,36 @@ def expectation(documents: DataFrame | None, clients: DataFrame | None, conf: Te
 
 
 def write_texts(
-    chosen: Chosen,
+    documents: DataFrame,
+    clients: DataFrame | None,
     conf: TextsConf,
     *,
     ray: RayEngine,
     folder: Path,
     seed: int,
-    progress: Progress,
+    set_aside: Callable[[DataFrame], Any] = lambda _: None,
+    progress: Progress | None = None,
     failpoint: Callable[[str], None] = lambda _: None,
 ) -> Texts:
     """Lets the pool work through the documents.
 
     Args:
-        chosen: from `choose_documents`.
+        documents: the `documents` table.
+        clients: the `clients` table, when only those of split `train` are wanted.
         conf: writer and pool.
         ray: started when the documents are staged.
         folder: working folder, which all workers reach; what is finished in it is not done again.
         seed: of the texts.
+        set_aside: given the refused texts before it is judged whether enough were kept: then they can be looked at.
         progress: what the user sees.
         failpoint: called between the steps.
 
     Raises:
-        DataError: when rows were lost.
+        ConfigError: as `choose_documents`.
+        DataError: when there is no document, rows were lost, or too few texts were kept.
         EngineError: when no engine can be built, or workers keep dying over a shard.
     """
+    chosen, progress = choose_documents(documents, clients, conf), progress or Progress()
     expected = chosen.estimate
     progress.say(f"    {conf.engine}: {expected}")
     shards = _staged(chosen, conf, folder)
@@ -221,12 +227,15 @@ def write_texts(
             f"{expected.rewrites} texts were to be made, but {made} were: {facts['shards']} shards lost rows"
         )
     staged = chosen.documents.sparkSession.read.option("pathGlobFilter", "shard-*.parquet")
-    return Texts(
+    texts = Texts(
         rows=staged.parquet(url_of(folder / "out")), sources=chosen.documents, expected=expected.rewrites, facts=facts
     )
+    set_aside(texts.refused)
+    texts.check(conf.min_kept)
+    return texts
 
 
-def _staged(chosen: Chosen, conf: TextsConf, folder: Path) -> list[Shard]:
+def _staged(chosen: ChosenDocuments, conf: TextsConf, folder: Path) -> list[Shard]:
     """Writes the documents as one Parquet file a shard, or finds them written by an earlier attempt."""
     source, target, manifest = (folder / name for name in ("in", "out", "manifest.json"))
     shards = chosen.estimate.shards

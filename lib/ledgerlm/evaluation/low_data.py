@@ -18,9 +18,10 @@ from ledgerlm.engines.frames import Keep
 from ledgerlm.evaluation.intervals import Predictions, fold_values
 from ledgerlm.evaluation.protocol import ProtocolConf, read_material
 from ledgerlm.evaluation.report.low_data import low_data_section
+from ledgerlm.heads.linear import Standard, penalised
 from ledgerlm.heads.metrics import metrics_of
 from ledgerlm.heads.samples import Fold, Sample, make_folds, make_sample
-from ledgerlm.heads.tasks import Floats, Ints, Task
+from ledgerlm.heads.tasks import Ints, Task
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.lake.schemas import LOW_DATA
 from ledgerlm.progress import Progress
@@ -157,38 +158,18 @@ def predictions(sample: Sample, x: sparse.csr_matrix, draws: Sequence[Draw], str
         draws: from `draw`, those of a fold one after the other.
         strength: of the L2 penalty, a feature.
     """
-    fold, scale, held = None, None, np.zeros((0, 0))
+    fold, standard, held = None, None, np.zeros((0, 0))
     for one in draws:
         if one.fold is not fold:
             fold = one.fold
-            scale = _scaling(x[sample.rows[fold.train]])
-            held = _dense(x[sample.rows[fold.held_out]], *scale)
-        assert scale is not None and fold is not None
-        known = _dense(x[sample.rows[one.rows]], *scale)
-        p = _said(sample, known, sample.y[one.rows], held, strength)
+            standard = Standard(x[sample.rows[fold.train]])  # all training clients of the fold: it takes no label
+            held = standard(x[sample.rows[fold.held_out]])
+        assert standard is not None and fold is not None
+        head = penalised(sample.task, 1 / (strength * x.shape[1]))
+        head.fit(standard(x[sample.rows[one.rows]]), sample.y[one.rows])
+        said = head.predict(held)[:, None] if sample.task.kind == "regression" else head.predict_proba(held)
+        p = np.asarray(said, np.float64)
         yield Predictions(seed=fold.seed, fold=fold.number, rows=fold.held_out, p=p)
-
-
-def _said(sample: Sample, known: Floats, y: Floats, held: Floats, strength: float) -> Floats:
-    from sklearn.linear_model import LogisticRegression, Ridge
-
-    penalty = strength * known.shape[1]
-    if sample.task.kind == "regression":
-        return np.asarray(Ridge(alpha=penalty).fit(known, y).predict(held), np.float64)[:, None]
-    head = LogisticRegression(C=1 / penalty, max_iter=500).fit(known, y)
-    return np.asarray(head.predict_proba(held), np.float64)
-
-
-def _scaling(x: sparse.csr_matrix) -> tuple[Floats, Floats]:
-    """Mean and inverse deviation of each feature over a fold's training clients, which takes no label."""
-    from sklearn.utils.sparsefuncs import mean_variance_axis
-
-    mean, variance = mean_variance_axis(x, axis=0)
-    return mean, np.where(variance > 1e-12, 1 / np.sqrt(np.maximum(variance, 1e-12)), 0.0)
-
-
-def _dense(x: sparse.csr_matrix, mean: Floats, inverse: Floats) -> Floats:
-    return np.asarray((x.toarray() - mean) * inverse, np.float64)
 
 
 def entries(

@@ -9,12 +9,12 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from ledgerlm.engines.frames import with_columns
+from ledgerlm.engines.frames import small_frame, with_columns
 from ledgerlm.events.cells import Uses, code, event_uses, raw, type_of
 from ledgerlm.events.clock import fixed_instant
 from ledgerlm.events.columns import FAULT, FILE, LEFT_OUT, PAYLOAD
 from ledgerlm.events.identity import identity, without
-from ledgerlm.events.sources import read_file
+from ledgerlm.events.sources import Needed, read_file
 from ledgerlm.events.spec import DataSetSpec, source_of
 from ledgerlm.events.spec_files import ClientFileSpec, Conflict, FileSpec, SourceSpec
 from ledgerlm.events.spec_times import AsOfSpec
@@ -54,16 +54,16 @@ def attributes_of(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, p
     return rows.select(F.col(_KEY).alias("client_id"), F.col(_VALUES).alias(f"_{place}"))
 
 
-def dictionaries(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
+def dictionaries(spark: SparkSession, spec: DataSetSpec) -> DataFrame | None:
     """Code and description of every field that has a dictionary.
 
     Returns:
-        field, code, description; key (field, code).
+        field, code, description; key (field, code). None when no field has one.
     """
-    frames = [spark.createDataFrame([], "field string, code string, description string")]
+    frames: list[DataFrame] = []
     for place, field in enumerate(spec.fields):
         if isinstance(field.dictionary, dict) and field.dictionary:
-            inline = spark.createDataFrame(list(field.dictionary.items()), "code string, description string")
+            inline = small_frame(spark, [*field.dictionary.items()], "code string, description string")
             frames.append(
                 inline.select(F.lit(field.name).alias("field"), identity(F.col("code")).alias("code"), "description")
             )
@@ -71,6 +71,8 @@ def dictionaries(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
             rows = _book_rows(spark, spec, place).where(F.col(_VALUES).isNotNull())
             description = F.col(_VALUES)["description"].alias("description")
             frames.append(rows.select(F.lit(field.name).alias("field"), F.col(_KEY).alias("code"), description))
+    if not frames:
+        return None
     return reduce(DataFrame.unionByName, frames).where("code IS NOT NULL AND description IS NOT NULL")
 
 
@@ -110,9 +112,35 @@ def conflicts(spark: SparkSession, spec: DataSetSpec) -> dict[str, int]:
 def damaged_attributes(spark: SparkSession, spec: DataSetSpec) -> DataFrame | None:
     """Damaged lines of join and client files, as quarantine takes them; None when no such file is text."""
     source = source_of(spec)
-    text = [(file, needed) for file, needed in _attribute_files(spec) if file.format in ("csv", "json")]
-    frames = [damaged(read_file(spark, file, source, needed=needed)) for file, needed in text]
+    files = [needed_of_join(spec, place) for place in range(len(spec.joins))]
+    files += [needed_of_clients(spec, place) for place in range(len(spec.clients))]
+    frames = [
+        damaged(read_file(spark, one.file, source, needed=one.keys))
+        for one in files
+        if one.file.format in ("csv", "json")
+    ]
     return reduce(DataFrame.unionByName, frames) if frames else None
+
+
+def needed_of_join(spec: DataSetSpec, place: int) -> Needed:
+    """What the spec needs of the file of a join."""
+    join, key = spec.joins[place], f"joins.{place}"
+    return Needed(file=join.file, keys={join.key: f"{key}.key"} | dict.fromkeys(join.columns, f"{key}.columns"))
+
+
+def needed_of_clients(spec: DataSetSpec, place: int) -> Needed:
+    """What the spec needs of a file of client attributes."""
+    one, key = spec.clients[place], f"clients.{place}"
+    keys = {one.id: f"{key}.id"} | {column: f"{key}.attributes.{name}" for name, column in one.attributes.items()}
+    return Needed(file=one.file, keys=keys | ({one.valid_from: f"{key}.valid_from"} if one.valid_from else {}))
+
+
+def needed_of_dictionary(spec: DataSetSpec, place: int) -> Needed | None:
+    """What the spec needs of the file of a field's dictionary; None where the field has none in a file."""
+    book, key = spec.fields[place].dictionary, f"fields.{place}.dictionary"
+    if book is None or isinstance(book, dict):
+        return None
+    return Needed(file=book.file, keys={book.code: f"{key}.code", book.description: f"{key}.description"})
 
 
 def attribute_rows(spark: SparkSession, spec: DataSetSpec) -> Iterator[tuple[FileSpec, DataFrame]]:
@@ -122,11 +150,14 @@ def attribute_rows(spark: SparkSession, spec: DataSetSpec) -> Iterator[tuple[Fil
         The file, and reason (null of a good row), detail, source_file, payload, shown map<string, string>.
     """
     source = source_of(spec)
-    for file, needed in [*_attribute_files(spec), *_dictionary_files(spec)]:
-        rows = read_file(spark, file, source, needed=needed, uses=Uses(codes=needed))
-        shown = F.create_map(*(part for name in needed for part in (F.lit(name), code(name))))
+    wanted = [needed_of_join(spec, place) for place in range(len(spec.joins))]
+    wanted += [needed_of_clients(spec, place) for place in range(len(spec.clients))]
+    books = [needed_of_dictionary(spec, place) for place in range(len(spec.fields))]
+    for needed in [*wanted, *(book for book in books if book is not None)]:
+        rows = read_file(spark, needed.file, source, needed=needed.keys, uses=Uses(codes=needed.keys))
+        shown = F.create_map(*(part for name in needed.keys for part in (F.lit(name), code(name))))
         yield (
-            file,
+            needed.file,
             rows.where(~F.col(LEFT_OUT)).select(
                 F.col(FAULT).alias("reason"),
                 F.lit(None).cast("string").alias("detail"),
@@ -137,41 +168,16 @@ def attribute_rows(spark: SparkSession, spec: DataSetSpec) -> Iterator[tuple[Fil
         )
 
 
-def _dictionary_files(spec: DataSetSpec) -> list[tuple[FileSpec, dict[str, str]]]:
-    found = []
-    for place, field in enumerate(spec.fields):
-        book = field.dictionary
-        if book is not None and not isinstance(book, dict):
-            found.append((book.file, dict.fromkeys((book.code, book.description), f"fields.{place}.dictionary")))
-    return found
-
-
-def _attribute_files(spec: DataSetSpec) -> list[tuple[FileSpec, dict[str, str]]]:
-    joins = [
-        (join.file, dict.fromkeys((join.key, *join.columns), f"joins.{place}")) for place, join in enumerate(spec.joins)
-    ]
-    clients = [
-        (one.file, dict.fromkeys((one.id, *one.attributes.values()), f"clients.{place}"))
-        for place, one in enumerate(spec.clients)
-    ]
-    return [*joins, *clients]
-
-
 def _join_rows(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
-    join, uses, key = spec.joins[place], event_uses(spec), f"joins.{place}"
-    needed = {join.key: f"{key}.key"} | dict.fromkeys(join.columns, f"{key}.columns")
-    found = sound(read_file(spark, join.file, source_of(spec), needed=needed, uses=replace(uses, times=())))
+    join, uses, needed = spec.joins[place], event_uses(spec), needed_of_join(spec, place)
+    found = sound(read_file(spark, join.file, source_of(spec), needed=needed.keys, uses=replace(uses, times=())))
     values = F.struct(*(name for column in join.columns for name in uses.columns(column)))
     return _one_each(found, code(join.key), values, join.conflicts)
 
 
 def _client_rows(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, place: int) -> DataFrame:
-    key = f"clients.{place}"
-    needed = {one.id: f"{key}.id"} | {column: f"{key}.attributes.{name}" for name, column in one.attributes.items()}
-    times: tuple[str, ...] = ()
-    if one.valid_from:
-        needed[one.valid_from] = f"{key}.valid_from"
-        times = (one.valid_from,)
+    needed = needed_of_clients(spec, place).keys
+    times = (one.valid_from,) if one.valid_from else ()
     rows = sound(read_file(spark, one.file, source_of(spec), needed=needed, uses=Uses(codes=needed, times=times)))
     values = F.struct(*(without(one.nulls, code(column)).alias(name) for name, column in one.attributes.items()))
     since = None
@@ -186,15 +192,14 @@ def _client_rows(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, pl
 
 
 def _book_rows(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
-    book, key = spec.fields[place].dictionary, f"fields.{place}.dictionary"
-    assert book is not None and not isinstance(book, dict)
-    needed = {book.code: f"{key}.code", book.description: f"{key}.description"}
+    book, needed = spec.fields[place].dictionary, needed_of_dictionary(spec, place)
+    assert book is not None and not isinstance(book, dict) and needed is not None
     rows = sound(
         read_file(
             spark,
             book.file,
             spec.source or SourceSpec(files=(book.file,)),
-            needed=needed,
+            needed=needed.keys,
             uses=Uses(codes=(book.code,)),
         )
     )

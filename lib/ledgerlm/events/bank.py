@@ -22,15 +22,15 @@ class Bank:
 
     Attributes:
         events: every event.
-        dictionaries: what codes mean.
+        dictionaries: what codes mean; None where no field has a dictionary.
         clients: who has events, with attributes and split.
         labels: of the tasks that the data set declares; None where it declares none.
         bayes: the probabilities that simulated labels were drawn from.
     """
 
     events: DataFrame
-    dictionaries: DataFrame
     clients: DataFrame
+    dictionaries: DataFrame | None = None
     labels: DataFrame | None = None
     bayes: DataFrame | None = None
 

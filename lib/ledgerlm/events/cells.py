@@ -46,7 +46,7 @@ class Uses:
     times: Collection[str] = ()
 
     def columns(self, name: str) -> list[str]:
-        """What `Chosen.rows` calls the forms of a column that are used."""
+        """What `Cells.rows` calls the forms of a column that are used."""
         forms = {"r": True, "i": name in self.codes, "n": name in self.reals, "d": name in self.exact}
         return [hidden(name, form) for form, used in (forms | {"c": name in self.exact}).items() if used]
 
@@ -100,7 +100,7 @@ def hidden(name: str, form: str = "r") -> str:
     return f"_{form}{name.encode().hex()}"
 
 
-class Chosen:
+class Cells:
     """The columns of files that are read together, as a spec names them."""
 
     def __init__(self, *, part: Part, file: FileSpec, names: Sequence[str], uses: Uses) -> None:

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.errors import SpecError
 from ledgerlm.events.columns import DAMAGE, FAULT, LINE, ODD
-from ledgerlm.events.file_heads import Dialect, Head, csv_dialect, heads_of
+from ledgerlm.events.file_heads import Dialect, FileHead, csv_dialect, file_heads_of
 from ledgerlm.events.files import Found
 from ledgerlm.events.lines import odd_quotes, open_at_end, read_lines, without_values
 from ledgerlm.events.quality import Reason
@@ -49,9 +49,9 @@ def csv_parts(spark: SparkSession, file: FileSpec, files: Sequence[Found], neede
     Raises:
         SpecError: for a file that does not fit the spec, or files without a row.
     """
-    groups: dict[Dialect, list[tuple[Head, tuple[str, ...]]]] = {}
+    groups: dict[Dialect, list[tuple[FileHead, tuple[str, ...]]]] = {}
     filled = False
-    for head in heads_of(spark, [one for one in files if one.size], file):
+    for head in file_heads_of(spark, [one for one in files if one.size], file):
         dialect, before = csv_dialect(head, file, needed)
         filled = filled or _has_rows(head, len(before) + bool(dialect.header))
         groups.setdefault(dialect, []).append((head, before))
@@ -65,7 +65,7 @@ def csv_parts(spark: SparkSession, file: FileSpec, files: Sequence[Found], neede
         yield Part(rows=rows, columns=columns, files=found)
 
 
-def _has_rows(head: Head, above: int) -> bool:
+def _has_rows(head: FileHead, above: int) -> bool:
     return not head.whole or sum(1 for line in head.lines() if line.strip()) > above
 
 

@@ -63,7 +63,7 @@ class Dialect:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Head:
+class FileHead:
     """The beginning of a file.
 
     Attributes:
@@ -86,11 +86,11 @@ class Head:
         yield from (part.removesuffix("\r") for part in (parts if self.whole else parts[:-1]))
 
 
-def heads_of(spark: SparkSession, files: Sequence[Found], file: FileSpec) -> list[Head]:
+def file_heads_of(spark: SparkSession | None, files: Sequence[Found], file: FileSpec) -> list[FileHead]:
     """The heads of text files, in order.
 
     Args:
-        spark: reads those that are not local.
+        spark: reads those that are not local; None where all are.
         files: from `found_files`.
         file: their entry.
 
@@ -98,8 +98,8 @@ def heads_of(spark: SparkSession, files: Sequence[Found], file: FileSpec) -> lis
         SpecError: for a file that is no text, or of an encoding that must be named.
     """
 
-    def read(one: Found) -> Head:
-        data, whole = _local(one) if one.local else _remote(spark, one)
+    def read(one: Found) -> FileHead:
+        data, whole = _local(one) if one.local or spark is None else _remote(spark, one)
         return _decoded(one, data, whole, file)
 
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -119,7 +119,7 @@ def _remote(spark: SparkSession, one: Found) -> tuple[bytes, bool]:
     return b"\n".join(bytes(row[0]) for row in lines)[:HEAD_BYTES], len(lines) < _HEAD_LINES
 
 
-def _decoded(one: Found, data: bytes, whole: bool, file: FileSpec) -> Head:
+def _decoded(one: Found, data: bytes, whole: bool, file: FileSpec) -> FileHead:
     for magic, what in _MAGIC.items():
         if data.startswith(magic):
             raise SpecError(f"{one.path} is {what}, not {file.format}: save it as text, or name its format")
@@ -127,7 +127,7 @@ def _decoded(one: Found, data: bytes, whole: bool, file: FileSpec) -> Head:
     # Damaged bytes are judged row by row later; here they only must not hide the header.
     text = data.decode("latin-1" if encoding == "windows-1252" else encoding, "replace")
     text = text.removeprefix(_BOM)
-    return Head(file=one, text=text, whole=whole, encoding=encoding, newline=_newline(text))
+    return FileHead(file=one, text=text, whole=whole, encoding=encoding, newline=_newline(text))
 
 
 def _newline(text: str) -> str:
@@ -172,7 +172,7 @@ def resolved(name: str, names: Collection[str], place: str) -> str | None:
     return close[0] if close else None
 
 
-def csv_dialect(head: Head, file: FileSpec, needed: Collection[str]) -> tuple[Dialect, tuple[str, ...]]:
+def csv_dialect(head: FileHead, file: FileSpec, needed: Collection[str]) -> tuple[Dialect, tuple[str, ...]]:
     """How a csv file is written, and its lines that are no rows: those before the header.
 
     Args:

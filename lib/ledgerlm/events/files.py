@@ -74,11 +74,17 @@ def local_files(path: str) -> list[Path]:
     return sorted({one for one in found if one.is_file()})
 
 
-def found_files(spark: SparkSession, file: FileSpec, source: SourceSpec) -> list[Found]:
+def is_here(file: FileSpec, source: SourceSpec) -> bool:
+    """Whether the files of an entry lie on this machine."""
+    path = path_of(file, source)
+    return not is_url(path) or path.startswith("file:/")
+
+
+def found_files(spark: SparkSession | None, file: FileSpec, source: SourceSpec) -> list[Found]:
     """The files of an entry, by name.
 
     Args:
-        spark: lists what lies at a URL.
+        spark: lists what lies at a URL; None where the files are on this machine.
         file: the entry.
         source: its path, and what to say when nothing is there.
 
@@ -86,7 +92,7 @@ def found_files(spark: SparkSession, file: FileSpec, source: SourceSpec) -> list
         SpecError: when there is none, or one that Spark would pass over without a word.
     """
     path = path_of(file, source)
-    if is_url(path) and not path.startswith("file:/"):
+    if spark is not None and not is_here(file, source):
         listed = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(path)
         files = [Found(path=row["path"], size=row["length"]) for row in listed.select("path", "length").collect()]
     else:

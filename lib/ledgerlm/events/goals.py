@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
+from ledgerlm.engines.frames import small_frame
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.clock import local, zoned
 from ledgerlm.events.dictionaries import with_description
@@ -121,7 +122,7 @@ def with_goal(events: DataFrame, rules: Sequence[GoalRule], dictionaries: DataFr
     plain = _plain(rules)
     for place, (field, texts) in enumerate(plain.items()):
         # By a join, since rules may be as many as a dictionary has codes: no expression may grow with it.
-        known = events.sparkSession.createDataFrame(list(texts.items()), f"{field}_text string, _goal{place} int")
+        known = small_frame(events.sparkSession, [*texts.items()], f"{field}_text string, _goal{place} int")
         described = described.join(F.broadcast(known), on=f"{field}_text", how="left")
     others = [F.when(_fits(rule), place) for place, rule in enumerate(rules) if not _is_plain(rule)]
     found = [*(F.col(f"_goal{place}") for place in range(len(plain))), *others]

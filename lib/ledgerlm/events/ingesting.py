@@ -28,6 +28,7 @@ from ledgerlm.events.labels import LabelCounts, Labelled, client_attributes, fir
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.events.splits import with_split
 from ledgerlm.lake.made import Made
+from ledgerlm.lake.slices import WHOLE
 
 
 class IngestConf(Conf):
@@ -93,7 +94,8 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
     ingested = replace(ingested, empty=not clients)
     counts = ingested.counts()
     counts.check(f"data set {spec.name}")
-    known = keep(dictionaries(spark, spec))
+    books = dictionaries(spark, spec)
+    known = None if books is None else keep(books)
     end = end_of_data(events, spec.time) if clients else None
     labelled = labels_of(spark, spec, firsts, events, end.time).kept(keep) if spec.labels and end else None
     labels = labelled.labels if labelled else None
@@ -112,6 +114,7 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
         quarantined=counts.quarantined,
         duplicates=counts.duplicates,
         tables=bank.tables(spec),
+        none={} if known is not None else {"dictionaries": WHOLE},
         main="events",
         aside=_aside(ingested, counts, labelled, damaged_attributes(spark, spec), keep),
         facts={
@@ -158,9 +161,10 @@ def _aside(
     if not frames:
         return None
     found, expected = keep(reduce(DataFrame.unionByName, frames)), counts.quarantined + bad_labels
-    if expected and (rows := found.count()) < expected:
+    rows = found.count()
+    if rows < expected:
         raise DataError(f"{expected} rows to set aside, but {rows} were found; were files changed? Run again")
-    return found
+    return found if rows else None
 
 
 def _refusal(
@@ -206,9 +210,9 @@ def _why_none(found: LabelCounts, end: End | None) -> str:
     return f"of its labels {said}" if said else "its file has no row, or no client an event before as_of"
 
 
-def _most_unknown(events: DataFrame, known: DataFrame, spec: DataSetSpec, most: int) -> Mapping[str, Any]:
+def _most_unknown(events: DataFrame, known: DataFrame | None, spec: DataSetSpec, most: int) -> Mapping[str, Any]:
     """The most frequent codes without a description, by field."""
-    if not most or not any(field.dictionary for field in spec.fields):
+    if not most or known is None:
         return {}
     found: dict[str, dict[str, int]] = {}
     for row in unknown_codes(events, known, spec).limit(most).collect():

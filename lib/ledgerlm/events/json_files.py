@@ -12,7 +12,7 @@ from ledgerlm.config import nearest
 from ledgerlm.errors import SpecError
 from ledgerlm.events.columns import DAMAGE, FAULT, LINE
 from ledgerlm.events.csv_files import Part
-from ledgerlm.events.file_heads import Dialect, Head, folded, heads_of
+from ledgerlm.events.file_heads import Dialect, FileHead, file_heads_of, folded
 from ledgerlm.events.files import Found
 from ledgerlm.events.lines import read_lines
 from ledgerlm.events.quality import Reason
@@ -34,11 +34,11 @@ def json_parts(
     Raises:
         SpecError: for a file that is one array, a needed key that no line has, or files without a row.
     """
-    heads = heads_of(spark, [one for one in files if one.size], file)
+    heads = file_heads_of(spark, [one for one in files if one.size], file)
     keys: set[str] = set()
     groups: dict[Dialect, list[Found]] = {}
     for head in heads:
-        keys |= _keys(head)
+        keys |= keys_in(head)
         groups.setdefault(Dialect(encoding=head.encoding, newline=head.newline), []).append(head.file)
     if not any(head.text.strip() for head in heads):
         raise SpecError(f"{files[0].path}: no rows in {file.glob}; give another path, or leave the entry out")
@@ -56,12 +56,20 @@ def json_parts(
         columns = {name: _value(name, keys) for name in (*needed, *optional)}
         yield Part(rows=parsed.withColumn(FAULT, fault), columns=columns, files=found)
     if missing:
-        raise SpecError(
-            f"{files[0].path}: no line of {file.glob} has a column '{missing[0]}': {nearest(missing[0], keys)}"
-        )
+        raise no_key(missing[0], keys, files[0], file)
 
 
-def _keys(head: Head) -> set[str]:
+def no_key(name: str, keys: Collection[str], first: Found, file: FileSpec) -> SpecError:
+    """What is said of a key that no line has."""
+    return SpecError(f"{first.path}: no line of {file.glob} has a column '{name}': {nearest(name, keys)}")
+
+
+def keys_in(head: FileHead) -> set[str]:
+    """Keys of the objects in a file's beginning.
+
+    Raises:
+        SpecError: the file is one array, or its objects stand on several lines.
+    """
     start = head.text.lstrip()[:1]
     if start == "[":
         raise SpecError(f"{head.file.path} is one JSON array: write one object a line (jq -c '.[]' FILE)")

@@ -19,7 +19,7 @@ from ledgerlm.events.identity import damaged_client, damaged_id, present, withou
 from ledgerlm.events.masks import mask_steps
 from ledgerlm.events.numbers import EXACT, amount_of, converted, number, product, same
 from ledgerlm.events.quality import Reason, recoded
-from ledgerlm.events.sources import read_file
+from ledgerlm.events.sources import Needed, read_file
 from ledgerlm.events.spec import AmountSpec, DataSetSpec, FieldSpec, SignSpec, source_of
 from ledgerlm.events.spec_times import FILE_ORDER
 from ledgerlm.events.times import hours_later, skipped, time_of
@@ -81,16 +81,13 @@ def first_fault(*faults: tuple[Column, Reason, Column]) -> Column:
 
 def _read(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
     """One file entry with the columns that the spec needs, join columns included."""
-    source = source_of(spec)
-    file = source.files[place]
-    columns = {column for join in spec.joins for column in join.columns}
-    needed = {name: key for name, key in _needed(spec).items() if name not in columns or name in file.constants}
+    needed = needed_of_events(spec, place)
     rows = read_file(
         spark,
-        file,
-        source,
-        needed=needed,
-        optional={column for field in spec.fields if field.optional for column in field.columns},
+        needed.file,
+        source_of(spec),
+        needed=needed.keys,
+        optional=needed.optional,
         uses=event_uses(spec),
     )
     for number_of_join in range(len(spec.joins)):
@@ -98,7 +95,18 @@ def _read(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
     return rows
 
 
-def _needed(spec: DataSetSpec) -> dict[str, str]:
+def needed_of_events(spec: DataSetSpec, place: int) -> Needed:
+    """What the spec needs of an entry of event files; columns of joins are not in it, unless it gives them itself."""
+    file = source_of(spec).files[place]
+    columns = {column for join in spec.joins for column in join.columns}
+    return Needed(
+        file=file,
+        keys={name: key for name, key in _keys(spec).items() if name not in columns or name in file.constants},
+        optional=frozenset(column for field in spec.fields if field.optional for column in field.columns),
+    )
+
+
+def _keys(spec: DataSetSpec) -> dict[str, str]:
     """Column to the key of the spec that names it."""
     needed = {spec.client: "client"} | dict.fromkeys(spec.time.parts, "time.column")
     if spec.time.order and spec.time.order != FILE_ORDER:

@@ -6,7 +6,9 @@ are no rows. A value is the text that stands in the file; what it means is judge
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import reduce
 
 from pyspark.errors import AnalysisException
@@ -14,15 +16,30 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import types as T
 
 from ledgerlm.errors import SpecError
-from ledgerlm.events.cells import Chosen, Uses, type_of
+from ledgerlm.events.cells import Cells, Uses, type_of
 from ledgerlm.events.csv_files import Part, csv_parts
-from ledgerlm.events.file_heads import resolved
-from ledgerlm.events.files import found_files, path_of
-from ledgerlm.events.json_files import json_parts
+from ledgerlm.events.file_heads import csv_dialect, file_heads_of, folded, resolved
+from ledgerlm.events.files import Found, found_files, is_here, path_of
+from ledgerlm.events.json_files import json_parts, keys_in, no_key
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.events.spec_files import FileSpec, SourceSpec
-from ledgerlm.events.typed_files import delta_part, parquet_parts
+from ledgerlm.events.typed_files import by_schema, check_columns, delta_part, parquet_parts
 from ledgerlm.events.unpivot import long_rows, wide_file, wide_names, wide_uses
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Needed:
+    """What a spec needs of a file entry.
+
+    Attributes:
+        file: the entry.
+        keys: column, as the spec names it, to the spec's key that asks for it.
+        optional: columns that may be absent.
+    """
+
+    file: FileSpec
+    keys: dict[str, str]
+    optional: frozenset[str] = frozenset()
 
 
 def read_file(
@@ -62,10 +79,10 @@ def read_file(
     try:
         for part in _parts(spark, file, source, keys, lacking):
             if file.unpivot:
-                rows = Chosen(part=part, file=wide_entry, names=[*wide], uses=wide_uses(uses, wide)).rows()
+                rows = Cells(part=part, file=wide_entry, names=[*wide], uses=wide_uses(uses, wide)).rows()
                 frames.append(long_rows(rows, file.unpivot, needed, uses))
             else:
-                frames.append(Chosen(part=part, file=file, names=[*needed], uses=uses).rows())
+                frames.append(Cells(part=part, file=file, names=[*needed], uses=uses).rows())
             for name in uses.times:
                 kind = type_of(frames[-1], name)
                 first = kinds.setdefault(name, (kind, part.files[0].path))
@@ -95,6 +112,8 @@ def source_places(spec: DataSetSpec) -> list[str]:
         return []
     named = [*spec.source.files, *(join.file for join in spec.joins)]
     named += [*(one.file for one in spec.clients), *(label.file for label in spec.labels if label.file)]
+    books = (field.dictionary for field in spec.fields)
+    named += [book.file for book in books if book is not None and not isinstance(book, dict)]
     return sorted({path_of(file, spec.source) for file in named})
 
 
@@ -107,16 +126,61 @@ def _parts(
         yield from delta_part(spark, path_of(file, source), required)
         return
     files = found_files(spark, file, source)
-    folders = {name for one in files for name, _ in one.partitions}
     required = [name for name in keys if name not in optional]
-    inside = [name for name in required if resolved(name, folders, file.glob) is None]
-    try:
+    with _told_by_key(keys, required):
         if file.format == "csv":
-            yield from csv_parts(spark, file, files, inside)
+            yield from csv_parts(spark, file, files, _inside(required, files, file))
         elif file.format == "json":
-            yield from json_parts(spark, file, files, inside, [name for name in keys if name in optional])
+            may_lack = [name for name in keys if name in optional]
+            yield from json_parts(spark, file, files, _inside(required, files, file), may_lack)
         else:
             yield from parquet_parts(spark, file, files, required)
+
+
+def look_for_columns(needed: Needed, source: SourceSpec) -> None:
+    """Looks into the heads of an entry's files, without Spark, for the columns that are needed.
+
+    What lies at a URL, and Delta tables, are not looked at; keys of JSON may stand further down.
+
+    Raises:
+        SpecError: as `read_file`.
+    """
+    file = needed.file
+    if file.format == "delta" or not is_here(file, source):
+        return
+    files = [one for one in found_files(None, file, source) if one.size]
+    wide = wide_names(needed.keys, file.unpivot) if file.unpivot else {name: name for name in needed.keys}
+    keys = {file.rename.get(one, one): needed.keys[name] for one, name in wide.items() if one not in file.constants}
+    lacking = {file.rename.get(one, one) for one, name in wide.items() if name in needed.optional}
+    required = [name for name in keys if name not in lacking]
+    inside = _inside(required, files, file)
+    with _told_by_key(keys, required):
+        if file.format == "csv":
+            for head in file_heads_of(None, files, file):
+                csv_dialect(head, file, inside)
+        elif file.format == "json":
+            heads = file_heads_of(None, files, file)
+            found = {key for head in heads for key in keys_in(head)}
+            missing = [name for name in inside if folded(name) not in {folded(key) for key in found}]
+            if missing and all(head.whole for head in heads):
+                raise no_key(missing[0], found, files[0], file)
+        else:
+            folders = [name for one in files for name, _ in one.partitions]
+            for schema, members in by_schema(files, file).items():
+                check_columns([*(schema.columns.names if schema else ()), *folders], required, members[0].path)
+
+
+def _inside(required: Sequence[str], files: Sequence[Found], file: FileSpec) -> list[str]:
+    """The columns that no folder above the files gives."""
+    folders = {name for one in files for name, _ in one.partitions}
+    return [name for name in required if resolved(name, folders, file.glob) is None]
+
+
+@contextmanager
+def _told_by_key(keys: Mapping[str, str], required: Sequence[str]) -> Iterator[None]:
+    """Names the spec's key in an error about a missing column."""
+    try:
+        yield
     except SpecError as error:
         missing = next((keys[name] for name in required if f"column '{name}'" in str(error)), "")
         raise SpecError(f"{missing}: {error}" if missing else str(error)) from error

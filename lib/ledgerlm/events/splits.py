@@ -12,6 +12,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
+from ledgerlm.engines.frames import small_frame
 from ledgerlm.errors import DataError
 from ledgerlm.events.clock import fixed_instant
 from ledgerlm.events.spec import SplitSpec
@@ -103,7 +104,7 @@ def with_split(clients: DataFrame, labelled: DataFrame, conf: SplitSpec) -> Data
             )
     if rule == "shuffle" or (rule == "auto" and len(ids) <= conf.limit):
         test = [(one,) for one in shuffled_test_ids(ids, conf.share, conf.seed)]
-        chosen = clients.sparkSession.createDataFrame(test, "client_id string")
+        chosen = small_frame(clients.sparkSession, test, "client_id string")
     else:
         digits = F.substring(F.sha2(F.concat(F.lit(f"{conf.seed}:"), "client_id"), 256), 1, _HASH_DIGITS)
         place = F.conv(digits, 16, 10).cast("double") / 16.0**_HASH_DIGITS

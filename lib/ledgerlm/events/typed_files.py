@@ -35,7 +35,7 @@ def delta_part(spark: SparkSession, path: str, needed: Collection[str]) -> Itera
         SpecError: for a missing column, or a table without rows.
     """
     rows = spark.read.format("delta").load(path)
-    _check_columns(rows.columns, needed, path)
+    check_columns(rows.columns, needed, path)
     if rows.isEmpty():
         raise SpecError(f"{path}: no rows in the table")
     yield _part(rows, [Found(path=path, size=1)], {})
@@ -58,12 +58,12 @@ def parquet_parts(
     files = [one for one in files if one.size]
     if not files:
         raise SpecError(f"no rows in {file.glob}: its files are empty; give another path, or leave the entry out")
-    groups = _by_schema(files, file) if all(one.local for one in files) else {None: list(files)}
+    groups = by_schema(files, file) if all(one.local for one in files) else {None: list(files)}
     for schema, found in groups.items():
         names = {name for one in found for name, _ in one.partitions}
         reader = spark.read.option("recursiveFileLookup", "true").option("mergeSchema", str(schema is None).lower())
         if schema is not None:
-            _check_columns([*schema.columns.names, *names], needed, found[0].path)
+            check_columns([*schema.columns.names, *names], needed, found[0].path)
             if schema.nanos:
                 reader = reader.schema(_with_whole_numbers(schema, found[0].path))
         try:
@@ -72,7 +72,7 @@ def parquet_parts(
             hint = f"; {_NANOS}" if "NANOS" in str(error) else ""
             said = str(error).splitlines()[0]
             raise SpecError(f"{found[0].path}: cannot be read as Parquet: {said}{hint}") from error
-        _check_columns([*rows.columns, *names], needed, found[0].path)
+        check_columns([*rows.columns, *names], needed, found[0].path)
         folders = {name: partition_value(name, FILE_PATH) for name in sorted(names)}
         yield _part(rows, found, folders, _instants(schema))
 
@@ -84,7 +84,13 @@ class _Schema(NamedTuple):
     nanos: tuple[str, ...]
 
 
-def _by_schema(files: Sequence[Found], file: FileSpec) -> dict[_Schema | None, list[Found]]:
+def by_schema(files: Sequence[Found], file: FileSpec) -> dict[_Schema | None, list[Found]]:
+    """The files by what their footers say that they hold.
+
+    Raises:
+        SpecError: for a file that is no Parquet, or files without a row.
+    """
+
     def footer(one: Found) -> tuple[_Schema, int]:
         try:
             found = pq.ParquetFile(one.path)
@@ -128,7 +134,12 @@ def _with_whole_numbers(schema: _Schema, path: str) -> T.StructType:
         raise SpecError(f"{path}: nanoseconds beside a column of a type of its own ({error}); {_NANOS}") from error
 
 
-def _check_columns(names: Collection[str], needed: Collection[str], place: str) -> None:
+def check_columns(names: Collection[str], needed: Collection[str], place: str) -> None:
+    """Refuses files that lack a column.
+
+    Raises:
+        SpecError: naming the column and the nearest one.
+    """
     for name in needed:
         if resolved(name, names, place) is None:
             raise SpecError(f"{place} has no column '{name}': {nearest(name, names)}")

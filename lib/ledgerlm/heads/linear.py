@@ -38,6 +38,26 @@ class LinearConf(Conf):
     folds: int = Field(3, ge=2, description="folds of the training rows that choose the strength")
 
 
+class Standard:
+    """Columns less their mean, in deviations, as the training rows have them.
+
+    Args:
+        x: training rows x columns.
+        clip: deviations at which a column is cut.
+    """
+
+    def __init__(self, x: sparse.csr_matrix, clip: float = np.inf) -> None:
+        from sklearn.utils.sparsefuncs import mean_variance_axis
+
+        self._mean, variance = mean_variance_axis(x.astype(np.float64), axis=0)
+        self._inverse = np.where(variance > 1e-12, 1 / np.sqrt(np.maximum(variance, 1e-12)), 0.0)
+        self._clip = clip
+
+    def __call__(self, x: sparse.csr_matrix) -> Floats:
+        """Rows x columns, dense."""
+        return np.asarray(np.clip((x.toarray() - self._mean) * self._inverse, -self._clip, self._clip), np.float64)
+
+
 class Reduced:
     """Columns standardised, cut, and turned into their main directions, as the training rows have them.
 
@@ -49,11 +69,8 @@ class Reduced:
 
     def __init__(self, x: sparse.csr_matrix, conf: LinearConf, seed: int) -> None:
         from sklearn.decomposition import PCA
-        from sklearn.utils.sparsefuncs import mean_variance_axis
 
-        self._mean, variance = mean_variance_axis(x.astype(np.float64), axis=0)
-        self._inverse = np.where(variance > 1e-12, 1 / np.sqrt(np.maximum(variance, 1e-12)), 0.0)
-        self._clip = conf.clip
+        self._standard = Standard(x, conf.clip)
         most = max(2, _NUMBERS_AT_ONCE // max(1, x.shape[1]))
         drawn = np.random.default_rng(seed).permutation(x.shape[0])[:most]
         some = self._standardised(x[np.sort(drawn)])
@@ -72,8 +89,7 @@ class Reduced:
         return (self._standardised(x[start : start + step]) for start in range(0, x.shape[0], step))
 
     def _standardised(self, x: sparse.csr_matrix) -> Dense:
-        standard = (x.toarray() - self._mean) * self._inverse
-        return np.asarray(np.clip(standard, -self._clip, self._clip), np.float32)
+        return self._standard(x).astype(np.float32)
 
 
 def linear_raw(
@@ -108,24 +124,34 @@ def linear_raw(
     return raw[:, None] if task.kind == "binary" else _of_all_classes(raw, head.classes_, task)
 
 
+def penalised(task: Task, strength: float) -> Any:
+    """A head of one strength, not fitted yet.
+
+    Args:
+        task: what is predicted.
+        strength: inverse of the L2 penalty.
+    """
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    return Ridge(alpha=1 / strength) if task.kind == "regression" else LogisticRegression(C=strength, max_iter=2000)
+
+
 def _chosen(known: Dense, y: Floats, task: Task, conf: LinearConf, seed: int) -> Any:
     """The head with the strength that the folds of the training rows choose, fitted on all of them."""
-    from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
 
+    middle = penalised(task, conf.strengths[len(conf.strengths) // 2])
     if task.kind == "regression":
         folds: Any = KFold(conf.folds, shuffle=True, random_state=seed)
         ridge = GridSearchCV(
-            Ridge(), {"alpha": [1 / one for one in conf.strengths]}, cv=folds, scoring="neg_mean_squared_error"
+            middle, {"alpha": [1 / one for one in conf.strengths]}, cv=folds, scoring="neg_mean_squared_error"
         )
         return ridge.fit(known, y).best_estimator_
     fewest = int(np.bincount(y.astype(int), minlength=task.outputs)[np.unique(y.astype(int))].min())
     if fewest < conf.folds:  # a class that not every fold has cannot choose
-        return LogisticRegression(C=conf.strengths[len(conf.strengths) // 2], max_iter=2000).fit(known, y)
+        return middle.fit(known, y)
     folds = StratifiedKFold(conf.folds, shuffle=True, random_state=seed)
-    logistic = GridSearchCV(
-        LogisticRegression(max_iter=2000), {"C": list(conf.strengths)}, cv=folds, scoring="neg_log_loss"
-    )
+    logistic = GridSearchCV(middle, {"C": list(conf.strengths)}, cv=folds, scoring="neg_log_loss")
     return logistic.fit(known, y).best_estimator_
 
 

@@ -12,7 +12,6 @@ from pydantic import Field
 
 from ledgerlm.config import Conf, StageName
 from ledgerlm.engines.frames import Keep
-from ledgerlm.errors import ArtefactError
 from ledgerlm.heads.boosting import Boosted
 from ledgerlm.heads.head import MLLIB, HeadCard, load_card, load_trees, save_head
 from ledgerlm.heads.mllib import score_mllib
@@ -21,6 +20,7 @@ from ledgerlm.heads.scoring import score_rows
 from ledgerlm.heads.vectors import KEY, Source, is_finite, join_sources
 from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
+from ledgerlm.training.model import Model
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -35,8 +35,8 @@ class ScoreConf(Conf):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
-    """A trained head.
+class Head(Model):
+    """A trained head that reads vectors.
 
     Attributes:
         card: what it is.
@@ -51,16 +51,8 @@ class Head:
     home: Path | None = None
 
     @classmethod
-    def load(cls, folder: Path, head_id: str) -> Head:
-        """Reads a head after checking that its files are those that its id was made from.
-
-        Args:
-            folder: the artefacts' `heads` folder.
-            head_id: its id.
-
-        Raises:
-            ArtefactError: when it is missing or changed.
-        """
+    def load(cls, folder: Path, head_id: str, /) -> Head:
+        """Reads a head after checking that its files are those that its id was made from."""
         home = folder / head_id
         card = load_card(folder, head_id)
         model = load_trees(folder, head_id)[1] if card.kind == "lightgbm" else home / MLLIB
@@ -77,26 +69,31 @@ class Head:
         Raises:
             ArtefactError: when it has not been saved.
         """
-        if self.home is None:
-            raise ArtefactError(f"the head of task {self.card.task.name} is not saved; call save(folder) first")
-        return self.home.name
+        return self.folder.name
 
-    def transform(self, vectors: DataFrame, *, reasons: int = 3) -> DataFrame:
-        """Scores clients; it must have been saved, since each Python worker reads its files once and keeps them.
+    def inputs(self, tables: Mapping[str, DataFrame]) -> DataFrame:
+        """The vectors that it reads, side by side.
 
         Args:
-            vectors: from `join_sources`, with the head's own sources; a vector must be finite (`vectors.is_finite`).
+            tables: `features` and `embeddings`, as far as its sources name them.
+        """
+        return join_sources(self.card.sources, tables)
+
+    def transform(self, vectors: DataFrame, /, *, reasons: int = 3) -> DataFrame:
+        """Scores clients; each Python worker reads the head's files once and keeps them.
+
+        Args:
+            vectors: from `inputs`; a vector must be finite (`vectors.is_finite`).
             reasons: features named for each client, 0 for none; MLlib's heads give none.
 
         Returns:
             As `scoring.SCORED`: client_id, as_of, margin, probabilities, prediction, reasons.
         """
-        head_id = self.head_id
-        assert self.home is not None
+        home = self.folder
         if self.card.kind != "lightgbm":
-            return score_mllib(vectors, self.card.blocks, self.card.task, self.home / MLLIB)
+            return score_mllib(vectors, self.card.blocks, self.card.task, home / MLLIB)
         threads = int(vectors.sparkSession.conf.get("spark.task.cpus", "1") or 1)
-        return score_rows(vectors, self.home.parent, head_id, reasons=reasons, threads=threads)
+        return score_rows(vectors, home.parent, home.name, reasons=reasons, threads=threads)
 
     def described(self) -> dict[str, Any]:
         """What later stages and the report know of it, as JSON values."""
@@ -136,7 +133,7 @@ def score(
     Returns:
         See `publish.scored`; rows_in also counts the vectors set aside.
     """
-    joined = {head.head_id: join_sources(head.card.sources, tables) for head in heads}
+    joined = {head.head_id: head.inputs(tables) for head in heads}
     said = {
         head.head_id: head.transform(joined[head.head_id].where(is_finite(head.card.blocks)), reasons=reasons)
         for head in heads

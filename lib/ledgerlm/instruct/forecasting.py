@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -11,9 +10,7 @@ from pydantic import Field
 from ledgerlm.config import Conf, StageName
 from ledgerlm.engines.frames import Keep, tasks_for
 from ledgerlm.heads.publish import scored
-from ledgerlm.instruct.head import ADAPTER, load_instructed, model_folder, tokens_of
-from ledgerlm.instruct.predict import Reading, score_prompts
-from ledgerlm.instruct.prompts import body, tell
+from ledgerlm.instruct.model import InstructedHead
 from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
 
@@ -40,8 +37,7 @@ class PredictConf(Conf):
 
 
 def predict(
-    heads: Sequence[Mapping[str, Any]],
-    folder: Path,
+    heads: Sequence[tuple[Mapping[str, Any], InstructedHead]],
     *,
     events: DataFrame,
     clients: DataFrame,
@@ -55,8 +51,7 @@ def predict(
     """Scores the labelled rows of each head's task whose client is known.
 
     Args:
-        heads: of each `head_id` and what else is to be told of it; see the facts of the instruct job.
-        folder: the artefacts' `instruct` folder.
+        heads: what is to be told of each, see the facts of the instruct job, and the head.
         events: the `events` table.
         clients: the `clients` table.
         labels: the `labels` table.
@@ -68,27 +63,15 @@ def predict(
 
     Returns:
         See `heads.publish.scored`; each head's fact has the `length` of its prompts, too.
-
-    Raises:
-        ArtefactError: a head or its base model is missing or changed.
     """
     said, told = {}, []
-    for head in heads:
-        head_id = str(head["head_id"])
-        card, home = load_instructed(folder.absolute(), head_id), folder.absolute() / head_id
-        length = conf.length or card.length
-        examples = labels.where(labels["task"] == card.task.name).select("client_id", "as_of")
-        prompts = tell(events, clients, examples, spec, card.prompt, most=length, dictionaries=dictionaries)
-        reading = Reading(
-            model=str(model_folder(home, card)),
-            adapter=str(home / ADAPTER) if card.adapter else None,
-            tokens=tokens_of(home, card),
-            device=conf.device,
-            threads=int(labels.sparkSession.conf.get("spark.task.cpus", "1") or 1),
-            batch_tokens=conf.batch_tokens,
-        )
+    for facts, head in heads:
+        task, length = head.card.task.name, conf.length or head.card.length
+        examples = labels.where(labels["task"] == task).select("client_id", "as_of")
+        prompts = head.inputs(examples, events, clients, spec=spec, dictionaries=dictionaries, length=length)
         partitions = conf.partitions or tasks_for(examples.count(), _PROMPTS_A_TASK)
-        bodies = prompts.select("client_id", "as_of", body(length).alias("body")).repartition(partitions)
-        said[head_id] = score_prompts(bodies, reading, card)
-        told.append({**head, "task": card.task.name, "length": length})
+        said[head.head_id] = head.transform(
+            prompts.repartition(partitions), device=conf.device, batch_tokens=conf.batch_tokens
+        )
+        told.append({**facts, "head_id": head.head_id, "task": task, "length": length})
     return scored(said, told, keep=keep, progress=progress, text="Predicting")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,13 @@ from ledgerlm.errors import DataError
 from ledgerlm.heads.calibration import Method
 from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.instruct.blend import blend_adapter, blend_models
-from ledgerlm.instruct.head import ADAPTER, InstructCard, save_instructed
+from ledgerlm.instruct.head import ADAPTER, InstructCard
+from ledgerlm.instruct.model import InstructedHead, Tuning
 from ledgerlm.instruct.predict import Reading, log_likelihoods
 from ledgerlm.instruct.prompts import PromptConf, body, tell
-from ledgerlm.instruct.sweep import Length, best, sweep
+from ledgerlm.instruct.sweep import best, sweep
 from ledgerlm.instruct.tokens import PromptTokens, prompt_tokens
 from ledgerlm.instruct.windows import KIND, cut_examples
-from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
 from ledgerlm.training.log import curve, read_metrics, speed
 from ledgerlm.training.settings import METRICS, WorkersConf, placed
@@ -101,54 +100,6 @@ class InstructConf(TrainingConf):
         return tuple(sorted(lengths))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Instructed:
-    """A tuned and calibrated head.
-
-    Attributes:
-        head_id: hash of its content.
-        home: its folder, named so; `instruct.head.Predictor` opens it.
-        card: what it answers.
-        examples: labelled rows, those held out among them.
-        judged: figures on held-out examples, at each length.
-        chosen: the one that is kept.
-        trained: what the ranks found, with `examples`, speed and curve; empty for a model as it is.
-        example: a prompt with its answer.
-    """
-
-    head_id: str
-    home: Path
-    card: InstructCard
-    examples: int
-    judged: Sequence[Length]
-    chosen: Length
-    trained: Mapping[str, Any]
-    example: str
-
-    def made(self, name: str, report: Sequence[Mapping[str, Any]] = ()) -> Made:
-        """For the record: the head's folder and figures.
-
-        Args:
-            name: of the head.
-            report: sections that tell of it.
-        """
-        task = self.card.task
-        return Made(
-            rows_in=self.examples,
-            rows_out=self.examples,
-            artefacts=[self.home],
-            facts={
-                "heads": [
-                    {"head_id": self.head_id, "name": name, "task": task.name, "classes": list(task.class_names)}
-                ],
-                "length": self.chosen.events,
-                "lengths": [one.row() for one in self.judged],
-                **self.trained,
-            },
-            report=report,
-        )
-
-
 def tell_examples(
     events: DataFrame,
     clients: DataFrame,
@@ -201,13 +152,12 @@ def instruct(
     base: Path,
     deepspeed: Mapping[str, Any],
     staging: Path,
-    folder: Path,
     seed: int,
     keep: Keep,
     progress: Progress | None = None,
     failpoint: Callable[[str], None] = lambda _: None,
-) -> Instructed:
-    """Tunes a model on examples, chooses how many events are told, calibrates, and writes the head.
+) -> tuple[InstructedHead, Tuning]:
+    """Tunes a model on examples, chooses how many events are told, and calibrates.
 
     A tuning that was killed goes on from what it left in `staging`.
 
@@ -219,11 +169,13 @@ def instruct(
         base: folder of the model.
         deepspeed: DeepSpeed's settings.
         staging: working folder that all ranks reach.
-        folder: the artefacts' `instruct` folder.
         seed: of the order, and of the length at which each example is told.
         keep: computes a frame once.
         progress: what the user sees.
         failpoint: told `after_windows` and `after_training`.
+
+    Returns:
+        The head, not yet saved, and how it came to be.
 
     Raises:
         DataError: no example, or held-out ones of one class.
@@ -257,17 +209,14 @@ def instruct(
     judged = sweep(_judge_held_out(conf, told, reading, bars), card, tokens, conf.calibration)
     chosen = best(judged)
     card = card.model_copy(update={"length": chosen.events, "calibration": chosen.calibration})
-    head_id = save_instructed(folder.absolute(), card, adapter=adapter, model=model)
-    return Instructed(
-        head_id=head_id,
-        home=folder.absolute() / head_id,
-        card=card,
+    tuning = Tuning(
         examples=rows,
         judged=judged,
         chosen=chosen,
         trained=trained,
         example=_example(conf, told, chosen.events, task),
     )
+    return InstructedHead(card=card, adapter=adapter, model=model), tuning
 
 
 def _worker(

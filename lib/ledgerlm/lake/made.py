@@ -33,6 +33,8 @@ class Made:
     Attributes:
         rows_in: rows read from its main input; left out, as many as came out, for a verb that reads nothing.
         tables: table -> rows, in the order in which they are written, after what is set aside.
+        none: table -> slice, of which there are no rows now: what an earlier attempt left there is taken away, and
+            where nothing is, nothing is written.
         main: the table whose rows are counted; left out, the first.
         rows_out: rows of the main table as the verb counted them; left out, those that were written. Another number
             written is an error.
@@ -47,6 +49,7 @@ class Made:
 
     rows_in: int | None = None
     tables: Mapping[str, Rows] = field(default_factory=dict)
+    none: Mapping[str, Slice] = field(default_factory=dict)
     main: str | None = None
     rows_out: int | None = None
     aside: DataFrame | None = None

@@ -126,8 +126,9 @@ class Context:
         """
         # What is set aside comes first: whoever sees a table of this stage finds what it left out.
         aside = 0 if made.aside is None else self.quarantine(made.aside).rows
-        if made.aside is None:
-            self._clear_quarantine()
+        nothing_aside = {"quarantine": {"stage": (self.stage,)}} if made.aside is None else {}
+        for table, part in {**made.none, **nothing_aside}.items():
+            self._clear(table, part)
         for table, rows in made.tables.items():
             self.write(table, rows.frame, rows.slice)
         main = made.main or next(iter(made.tables), None)
@@ -156,11 +157,11 @@ class Context:
             facts={**made.facts, **told, **report},
         )
 
-    def _clear_quarantine(self) -> None:
-        """Takes away what an earlier attempt set aside; where nothing is, nothing is written."""
-        if self.tables.holds_own_rows("quarantine", {"stage": (self.stage,)}):
-            empty = "reason string, detail string, source_file string, payload string"
-            self.quarantine(self.spark.createDataFrame([], empty))
+    def _clear(self, table: str, part: Slice) -> None:
+        """Takes away what an earlier attempt wrote; where nothing is, nothing is written."""
+        there = self.tables.standing(table, part) if self.tables.holds_own_rows(table, part) else None
+        if there is not None:
+            self.write(table, there.drop("run_id").limit(0), part)
 
     # What was asked, and what earlier stages left
 

@@ -1,10 +1,15 @@
-"""What a run would stumble over, as far as it is seen without work: places that are not there, or not to be written."""
+"""What a run would stumble over, as far as it is seen without work: places that are not there, or not to be written.
+
+The heads of a data set's files are looked at, too, where they are on this machine: whether they have the columns.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from ledgerlm.events.columns_there import column_faults
+from ledgerlm.events.sources import source_places
 from ledgerlm.runs.hashes import matches
 from ledgerlm.runs.job import Scope
 from ledgerlm.runs.pipeline import Pipeline
@@ -32,14 +37,17 @@ def _refused(place: Path) -> str | None:
 
 
 def missing(plan: StagePlan, pipeline: Pipeline) -> list[str]:
-    """A line for each source and model folder of a stage that is not there; no other machine is asked."""
+    """A line for each source, column and model folder of a stage that is not there; no other machine is asked."""
     stage, source = plan.stage, pipeline.spec.source
     scope = Scope(name=stage.name, conf=stage.conf, spec=pipeline.spec)
     lines = []
-    for place in stage.job.sources(scope) if stage.job.sources else ():
+    places = stage.job.sources(scope) if stage.job.sources else ()
+    for place in places:
         if matches(place) == []:
             hint = source.needs if source and source.path and place.startswith(source.path) else ""
             lines.append(f"stages.{stage.name}: nothing at {place}; {hint or 'give the path of files that are there'}")
+    if not lines and {*places} & {*source_places(pipeline.spec)}:
+        lines += [f"stages.{stage.name}: {fault}" for fault in column_faults(pipeline.spec)]
     for name, folder in plan.folders.items():
         if not folder.is_dir():
             lines.append(

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ledgerlm.config import without_secrets
-from ledgerlm.evaluation.exports import leaderboard_table, write_leaderboard
 from ledgerlm.evaluation.published import published
 from ledgerlm.evaluation.report.page import render
 from ledgerlm.files import push
@@ -26,9 +25,10 @@ def write_report(runner: Runner, run: Run) -> str:
     out, place = pipeline.out, pipeline.place
     facts = without_secrets(located(portable(collect(pipeline, run, _tables(runner)), out), place))
     write_json(out / "report.json", facts)
-    board = leaderboard_table([*facts["leaderboard"], *facts["leaderboard_test"]], facts["published"].get("rows", []))
-    if not board.empty:
-        write_leaderboard(board, out)
+    if rows := [*facts["leaderboard"], *facts["leaderboard_test"]]:
+        from ledgerlm.evaluation.exports import leaderboard_table, write_leaderboard  # pandas, which others need not
+
+        write_leaderboard(leaderboard_table(rows, facts["published"].get("rows", [])), out)
     (out / "report.html").write_text(render(facts), encoding="utf-8")
     for one in (*out.glob("leaderboard.*"), out / "report.json", out / "report.html"):
         push(one)

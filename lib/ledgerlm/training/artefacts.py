@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from pydantic import ValidationError
 
@@ -14,7 +15,7 @@ from ledgerlm.config import Conf
 from ledgerlm.errors import ArtefactError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 C = TypeVar("C", bound=Conf)
 _BLOCK = 1 << 22  # bytes that are hashed at once
@@ -92,40 +93,54 @@ def keep_copy(folder: Path, home: Path, identity: str | None = None) -> str:
     return name
 
 
-def save_network(folder: Path, network: nn.Module, card: Conf, *, weights: str, described: str) -> None:
-    """Writes a small network as a finished folder: weights in safetensors, and a card in JSON.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkFiles(Generic[C]):
+    """The files of a small network: weights in safetensors, and a card in JSON that says what it is.
 
-    Args:
-        folder: replaced when it exists.
-        network: whose weights are written.
-        card: what it is.
+    Attributes:
+        kind: what the card says.
         weights: file name of the weights.
-        described: file name of the card.
+        card: file name of the card.
+        made_by: stage that makes such folders, for messages.
     """
-    from safetensors.torch import save_file
 
-    draft = aside(folder)
-    state = network.state_dict()
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, draft / weights)
-    (draft / described).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    finish(draft, folder)
+    kind: type[C]
+    weights: str
+    card: str
+    made_by: str
 
+    def write(self, folder: Path, network: nn.Module, card: C) -> None:
+        """Writes a finished folder, in the place of one that is there; a reader never sees half of it."""
+        from safetensors.torch import save_file
 
-def read_card(kind: type[C], file: Path, *, made_by: str) -> C:
-    """Reads the card of a finished folder.
+        draft = aside(folder)
+        state = network.state_dict()
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, draft / self.weights)
+        (draft / self.card).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        finish(draft, folder)
 
-    Args:
-        kind: what it says.
-        file: the card.
-        made_by: stage that makes such folders, for the message.
+    def read_card(self, folder: Path) -> C:
+        """The card, without a look at the weights.
 
-    Raises:
-        ArtefactError: there is none, or it cannot be read.
-    """
-    try:
-        return kind.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise ArtefactError(f"{file}: {error}; run the {made_by} stage again") from error
+        Raises:
+            ArtefactError: there is none, or it cannot be read.
+        """
+        file = folder / self.card
+        try:
+            return self.kind.model_validate_json(file.read_text(encoding="utf-8"))
+        except (OSError, ValidationError) as error:
+            raise ArtefactError(f"{file}: {error}; run the {self.made_by} stage again") from error
+
+    def read(self, folder: Path) -> tuple[C, dict[str, Tensor]]:
+        """Card and weights of a folder that bears its id.
+
+        Raises:
+            ArtefactError: when files are missing or were changed.
+        """
+        from safetensors.torch import load_file
+
+        check(folder, made_by=self.made_by)
+        return self.read_card(folder), load_file(folder / self.weights)
 
 
 def check(folder: Path, *, made_by: str) -> None:

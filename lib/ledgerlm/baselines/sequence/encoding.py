@@ -1,11 +1,10 @@
-"""Trains a sequence encoder without labels and encodes every history with it: the verb behind the encode job."""
+"""Trains a sequence encoder without labels, and encodes histories with it: the verbs behind the encode job."""
 
 from __future__ import annotations
 
 import datetime as dt
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,9 @@ from pyspark.sql import functions as F
 
 from ledgerlm.baselines.agg import histories
 from ledgerlm.baselines.sequence.histories import assemble, choose, learn_fields, newest, observe, without_events
+from ledgerlm.baselines.sequence.model import SequenceEncoder
 from ledgerlm.baselines.sequence.settings import (
-    EncoderCard,
+    ENCODER_FILES,
     EncoderConf,
     EncoderRankConf,
     Fields,
@@ -29,12 +29,11 @@ from ledgerlm.engines.frames import Keep
 from ledgerlm.files import bring, push, url_of
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.progress import Progress
-from ledgerlm.training.artefacts import keep_copy
 from ledgerlm.training.launch import train
 from ledgerlm.training.settings import ONE_WORKER, OneWorkerConf, placed
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
     from ledgerlm.events.spec import DataSetSpec
 
@@ -76,57 +75,7 @@ class EncodeConf(Conf):
         return {**content, **merged}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Encoded:
-    """A trained encoder and the vectors of histories.
-
-    Attributes:
-        folder: the encoder's, which bears its id; `store.load_encoder` opens it.
-        card: its card.
-        curve: a line for each epoch: `loss`, `events`, `seconds` ...
-        vectors: rows of the `embeddings` table.
-        aside: rows for `quarantine`: histories without an event.
-        histories: that were to be encoded.
-        encoded: vectors made.
-        events_per_second: how fast the encoder read.
-    """
-
-    folder: Path
-    card: EncoderCard
-    curve: Sequence[Mapping[str, float]]
-    vectors: DataFrame
-    aside: DataFrame
-    histories: int
-    encoded: int
-    events_per_second: int
-
-    def made(self) -> Made:
-        """For the lake: the slice of this encoder in `embeddings`."""
-        trained, method = sum(line["events"] for line in self.curve), self.card.objective.method
-        identity, definition = self.folder.name, self.card.definition_id
-        part = {"backbone_id": (identity,), "definition_id": (definition,)}
-        return Made(
-            rows_in=self.histories,
-            rows_out=self.encoded,
-            tables={"embeddings": Rows(frame=self.vectors, slice=part)},
-            aside=self.aside,
-            artefacts=[self.folder],
-            facts={
-                "method": method,
-                "encoder": str(self.folder),
-                "backbone_id": identity,
-                "definition_id": definition,
-                "parameters": self.card.parameters,
-                "widths": {method: self.card.encoder.width},
-                "curve": list(self.curve),
-                "events_trained": round(trained),
-                "training_events_per_second": round(trained / self.curve[-1]["seconds"]),
-                "encoding_events_per_second": self.events_per_second,
-            },
-        )
-
-
-def learn_and_encode(
+def learn_encoder(
     events: DataFrame,
     clients: DataFrame,
     as_of: DataFrame,
@@ -134,56 +83,103 @@ def learn_and_encode(
     conf: EncodeConf,
     *,
     folder: Path,
-    encoders: Path,
     seed: int,
-    keep: Keep,
     progress: Progress | None = None,
     failpoint: Callable[[str], None] = lambda _: None,
-) -> Encoded:
-    """Learns vocabularies and an encoder on training clients, then encodes each history; Ray must have been started.
+) -> SequenceEncoder:
+    """Learns vocabularies and an encoder on training clients; Ray must have been started.
 
     Args:
         events: the `events` table.
         clients: the `clients` table; the encoder learns from those of split `train`.
-        as_of: client_id, as_of of the histories wanted, from `events.asked`.
+        as_of: client_id, as_of of the histories wanted, from `events.asked`; all of them are laid out in `folder`.
         spec: the data set.
         conf: settings.
         folder: working folder that all workers reach; what is complete in it is not made again.
-        encoders: the artefacts' `encoders` folder.
         seed: of the first weights and the order, unless `conf` has one.
-        keep: computes a frame once: the encoder must run once.
         progress: what the user sees.
         failpoint: called after the training.
+
+    Returns:
+        The encoder, not yet saved.
 
     Raises:
         DataError: no training client has an event before its as_of.
     """
-    from ledgerlm.baselines.sequence.inference import encode
-    from ledgerlm.baselines.sequence.store import read_encoder_card  # it imports torch, which takes seconds
-
     shown = progress or Progress()
     fields = _staged(events, clients, as_of, spec, conf, home=folder, progress=shown)
-    own = seed if conf.seed is None else conf.seed
-    home, curve = _trained(fields, conf, folder=folder, encoders=encoders, seed=own, progress=shown)
+    rank = EncoderRankConf(
+        histories=(folder / "histories" / "training=true").absolute(),
+        folder=(folder / "training").absolute(),
+        fields=fields,
+        encoder=conf.encoder,
+        objective=conf.objective,
+        training=conf.training,
+        seed=seed if conf.seed is None else conf.seed,
+        **placed(conf.workers),
+    )
+    with shown.task(f"Training {conf.method}"):
+        curve = train("ledgerlm.baselines.sequence.training:train_rank", rank, conf.workers)["curve"]
     failpoint("after_training")
-    card = read_encoder_card(home)
-    staged = events.sparkSession.read.parquet(url_of(folder / "histories"))
-    vectors = keep(encode(staged, home, card))
+    return SequenceEncoder(card=ENCODER_FILES.read_card(rank.result), draft=rank.result, curve=curve)
+
+
+def laid_out(spark: SparkSession, folder: Path) -> DataFrame:
+    """The histories that `learn_encoder` has laid out in its working folder, as `SequenceEncoder.inputs` gives them."""
+    return spark.read.parquet(url_of(folder / "histories"))
+
+
+def encode_clients(
+    encoder: SequenceEncoder, rows: DataFrame, as_of: DataFrame, *, keep: Keep, progress: Progress | None = None
+) -> Made:
+    """Encodes histories with a saved encoder; who has no event is set aside.
+
+    Args:
+        encoder: the encoder.
+        rows: from its `inputs`, or `laid_out`.
+        as_of: client_id, as_of of the histories wanted.
+        keep: computes a frame once: the encoder must run once.
+        progress: what the user sees.
+
+    Returns:
+        `embeddings` of this encoder; rows in are the histories wanted. Facts: `method`, `encoder`, `backbone_id`,
+        `definition_id`, `parameters`, `widths`, speeds, and of one that was just trained its `curve`.
+    """
+    vectors = keep(encoder.transform(rows))
     started = time.monotonic()
-    with shown.task("Encoding histories"):
+    with (progress or Progress()).task("Encoding histories"):
         row = vectors.agg(F.count(F.lit(1)).alias("rows"), F.sum("event_count_used").alias("events")).first()
     assert row is not None, "an aggregate of all rows is one row"
-    seconds = time.monotonic() - started
-    return Encoded(
-        folder=home,
-        card=card,
-        curve=curve,
-        vectors=vectors,
-        aside=without_events(as_of, staged),
-        histories=as_of.count(),
-        encoded=row["rows"],
-        events_per_second=round((row["events"] or 0) / seconds),
+    seconds, card = time.monotonic() - started, encoder.card
+    part = {"backbone_id": (encoder.backbone_id,), "definition_id": (card.definition_id,)}
+    return Made(
+        rows_in=as_of.count(),
+        rows_out=row["rows"],
+        tables={"embeddings": Rows(frame=vectors, slice=part)},
+        aside=without_events(as_of, rows),
+        artefacts=[encoder.folder],
+        facts={
+            "method": card.objective.method,
+            "encoder": str(encoder.folder),
+            "backbone_id": encoder.backbone_id,
+            "definition_id": card.definition_id,
+            "parameters": card.parameters,
+            "widths": {card.objective.method: card.encoder.width},
+            **_training_facts(encoder.curve),
+            "encoding_events_per_second": round((row["events"] or 0) / seconds),
+        },
     )
+
+
+def _training_facts(curve: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    if not curve:
+        return {}
+    trained = sum(line["events"] for line in curve)
+    return {
+        "curve": list(curve),
+        "events_trained": round(trained),
+        "training_events_per_second": round(trained / curve[-1]["seconds"]),
+    }
 
 
 def _staged(
@@ -215,22 +211,3 @@ def _staged(
         spread.write.mode("overwrite").partitionBy("training").parquet(url_of(folder))
     bring(folder)
     return fields
-
-
-def _trained(
-    fields: Fields, conf: EncodeConf, *, folder: Path, encoders: Path, seed: int, progress: Progress
-) -> tuple[Path, list[dict[str, float]]]:
-    """Trains the encoder; returns its folder, which bears its id, and the curve."""
-    rank = EncoderRankConf(
-        histories=(folder / "histories" / "training=true").absolute(),
-        folder=(folder / "training").absolute(),
-        fields=fields,
-        encoder=conf.encoder,
-        objective=conf.objective,
-        training=conf.training,
-        seed=seed,
-        **placed(conf.workers),
-    )
-    with progress.task(f"Training {conf.method}"):
-        found = train("ledgerlm.baselines.sequence.training:train_rank", rank, conf.workers)
-    return encoders / keep_copy(rank.result, encoders), found["curve"]

@@ -26,7 +26,7 @@ _DAY_SECONDS = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Chosen:
+class SeenColumns:
     """Columns that an encoder sees.
 
     Attributes:
@@ -43,14 +43,27 @@ class Chosen:
     weekday: bool
     zone: str = "UTC"
 
+    @classmethod
+    def of(cls, fields: Fields, spec: DataSetSpec) -> SeenColumns:
+        """The columns that fields were learnt from: `choose` again, for a trained encoder."""
+        own = {field.name for field in spec.fields if field.kind == "categorical"}
+        computed = {"hour", "weekday"} & set(fields.codes) - own
+        return cls(
+            categorical=tuple(name for name in fields.codes if name not in computed),
+            numeric=fields.numbers[:-1],  # the last is the time since the event before
+            hour="hour" in computed,
+            weekday="weekday" in computed,
+            zone=spec.time.zone,
+        )
 
-def choose(spec: DataSetSpec, conf: FieldsConf) -> Chosen:
+
+def choose(spec: DataSetSpec, conf: FieldsConf) -> SeenColumns:
     """The columns as configured, or else those of the data set."""
     names = {
         kind: tuple(field.name for field in spec.fields if field.kind == kind) for kind in ("categorical", "numeric")
     }
     amount = ("amount",) if spec.amount else ()
-    return Chosen(
+    return SeenColumns(
         categorical=names["categorical"] if conf.categorical is None else conf.categorical,
         numeric=(*amount, *(names["numeric"] if conf.numeric is None else conf.numeric)),
         hour=conf.calendar and spec.time.has_clock,
@@ -59,7 +72,7 @@ def choose(spec: DataSetSpec, conf: FieldsConf) -> Chosen:
     )
 
 
-def observe(events: DataFrame, chosen: Chosen) -> DataFrame:
+def observe(events: DataFrame, chosen: SeenColumns) -> DataFrame:
     """Turns events into codes and numbers.
 
     Args:
@@ -104,7 +117,7 @@ def newest(as_of: DataFrame, clients: DataFrame) -> DataFrame:
     return as_of.join(training, on="client_id", how="leftsemi").groupBy("client_id").agg(F.max("as_of").alias("as_of"))
 
 
-def learn_fields(training: DataFrame, chosen: Chosen, conf: FieldsConf) -> Fields:
+def learn_fields(training: DataFrame, chosen: SeenColumns, conf: FieldsConf) -> Fields:
     """Fits vocabularies and the scale of numbers.
 
     Args:
@@ -133,7 +146,7 @@ def learn_fields(training: DataFrame, chosen: Chosen, conf: FieldsConf) -> Field
     )
 
 
-def _names(chosen: Chosen) -> tuple[str, ...]:
+def _names(chosen: SeenColumns) -> tuple[str, ...]:
     computed = (*(["hour"] if chosen.hour else []), *(["weekday"] if chosen.weekday else []))
     return tuple(dict.fromkeys((*chosen.categorical, *computed)))
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ledgerlm.config import Conf
+from ledgerlm.training.artefacts import NetworkFiles
 from ledgerlm.training.settings import RankConf
 
 Method = Literal["coles", "cpc", "rtd", "nsp", "nppr", "iftpp", "iftpp_t", "detpp"]
@@ -187,3 +188,6 @@ class EncoderCard(Conf):
     def definition_id(self) -> str:
         """First 16 hexadecimal digits of the hash of the definition."""
         return hashlib.sha256(self.definition.encode()).hexdigest()[:16]
+
+
+ENCODER_FILES = NetworkFiles(kind=EncoderCard, weights="encoder.safetensors", card="encoder.json", made_by="encode")

@@ -1,12 +1,10 @@
-"""Encoders on disk: safetensors and a JSON card with vocabularies and settings; building losses and encoders."""
+"""Builds the losses of encoders, and opens trained encoders."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import load_file
 
 from ledgerlm.baselines.sequence.coles import Coles
 from ledgerlm.baselines.sequence.cpc import Cpc
@@ -17,8 +15,7 @@ from ledgerlm.baselines.sequence.nppr import Nppr
 from ledgerlm.baselines.sequence.nsp import Nsp
 from ledgerlm.baselines.sequence.objective import Objective
 from ledgerlm.baselines.sequence.rtd import Rtd
-from ledgerlm.baselines.sequence.settings import EncoderCard, Method, ObjectiveConf
-from ledgerlm.training.artefacts import check, read_card, save_network
+from ledgerlm.baselines.sequence.settings import ENCODER_FILES, Method, ObjectiveConf
 
 _KINDS: dict[Method, Callable[[Encoder, Any], Objective]] = {
     "coles": Coles,
@@ -30,26 +27,11 @@ _KINDS: dict[Method, Callable[[Encoder, Any], Objective]] = {
     "nppr": Nppr,
     "detpp": Detpp,
 }
-WEIGHTS, CARD = "encoder.safetensors", "encoder.json"
 
 
 def new_objective(encoder: Encoder, conf: ObjectiveConf) -> Objective:
     """The loss of a method around an encoder."""
     return _KINDS[conf.method](encoder, conf)
-
-
-def save_encoder(folder: Path, encoder: Encoder, card: EncoderCard) -> None:
-    """Writes weights and card; a reader never sees half of an encoder."""
-    save_network(folder, encoder, card, weights=WEIGHTS, described=CARD)
-
-
-def read_encoder_card(folder: Path) -> EncoderCard:
-    """The card of an encoder.
-
-    Raises:
-        ArtefactError: when there is none or it cannot be read.
-    """
-    return read_card(EncoderCard, folder / CARD, made_by="encode")
 
 
 def load_encoder(folder: Path) -> Encoder:
@@ -58,8 +40,7 @@ def load_encoder(folder: Path) -> Encoder:
     Raises:
         ArtefactError: when files are missing or were changed.
     """
-    check(folder, made_by="encode")
-    card = read_encoder_card(folder)
+    card, weights = ENCODER_FILES.read(folder)
     encoder = Encoder(card.fields, card.encoder)
-    encoder.load_state_dict(load_file(folder / WEIGHTS))
+    encoder.load_state_dict(weights)
     return encoder.eval()

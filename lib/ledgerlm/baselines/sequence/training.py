@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ledgerlm.baselines.sequence.batches import Batch, Histories, draw_slices
 from ledgerlm.baselines.sequence.encoder import Encoder
 from ledgerlm.baselines.sequence.objective import Objective
-from ledgerlm.baselines.sequence.settings import EncoderCard, EncoderRankConf, TrainingConf
-from ledgerlm.baselines.sequence.store import new_objective, save_encoder
+from ledgerlm.baselines.sequence.settings import ENCODER_FILES, EncoderCard, EncoderRankConf, TrainingConf
+from ledgerlm.baselines.sequence.store import new_objective
 from ledgerlm.errors import DataError
 from ledgerlm.training.checkpoints import Checkpoints
 from ledgerlm.training.engine import Engine, PlainEngine
@@ -131,4 +131,4 @@ def export(objective: torch.nn.Module, conf: EncoderRankConf) -> None:
         **conf.model_dump(include={"fields", "encoder", "objective", "training", "seed"}),
         parameters=sum(each.numel() for each in encoder.parameters()),
     )
-    save_encoder(conf.result, encoder, card)
+    ENCODER_FILES.write(conf.result, encoder, card)

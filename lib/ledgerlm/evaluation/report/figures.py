@@ -1,18 +1,14 @@
-"""Figures of the report as inline SVG; matplotlib draws, one style for all."""
+"""Figures of the report as inline SVG; matplotlib draws, one style for all, and is imported when there is one."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-
-mpl.use("svg")
-
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
@@ -34,12 +30,19 @@ _STYLE = {
 
 
 def _canvas(width: float = 5.4, height: float = 3.9) -> tuple[Figure, Axes]:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     return figure, axes
 
 
 def _svg(figure: Figure) -> str:
+    import matplotlib.pyplot as plt
+
     buffer = io.StringIO()
     with plt.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -14,7 +14,7 @@ def training_section(stage: str, heads: Sequence[Mapping[str, Any]]) -> dict[str
 
     Args:
         stage: its name.
-        heads: facts of the heads, from `ledgerlm.heads.alimn.publish.facts_of`.
+        heads: facts of the heads, from `ledgerlm.heads.alimn.head.FusedHead.described`.
     """
     rows = []
     for head in heads:

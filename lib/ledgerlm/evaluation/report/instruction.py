@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ledgerlm.instruct.tuning import Instructed
+    from ledgerlm.instruct.model import Tuning
 
 
-def instruction_section(stage: str, head: Instructed) -> dict[str, Any]:
+def instruction_section(stage: str, tuning: Tuning) -> dict[str, Any]:
     """Figures at each length, their curves where there are several, and a prompt with its answer.
 
     Args:
         stage: names the section.
-        head: from `ledgerlm.instruct.tuning.instruct`.
+        tuning: from `ledgerlm.instruct.tuning.instruct`.
     """
-    judged, names = head.judged, list(head.chosen.figures)
+    judged, told, names = tuning.judged, tuning.chosen.events, list(tuning.chosen.figures)
     table = {
         "kind": "table",
         "heading": "Events told",
@@ -32,10 +32,10 @@ def instruction_section(stage: str, head: Instructed) -> dict[str, Any]:
         }
         for name in ("log_loss", "f1_weighted")
     ]
-    text = {"kind": "text", "heading": "A prompt and its answer", "text": head.example}
-    tuned = f"Tuned on {head.trained['examples']:,} examples. " if head.trained else "The untuned model. "
+    text = {"kind": "text", "heading": "A prompt and its answer", "text": tuning.example}
+    tuned = f"Tuned on {tuning.trained['examples']:,} examples. " if tuning.trained else "The untuned model. "
     return {
         "title": f"Instruction: {stage}",
-        "note": f"{tuned}Held-out training clients; {head.chosen.events} events have the lowest log loss and are told.",
+        "note": f"{tuned}Held-out training clients; {told} events have the lowest log loss and are told.",
         "blocks": [table, *([{"kind": "figures", "figures": drawn}] if len(judged) > 1 else []), text],
     }

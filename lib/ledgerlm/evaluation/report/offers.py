@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ledgerlm.applications.backtest import METHODS
-from ledgerlm.applications.pricing import Chosen
+from ledgerlm.applications.pricing import ChosenOffers
 
 _BACKTEST = ["ranked by", "contacts", "goal came", "share", "earned", "for each client", "gain of the scores over it"]
 
 
-def offers_section(stage: str, title: str, heading: str, chosen: Chosen) -> dict[str, Any]:
+def offers_section(stage: str, title: str, heading: str, chosen: ChosenOffers) -> dict[str, Any]:
     """What was chosen, examples with their reasons, what forbade the rest, and what the choice would have earned.
 
     Args:

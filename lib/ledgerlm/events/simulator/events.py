@@ -5,6 +5,7 @@ from __future__ import annotations
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from ledgerlm.engines.frames import small_frame
 from ledgerlm.events.simulator.account import account_events
 from ledgerlm.events.simulator.calendar import calendar_of
 from ledgerlm.events.simulator.clients import SimulatorConf
@@ -41,8 +42,8 @@ def simulate_events(clients: DataFrame, conf: SimulatorConf) -> DataFrame:
 
 def simulate_dictionaries(spark: SparkSession, conf: SimulatorConf) -> DataFrame:
     """The codes of one bank: `field` (`type` or `mcc`), `code`, `description`. Both banks describe alike."""
-    return spark.createDataFrame(
-        _codes(load_world(conf.world), conf.bank), "field string, code string, description string"
+    return small_frame(
+        spark, _codes(load_world(conf.world), conf.bank), "field string, code string, description string"
     )
 
 

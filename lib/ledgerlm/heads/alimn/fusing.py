@@ -1,4 +1,4 @@
-"""Trains ALIMN networks and their late fusions, and scores every client with them: the verb behind the fuse job."""
+"""Trains ALIMN networks and their late fusions, and scores every client with them: the verbs behind the fuse job."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf, FileName
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
+from ledgerlm.heads.alimn.head import FusedHead, join_texts, score_together
 from ledgerlm.heads.alimn.settings import FusionRankConf, FusionTrainingConf, LateFusion, NetworkConf
 from ledgerlm.heads.alimn.staging import stage_clients
 from ledgerlm.heads.publish import scored
 from ledgerlm.heads.tasks import Task, class_index
-from ledgerlm.heads.vectors import KEY, Source, join_sources, learn_blocks
+from ledgerlm.heads.vectors import KEY, Source, learn_blocks
 from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
 from ledgerlm.training.launch import train
@@ -82,13 +83,11 @@ def fuse(
     facts: Callable[[str], Mapping[str, Any]],
     deepspeed: Mapping[str, Any],
     folder: Path,
-    heads: Path,
     seed: int,
-    keep: Keep,
     progress: Progress | None = None,
     failpoint: Callable[[str], None] = lambda _: None,
-) -> Made:
-    """Stages the training clients, trains all networks, keeps the heads, and scores everyone; Ray must be started.
+) -> list[FusedHead]:
+    """Stages the training clients, trains all networks, and calibrates them; Ray must have been started.
 
     Args:
         labels: the `labels` table.
@@ -101,24 +100,23 @@ def fuse(
             sources leave open.
         deepspeed: the settings that `conf.deepspeed` names.
         folder: working folder that all workers reach; what is complete in it is not made again.
-        heads: the artefacts' `heads` folder.
         seed: of weights, order and held-out clients.
-        keep: computes a frame once.
         progress: what the user sees.
         failpoint: called after the staging and after the training.
 
     Returns:
-        See `heads.publish.scored`; the fact `heads` has what `publish.facts_of` tells of each head, and its rows.
+        The heads, not yet saved, the members of a late fusion before it.
 
     Raises:
         DataError: no client has both structured vectors and sentence states.
     """
-    from ledgerlm.heads.alimn.publish import facts_of, publish  # torch takes seconds to import
-    from ledgerlm.heads.alimn.scoring import score_fusion
+    from ledgerlm.heads.alimn.calibrating import fused_heads  # torch takes seconds to import
 
     shown, named = progress or Progress(), {task.name: task for task in tasks}
     sources = tuple(source.pinned(facts) for source in conf.sources)
-    everyone = _clients(sources, tables, states, conf)
+    everyone = join_texts(sources, tables, states, state_set=conf.state_set, domains=conf.domains)
+    if everyone.isEmpty():
+        raise DataError(f"no client has both the structured vectors and states of set '{conf.state_set}'; run read")
     training = everyone.join(clients.where("split = 'train'"), on="client_id", how="left_semi")
     worker = FusionRankConf(
         rows=folder.absolute() / "rows",
@@ -137,27 +135,33 @@ def fuse(
     with shown.task(f"Training {len(conf.networks)} networks"):
         train("ledgerlm.heads.alimn.training:train_rank", worker, conf.workers)
     failpoint("after_training")
-    fused = publish(worker, heads, tasks=named, sources=sources, state_set=conf.state_set, late=conf.late)
-    told = [facts_of(head) for head in fused.values()]
-    ids = [head.head_id for head in fused.values()]
-    said = score_fusion(everyone, heads, ids, reasons=conf.reasons)
-    made = scored(said, told, keep=keep, progress=shown)
-    return replace(made, artefacts=[heads / head_id for head_id in ids])
+    fused = fused_heads(worker, tasks=named, sources=sources, state_set=conf.state_set, late=conf.late)
+    return [*fused.values()]
 
 
-def _clients(
-    sources: Sequence[Source], tables: Mapping[str, DataFrame], states: DataFrame, conf: FuseConf
-) -> DataFrame:
-    """client_id, as_of, the sources' columns and `sentences`, of clients that have all of them."""
-    vectors = join_sources(sources, tables)
-    own = states.where(F.col("state_set") == conf.state_set)
-    if conf.domains is not None:
-        wanted = F.array(*(F.lit(domain) for domain in conf.domains))
-        own = own.withColumn("sentences", F.filter("sentences", lambda one: F.array_contains(wanted, one.domain)))
-    joined = vectors.join(own.select(*KEY, "sentences"), on=list(KEY), how="inner")
-    if joined.isEmpty():
-        raise DataError(f"no client has both the structured vectors and states of set '{conf.state_set}'; run read")
-    return joined
+def score_everyone(
+    heads: Sequence[FusedHead],
+    rows: DataFrame,
+    *,
+    reasons: int = 3,
+    keep: Keep,
+    progress: Progress | None = None,
+) -> Made:
+    """Scores clients with all heads of a training, in one pass.
+
+    Args:
+        heads: saved, the members of a late fusion before it.
+        rows: from `FusedHead.inputs`, which is alike for all of them.
+        reasons: features and sentences named as reasons for each score.
+        keep: computes a frame once.
+        progress: what the user sees.
+
+    Returns:
+        See `heads.publish.scored`; the fact `heads` has what `FusedHead.described` tells of each, and its rows.
+    """
+    said = score_together(heads, rows, reasons=reasons)
+    made = scored(said, [head.described() for head in heads], keep=keep, progress=progress)
+    return replace(made, artefacts=[head.folder for head in heads])
 
 
 def _domains(everyone: DataFrame) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -17,8 +17,7 @@ from ledgerlm.config import Conf, StageName
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
 from ledgerlm.heads.publish import scored
-from ledgerlm.heads.recurrent.inputs import chosen_columns, head_rows, observed_events, sources_of
-from ledgerlm.heads.recurrent.scoring import score_recurrent
+from ledgerlm.heads.recurrent.head import RecurrentHead
 from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
 
@@ -42,8 +41,7 @@ class ForecastConf(Conf):
 
 
 def forecast(
-    heads: Mapping[str, str],
-    folder: Path,
+    heads: Sequence[tuple[str, RecurrentHead]],
     *,
     events: DataFrame,
     clients: DataFrame,
@@ -58,8 +56,7 @@ def forecast(
     """Scores with one head after the other where its task has labels; who has no event is set aside.
 
     Args:
-        heads: head_id -> the name under which it is told of.
-        folder: the artefacts' `heads` folder.
+        heads: name under which it is told of, and the head.
         events: the `events` table.
         clients: the `clients` table.
         labels: the `labels` table.
@@ -74,25 +71,19 @@ def forecast(
         See `heads.publish.scored`; rows_in are the rows that were asked for.
 
     Raises:
-        ArtefactError: a head is missing or was changed.
         DataError: there is no head, or no event.
     """
-    from ledgerlm.heads.recurrent.store import read_recurrent_card  # it imports torch, which takes seconds
-
     if not heads:
         raise DataError("there is no head to score with: the stages that are named have left none")
     ids = clients.select("client_id")
     said, told, asked = {}, [], []
-    for head_id, name in heads.items():
-        card = read_recurrent_card(folder / head_id)
-        task = card.task.name
+    for name, head in heads:
+        task = head.card.task.name
         as_of = _asked(labels.where(F.col("task") == task), ids, conf.as_of)
-        sources = sources_of(events, clients, dictionaries, card.inputs, files)
-        observed = observed_events(sources, chosen_columns(spec, card.inputs), card.inputs)
-        rows = head_rows(as_of, observed, sources, card.shape, card.inputs)
-        said[head_id] = score_recurrent(rows, folder.resolve(), head_id)
-        told.append({"head_id": head_id, "name": name, "task": task})
-        asked.append(as_of.withColumns({"task": F.lit(task), "head_id": F.lit(head_id)}))
+        rows = head.inputs(as_of, events, clients, spec=spec, dictionaries=dictionaries, files=files)
+        said[head.head_id] = head.transform(rows)
+        told.append({"head_id": head.head_id, "name": name, "task": task})
+        asked.append(as_of.withColumns({"task": F.lit(task), "head_id": F.lit(head.head_id)}))
     made = scored(said, told, keep=keep, progress=progress, text="Forecasting")
     wanted = keep(reduce(lambda one, other: one.unionByName(other), asked))
     aside = without_events(wanted, made.tables["scores"].frame, _KEY)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import functions as F
 
 from ledgerlm.baselines.agg import ABSENT, histories
-from ledgerlm.baselines.sequence.histories import Chosen, assemble, choose, learn_fields, observe
+from ledgerlm.baselines.sequence.histories import SeenColumns, assemble, choose, learn_fields, observe
 from ledgerlm.baselines.sequence.settings import FIRST_CODE, UNKNOWN, FieldsConf
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.clock import local
@@ -91,7 +91,7 @@ def sources_of(
     )
 
 
-def chosen_columns(spec: DataSetSpec, conf: InputsConf) -> Chosen:
+def chosen_columns(spec: DataSetSpec, conf: InputsConf) -> SeenColumns:
     """The columns of an event that the head sees, external factors among them."""
     own = choose(spec, FieldsConf(categorical=conf.categorical, numeric=conf.numeric))
     external = (_HOLIDAY, _TO_HOLIDAY) if conf.holidays else ()
@@ -99,7 +99,7 @@ def chosen_columns(spec: DataSetSpec, conf: InputsConf) -> Chosen:
     return replace(own, numeric=(*own.numeric, *external, *series))
 
 
-def observed_events(sources: Sources, chosen: Chosen, conf: InputsConf) -> DataFrame:
+def observed_events(sources: Sources, chosen: SeenColumns, conf: InputsConf) -> DataFrame:
     """Events as `histories.observe` gives them, codes by description, with the factors of their day as numbers.
 
     A holiday calendar is known in advance; the numbers of a series are those of the day `lag_days` before the event.
@@ -247,7 +247,7 @@ def _with_coming_holidays(rows: DataFrame, sources: Sources, conf: HolidaysConf)
 
 
 def learn_shape(
-    training: DataFrame, observed: DataFrame, sources: Sources, chosen: Chosen, conf: InputsConf
+    training: DataFrame, observed: DataFrame, sources: Sources, chosen: SeenColumns, conf: InputsConf
 ) -> RowsShape:
     """Fits vocabularies and scales on training rows.
 

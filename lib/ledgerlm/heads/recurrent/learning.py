@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,20 +12,19 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.files import bring, push, url_of
+from ledgerlm.heads.recurrent.head import RecurrentHead
 from ledgerlm.heads.recurrent.inputs import Sources, chosen_columns, head_rows, learn_shape, observed_events, sources_of
 from ledgerlm.heads.recurrent.settings import (
+    HEAD_FILES,
     PARTS,
     HeadRankConf,
     InputsConf,
     LearningConf,
     NetworkConf,
-    RecurrentCard,
     RowsShape,
 )
 from ledgerlm.heads.tasks import Task, class_index
-from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
-from ledgerlm.training.artefacts import keep_copy
 from ledgerlm.training.launch import train
 from ledgerlm.training.settings import ONE_WORKER, OneWorkerConf, placed
 
@@ -54,44 +52,6 @@ class LearnConf(Conf):
     workers: OneWorkerConf = Field(ONE_WORKER, description="processes of Ray Train")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Learnt:
-    """A trained head.
-
-    Attributes:
-        folder: its own, which bears its id; `store.load_recurrent` opens it, `forecasting.forecast` scores with it.
-        card: its card.
-        curve: a line for each epoch: `loss`, `held_out_loss` ...
-        labelled: labels that it was to learn from.
-    """
-
-    folder: Path
-    card: RecurrentCard
-    curve: Sequence[Mapping[str, float]]
-    labelled: int
-
-    def made(self) -> Made:
-        """For the record: a head writes no table."""
-        card = self.card
-        used = card.training_rows + card.held_out_rows + card.calibration_rows
-        return Made(
-            rows_in=used,
-            rows_out=used,
-            artefacts=[self.folder],
-            facts={
-                "heads": [{"head_id": self.folder.name, "task": card.task.name, "name": card.network.kind}],
-                "classes": list(card.task.class_names),
-                "parameters": card.parameters,
-                "training_rows": card.training_rows,
-                "held_out_rows": card.held_out_rows,
-                "calibration_rows": card.calibration_rows,
-                "without_events": self.labelled - used,
-                "temperature": card.calibration.temperature,
-                "curve": list(self.curve),
-            },
-        )
-
-
 def learn(
     task: Task,
     *,
@@ -104,12 +64,11 @@ def learn(
     files: Mapping[str, Path],
     base: Path | None = None,
     folder: Path,
-    heads: Path,
     seed: int,
     progress: Progress | None = None,
     failpoint: Callable[[str], None] = lambda _: None,
-) -> Learnt:
-    """Lays out training rows as Parquet, trains on Ray Train, and keeps the head under its id; Ray must be started.
+) -> RecurrentHead:
+    """Lays out training rows as Parquet, and trains on Ray Train, which must have been started.
 
     Args:
         task: binary or multiclass.
@@ -122,17 +81,17 @@ def learn(
         files: name in a configuration -> path; has the series, where the head sees one.
         base: folder of the head that the training starts from.
         folder: working folder that all workers reach; what is complete in it is not made again.
-        heads: the artefacts' `heads` folder.
         seed: of weights, order and held-out clients.
         progress: what the user sees.
         failpoint: called after the training.
+
+    Returns:
+        The head, not yet saved.
 
     Raises:
         ConfigError: the base was trained with other inputs or another network.
         DataError: no label fulfils the condition, or there is no event.
     """
-    from ledgerlm.heads.recurrent.store import read_recurrent_card  # it imports torch, which takes seconds
-
     shown = progress or Progress()
     training = _training_labels(labels, clients, conf.where, task)
     row = training.agg(F.count(F.lit(1)).alias("rows"), F.max("as_of").alias("as_of")).first()
@@ -161,8 +120,9 @@ def learn(
     with shown.task(f"Training {conf.network.kind} on {task.name}"):
         curve = train("ledgerlm.heads.recurrent.training:train_rank", worker, conf.workers)["curve"]
     failpoint("after_training")
-    home = heads / keep_copy(worker.result, heads)
-    return Learnt(folder=home, card=read_recurrent_card(home), curve=curve, labelled=row["rows"])
+    return RecurrentHead(
+        card=HEAD_FILES.read_card(worker.result), draft=worker.result, curve=curve, labelled=row["rows"]
+    )
 
 
 def _training_labels(labels: DataFrame, clients: DataFrame, where: str, task: Task) -> DataFrame:
@@ -173,9 +133,7 @@ def _training_labels(labels: DataFrame, clients: DataFrame, where: str, task: Ta
 
 def _shape_of(base: Path, conf: LearnConf) -> RowsShape:
     """Vocabularies and scales of the head that the training starts from."""
-    from ledgerlm.heads.recurrent.store import read_recurrent_card
-
-    card = read_recurrent_card(base)
+    card = HEAD_FILES.read_card(base)
     for key in ("inputs", "network"):
         if getattr(card, key) != getattr(conf, key):
             raise ConfigError(f"base: {conf.base or base} was trained with other {key}; make them the same")

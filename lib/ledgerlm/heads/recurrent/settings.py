@@ -11,6 +11,7 @@ from ledgerlm.baselines.sequence.settings import Fields
 from ledgerlm.config import Conf, FileName
 from ledgerlm.heads.calibration import Calibrator, Method
 from ledgerlm.heads.tasks import Task
+from ledgerlm.training.artefacts import NetworkFiles
 from ledgerlm.training.settings import RankConf
 
 # Rows that are learnt from, those that choose the epoch, and those that calibrate; no client is in two.
@@ -140,3 +141,6 @@ class RecurrentCard(Conf):
     held_out_rows: int = Field(description="labelled rows that chose the epoch")
     calibration_rows: int = Field(description="labelled rows that fitted the calibration; they chose nothing")
     as_of: str = Field(description="latest as_of of the training rows, ISO 8601")
+
+
+HEAD_FILES = NetworkFiles(kind=RecurrentCard, weights="network.safetensors", card="head.json", made_by="learn")

@@ -15,8 +15,8 @@ from ledgerlm.errors import DataError
 from ledgerlm.heads.calibration import Calibrator, fit_calibrator
 from ledgerlm.heads.recurrent.model import Inputs, Network
 from ledgerlm.heads.recurrent.rows import Rows, batches_alike, batches_in_order
-from ledgerlm.heads.recurrent.settings import PARTS, HeadRankConf, RecurrentCard
-from ledgerlm.heads.recurrent.store import load_recurrent, save_recurrent
+from ledgerlm.heads.recurrent.settings import HEAD_FILES, PARTS, HeadRankConf, RecurrentCard
+from ledgerlm.heads.recurrent.store import load_recurrent
 from ledgerlm.heads.tasks import Floats, Task
 from ledgerlm.training.checkpoints import BestWeights, Checkpoints
 from ledgerlm.training.engine import Engine, PlainEngine
@@ -198,4 +198,4 @@ def export(conf: HeadRankConf, network: Network, calibration: Calibrator, rows: 
         held_out_rows=rows[1],
         calibration_rows=rows[2],
     )
-    save_recurrent(conf.result, network, card)
+    HEAD_FILES.write(conf.result, network, card)
