@@ -20,10 +20,13 @@ class Rows:
     Attributes:
         frame: columns of the table's schema; `run_id` is added as they are written.
         slice: the part of the table that they replace; none: all of it.
+        differences: the rows do not replace the part but are applied to it, as `lake.differences` says; kept, since
+            they are read twice.
     """
 
     frame: DataFrame
     slice: Slice = field(default_factory=dict)
+    differences: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -100,6 +100,48 @@ LABELS = Table(
     columns=(CLIENT, _required("task", STRING), AS_OF, _required("label", DOUBLE), _optional("label_text", STRING)),
     key=("client_id", "task", "as_of"),
 )
+BATCHES = Table(
+    name="batches",
+    columns=(
+        _required("batch", T.LongType()),
+        _required("file", STRING),
+        _required("size", T.LongType()),
+        _required("content", STRING),
+        _required("taken", STRING),
+        _required("events", T.LongType()),
+        _required("batch_counts", T.MapType(STRING, T.LongType())),
+        _required("taken_at", T.TimestampType()),
+    ),
+    key=("batch", "file"),
+    checks={"taken_known": "taken IN ('read', 'renamed')"},
+)
+CHANGES = Table(
+    name="changes",
+    columns=(
+        CLIENT,
+        _required("batch", T.LongType()),
+        _required("earliest", T.TimestampType()),
+        _required("appended", T.LongType()),
+        _required("corrected", T.LongType()),
+        _required("deleted", T.LongType()),
+    ),
+    key=("client_id", "batch"),
+)
+PUBLICATIONS = Table(
+    name="publications",
+    columns=(
+        _required("publication", T.LongType()),
+        _required("published_at", T.TimestampType()),
+        _required("pipeline", STRING),
+        AS_OF,
+        _required("tables", T.MapType(STRING, T.LongType())),
+        _required("heads", T.ArrayType(STRING)),
+        _required("gates", STRING),
+        _required("status", STRING),
+    ),
+    key=("publication",),
+    checks={"status_known": "status IN ('published', 'refused', 'rolled_back')"},
+)
 QUARANTINE = Table(
     name="quarantine",
     columns=(
@@ -365,6 +407,9 @@ TABLES: dict[str, Table] = {
     table.name: table
     for table in (
         EVENTS,
+        BATCHES,
+        CHANGES,
+        PUBLICATIONS,
         DICTIONARIES,
         CLIENTS,
         SPLITS,

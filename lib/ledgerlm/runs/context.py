@@ -127,7 +127,8 @@ class Context:
         if made.aside is None:
             self._clear_quarantine()
         for table, rows in made.tables.items():
-            self.write(table, rows.frame, rows.slice)
+            write = self.tables.apply if rows.differences else self.tables.write
+            write(table, rows.frame, rows.slice)
         main = made.main or next(iter(made.tables), None)
         written = self.tables.written[main].rows if main is not None else made.rows_out
         rows_out = made.rows_out if made.rows_out is not None else written or 0

@@ -136,6 +136,14 @@ class Tables:
         self._failpoint(f"after_{table}")
         return written
 
+    def apply(self, table: str, differences: DataFrame, part: Slice = WHOLE) -> Written:
+        """Applies differences to a table, or a slice of it, in one commit, which this attempt does not repeat."""
+        self._declared(table)
+        written = self._lake().apply(table, differences, by=self._author, part=part)
+        self.written[table] = TableRecord(version=written.version, rows=written.rows, slice=part, state=written.state)
+        self._failpoint(f"after_{table}")
+        return written
+
     def _declared(self, table: str) -> None:
         if table not in {write.table for write in self._plan.writes} | {"quarantine"}:
             raise DataError(f"job {self._plan.stage.job.name} writes table {table} without declaring it")
