@@ -32,6 +32,12 @@ from ledgerlm.lake.made import Made
 class IngestConf(Conf):
     """Reads the files that the data set spec names."""
 
+    append: bool = Field(
+        False,
+        description="take in files that were not taken before, and keep the events that are there, whose files may be "
+        "gone: rows of a known event id are repetitions or corrections, and event_id.deleted takes events away; false: "
+        "the tables are what the files say",
+    )
     max_quarantined_share: float = Field(
         0.05, ge=0.0, le=1.0, description="stop when a larger share of the rows is bad: then the spec is probably wrong"
     )
@@ -79,6 +85,37 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
     clients = firsts.count()  # computes the events, and so fills in their counts
     counts = ingested.counts()
     counts.check(f"data set {spec.name}")
+    told = bank_of(spark, spec, events, firsts, keep)
+    made = Made(
+        rows_in=counts.rows_in,
+        rows_out=counts.rows_out,
+        quarantined=counts.quarantined,
+        duplicates=counts.duplicates,
+        withdrawn=counts.withdrawn,
+        tables=told.bank.tables(spec),
+        main="events",
+        aside=set_aside(ingested, counts, told.labelled, damaged_attributes(spark, spec), keep),
+        facts={
+            **count_facts(counts, told.labelled),
+            "clients": clients,
+            **told.facts,
+            "unknown_codes": most_unknown(events, told.bank.dictionaries, spec, conf.unknown_codes),
+        },
+    )
+    return Ingestion(made=made, refusal=refusal_of(spec, counts, conf.max_quarantined_share))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """A bank, and what became of its label rows."""
+
+    bank: Bank
+    labelled: Labelled | None
+    facts: Mapping[str, Any]
+
+
+def bank_of(spark: SparkSession, spec: DataSetSpec, events: DataFrame, firsts: DataFrame, keep: Keep) -> Told:
+    """Everything that a bank has beside its events."""
     known = keep(dictionaries(spark, spec))
     labelled = labels_of(spark, spec, firsts, events) if spec.labels else None
     labels = keep(labelled.labels) if labelled else None
@@ -91,33 +128,18 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
         clients=with_split(client_attributes(spark, spec, firsts), ids, spec.split),
         labels=labels,
     )
-    made = Made(
-        rows_in=counts.rows_in,
-        rows_out=counts.rows_out,
-        quarantined=counts.quarantined,
-        duplicates=counts.duplicates,
-        tables=bank.tables(spec),
-        main="events",
-        aside=_aside(ingested, counts, labelled, damaged_attributes(spark, spec), keep),
-        facts={
-            **_facts(counts, labelled),
-            "clients": clients,
-            "label_rows": dict(zip(("in", "out", "quarantined", "duplicates"), label_rows, strict=True)),
-            "labels": by_class,
-            "unknown_codes": _most_unknown(events, known, spec, conf.unknown_codes),
-        },
-    )
-    return Ingestion(made=made, refusal=_refusal(spec, counts, conf.max_quarantined_share))
+    named = dict(zip(("in", "out", "quarantined", "duplicates"), label_rows, strict=True))
+    return Told(bank=bank, labelled=labelled, facts={"label_rows": named, "labels": by_class})
 
 
-def _facts(counts: IngestCounts, labelled: Labelled | None) -> dict[str, Any]:
-    """The counts of events, and what `only` of labels left out among the choices."""
+def count_facts(counts: IngestCounts, labelled: Labelled | None) -> dict[str, Any]:
+    """The counts of events as facts, and what `only` of labels left out among the choices."""
     facts = facts_of(counts)
     left_out = labelled.left_out if labelled else 0
     return facts | {"choices": facts["choices"] | ({"label rows outside only": left_out} if left_out else {})}
 
 
-def _aside(
+def set_aside(
     ingested: Ingested, counts: IngestCounts, labelled: Labelled | None, attributes: DataFrame | None, keep: Keep
 ) -> DataFrame | None:
     """What is set aside; event and label files are read again only if something in them is bad."""
@@ -133,7 +155,8 @@ def _aside(
     return found
 
 
-def _refusal(spec: DataSetSpec, counts: IngestCounts, share: float) -> str | None:
+def refusal_of(spec: DataSetSpec, counts: IngestCounts, share: float) -> str | None:
+    """Why tables should not be replaced by what was read; None when nothing speaks against it."""
     if counts.quarantined <= share * counts.rows_in:
         return None
     worst = sorted(counts.reasons.items(), key=lambda item: -item[1])
@@ -144,7 +167,7 @@ def _refusal(spec: DataSetSpec, counts: IngestCounts, share: float) -> str | Non
     )
 
 
-def _most_unknown(events: DataFrame, known: DataFrame, spec: DataSetSpec, most: int) -> Mapping[str, Any]:
+def most_unknown(events: DataFrame, known: DataFrame, spec: DataSetSpec, most: int) -> Mapping[str, Any]:
     """The most frequent codes without a description, by field."""
     if not most or not any(field.dictionary for field in spec.fields):
         return {}

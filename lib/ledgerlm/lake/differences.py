@@ -33,14 +33,13 @@ def differences(old: DataFrame, new: DataFrame, key: Sequence[str], told_by: Seq
     ]
     both = sides[0].alias("o").join(sides[1].alias("n"), _same(key), how="full")
     equal = [F.col(f"_old.{name}").eqNullSafe(F.col(f"_new.{name}")) for name in told_by]
-    change = (
-        F.when(F.col("_new").isNull(), DELETE)
-        .when(F.col("_old").isNull(), INSERT)
-        .when(~_all(equal), UPDATE)
-    )
+    change = F.when(F.col("_new").isNull(), DELETE).when(F.col("_old").isNull(), INSERT).when(~_all(equal), UPDATE)
     columns = [
-        (F.when(F.col("_new").isNull(), F.col(f"o.{name}")).otherwise(F.col(f"n.{name}")) if name in key
-         else F.col(f"_new.{name}")).alias(name)
+        (
+            F.when(F.col("_new").isNull(), F.col(f"o.{name}")).otherwise(F.col(f"n.{name}"))
+            if name in key
+            else F.col(f"_new.{name}")
+        ).alias(name)
         for name in new.columns
     ]
     return both.select(*columns, change.alias(CHANGE)).where(F.col(CHANGE).isNotNull())

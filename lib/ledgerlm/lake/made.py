@@ -40,8 +40,10 @@ class Made:
         rows_out: rows of the main table as the verb counted them; left out, those that were written. Another number
             written is an error.
         aside: rows for `quarantine` (`reason`, `detail`, `source_file`, `payload`); None where nothing can be bad.
+        aside_too: what the stage set aside before stays there as well: it read rows that are new alone.
         quarantined: rows set aside as the verb counted them; left out, those that were written.
         duplicates: rows dropped because their key was there already.
+        withdrawn: rows that take others away, and those that they take away.
         artefacts: folders written outside the lake.
         facts: JSON values for the report and for later stages (ids, hashes, curves).
         tell: further facts, read back from the rows written (table -> its slice).
@@ -53,8 +55,10 @@ class Made:
     main: str | None = None
     rows_out: int | None = None
     aside: DataFrame | None = None
+    aside_too: bool = False
     quarantined: int | None = None
     duplicates: int = 0
+    withdrawn: int = 0
     artefacts: Sequence[Path] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     tell: Callable[[Mapping[str, DataFrame]], Mapping[str, Any]] | None = None

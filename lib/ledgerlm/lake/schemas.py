@@ -11,6 +11,8 @@ DOUBLE = T.DoubleType()
 AMOUNT = T.DecimalType(18, 4)
 FINEST = 18
 """Most decimal places that an amount may have."""
+EVENT_ORDER = "event_order"
+"""Column that events of a data set with a column of their order have: what stood there, decimal(38,9)."""
 # Containers may hold nulls by their type, since Spark refuses to cast the other way; no row of ours has any.
 VECTOR = T.ArrayType(T.FloatType())
 
@@ -113,7 +115,7 @@ BATCHES = Table(
         _required("taken_at", T.TimestampType()),
     ),
     key=("batch", "file"),
-    checks={"taken_known": "taken IN ('read', 'renamed')"},
+    checks={"taken_known": "taken IN ('read', 'renamed', 'joined')"},
 )
 CHANGES = Table(
     name="changes",

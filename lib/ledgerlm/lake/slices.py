@@ -49,7 +49,9 @@ def predicate(part: Slice, table: str = "") -> str:
     if not all(part.values()):
         return "FALSE"
     of = f"{table}." if table else ""
-    columns = (f"{of}`{name.replace('`', '``')}` IN ({', '.join(map(literal, values))})" for name, values in part.items())
+    columns = (
+        f"{of}`{name.replace('`', '``')}` IN ({', '.join(map(literal, values))})" for name, values in part.items()
+    )
     return " AND ".join(columns)
 
 

@@ -172,6 +172,9 @@ class StageRecord:
         rows_out: rows written.
         quarantined: rows set aside with a reason.
         duplicates: rows dropped because their key was there already.
+        withdrawn: rows that take others away, and those that they take away.
+        since: newest batch that its rows reflected before this attempt; None where it starts from nothing.
+        batch: newest batch that its rows reflect, of a stage that follows batches.
         tables: what it wrote.
         inputs: what it consumed.
         artefacts: what it wrote outside the lake; relative to `out` where it lies below it.
@@ -191,6 +194,9 @@ class StageRecord:
     rows_out: int = 0
     quarantined: int = 0
     duplicates: int = 0
+    withdrawn: int = 0
+    since: int | None = None
+    batch: int | None = None
     tables: Mapping[str, TableRecord] = field(default_factory=dict)
     inputs: Inputs = field(default_factory=Inputs)
     artefacts: Sequence[str] = field(default_factory=list)

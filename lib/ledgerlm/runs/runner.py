@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ledgerlm.errors import ConfigError, LedgerError
 from ledgerlm.files import is_there, pull, push, remove
 from ledgerlm.lake.history import Author, History, State
+from ledgerlm.lake.slices import overlap
 from ledgerlm.progress import Progress
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.engines import Engines
@@ -151,7 +152,7 @@ class Runner:
             return Finished(record=last, skipped=True)
         self.progress.say(f"{head}  {plan.stage.job.engine} ...")
         began = time.monotonic()
-        work = _Attempt(self, plan, self._begin(plan))
+        work = _Attempt(self, plan, self._begin(plan, fresh))
         result = work.run()
         done = work.finished(result, time.monotonic() - began)
         self.records.save(done)
@@ -160,7 +161,7 @@ class Runner:
         self.progress.say(f"{head}  {summary(done)}")
         return Finished(record=done, skipped=False)
 
-    def _begin(self, plan: StagePlan) -> StageRecord:
+    def _begin(self, plan: StagePlan, fresh: bool) -> StageRecord:
         """Records that the stage starts.
 
         An attempt that was cut off goes on under its identity while its definition and what it has consumed are the
@@ -168,8 +169,9 @@ class Runner:
         """
         stage, definition = plan.stage, self.definition(plan)
         last = self.records.load(stage.name)
+        since = None if fresh else self._since(plan, last, definition)
         if last is not None and not last.done and last.definition == definition and self._consumed_stands(plan, last):
-            record = replace(last, run_id=self.run_id)
+            record = replace(last, run_id=self.run_id, since=since)
         else:
             record = StageRecord(
                 name=stage.name,
@@ -178,10 +180,45 @@ class Runner:
                 definition=definition,
                 attempt=uuid.uuid4().hex,
                 run_id=self.run_id,
-                inputs=Inputs(files=self._files(plan)),
+                since=since,
+                inputs=replace(
+                    # What was consumed before and is not read again is to be the same at the next look.
+                    Inputs() if last is None or since is None else self._not_followed(plan, last),
+                    files=self._files(plan),
+                ),
             )
         self.records.save(record)
         return record
+
+    def _since(self, plan: StagePlan, last: StageRecord | None, definition: str) -> int | None:
+        """The newest batch that the stage's rows reflect, so that it need not make them all again.
+
+        They do while the stage is what it was, nobody has written over its rows, and nothing else that it consumed is
+        another than it was: what it cannot follow client by client makes it start from nothing.
+        """
+        follows = plan.stage.job.follows
+        if last is None or last.definition != definition or not follows:
+            return None
+        own = self._own_stands(last) if last.done else self._only_own_commits(plan)
+        before = replace(last, inputs=self._not_followed(plan, last))
+        stands = own and self._consumed_stands(plan, before, files="sources" not in follows)
+        return (last.batch if last.done else last.since) if stands else None
+
+    def _not_followed(self, plan: StagePlan, last: StageRecord) -> Inputs:
+        """What an earlier attempt consumed and the stage cannot follow."""
+        tables = {name: one for name, one in last.inputs.tables.items() if name not in plan.stage.job.follows}
+        return replace(last.inputs, tables=tables)
+
+    def _only_own_commits(self, plan: StagePlan) -> bool:
+        """Whether the newest changes of the tables that a stage writes are its own, of whichever attempt."""
+        own = f"{self.pipeline.name}/{plan.stage.name}"
+        newest = [
+            next(
+                (one for one in self.history.commits(w.table) if not one.neutral and overlap(w.slice, one.slice)), None
+            )
+            for w in plan.writes
+        ]
+        return all(one is None or one.stage == own for one in newest)
 
     def definition(self, plan: StagePlan) -> str:
         """Hash of what a stage is, whatever it is given: the job's results version, settings, seed, data, packages."""
@@ -216,10 +253,10 @@ class Runner:
             return False
         return all(self.history.state(table, one.slice, one.state) == one.state for table, one in record.tables.items())
 
-    def _consumed_stands(self, plan: StagePlan, record: StageRecord) -> bool:
-        """Whether a look at what the stage consumed finds the same again."""
+    def _consumed_stands(self, plan: StagePlan, record: StageRecord, *, files: bool = True) -> bool:
+        """Whether a look at what the stage consumed finds the same again; also at its files, if `files`."""
         before, inputs = self.before(plan), record.inputs
-        if self._files(plan) != dict(inputs.files):
+        if files and self._files(plan) != dict(inputs.files):
             return False
         given = Given(plan, before, self.pipeline.file)
         if any(answer(given.record(name)) != used for name, used in inputs.stages.items()):
@@ -281,6 +318,7 @@ class _Attempt:
             tables=self.tables,
             given=Given(plan, before, runner.pipeline.file, self._stage),
             engines=runner.engines,
+            hashes=runner.hashes,
             progress=runner.progress,
         )
 
@@ -318,6 +356,8 @@ class _Attempt:
             rows_out=result.rows_out,
             quarantined=result.quarantined,
             duplicates=result.duplicates,
+            withdrawn=result.withdrawn,
+            batch=result.facts.get("batch", self.context.batch),
             tables=self.tables.written,
             artefacts=[self._relative(one) for one in result.artefacts],
             facts=dict(result.facts),
@@ -356,4 +396,5 @@ def summary(record: StageRecord) -> str:
     parts = [f"{record.rows_in:,} in", f"{record.rows_out:,} out"]
     parts += [f"{record.quarantined:,} quarantined"] if record.quarantined else []
     parts += [f"{record.duplicates:,} duplicates dropped"] if record.duplicates else []
+    parts += [f"{record.withdrawn:,} withdrawn"] if record.withdrawn else []
     return f"{', '.join(parts)}  ({record.seconds:.0f} s)"

@@ -128,6 +128,16 @@ class Tables:
         newest = self._history.newest(table)
         return None if newest is None else View(slices=(part,)).of(self._lake().read(table, newest.version))
 
+    def before(self, table: str) -> DataFrame | None:
+        """All rows of a table as they were before this attempt wrote of it; None where there were none.
+
+        What the stage makes of them is then the same when it goes on after a kill, whatever it had written before it.
+        """
+        self._declared(table)
+        commits = self._history.commits(table)
+        version = next((one.version for one in commits if one.attempt != self._author.attempt), None)
+        return None if version is None else self._lake().read(table, version)
+
     def write(self, table: str, frame: DataFrame, part: Slice = WHOLE) -> Written:
         """Replaces a table, or a slice of it, in one commit; what this attempt has written is not written again."""
         self._declared(table)
