@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import datetime
 
 import click
 
@@ -22,6 +23,7 @@ _SET = click.option(
     help="Value that wins over the file, e.g. stages.serialize.format=json; may be repeated.",
 )
 _DRY = click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, do nothing.")
+_TIMES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S")
 _FRESH = click.option("--fresh", is_flag=True, help="Do finished stages again.")
 
 
@@ -86,6 +88,29 @@ def run(file: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> in
     from ledgerlm.jobs.run import run_pipeline
 
     return run_pipeline(file, overrides, dry_run=dry_run, fresh=fresh)
+
+
+@app.command()
+@click.argument("file")
+@click.option("--as-of", required=True, type=click.DateTime(_TIMES), help="Everybody is scored as of this time.")
+@_SET
+@_DRY
+def rescore(file: str, as_of: datetime, overrides: tuple[str, ...], dry_run: bool) -> int:
+    """Run a night of pipeline FILE: take in what is new, score everybody, publish."""
+    from ledgerlm.jobs.rescore import rescore as night
+
+    return night(file, overrides, as_of=as_of, dry_run=dry_run)
+
+
+@app.command()
+@click.argument("file")
+@click.option("--to", type=int, default=None, help="Publication; left out, the one before the present one.")
+@_SET
+def rollback(file: str, to: int | None, overrides: tuple[str, ...]) -> int:
+    """Publish an earlier publication of pipeline FILE again."""
+    from ledgerlm.jobs.rollback import roll_back
+
+    return roll_back(file, overrides, to=to)
 
 
 @app.command()

@@ -40,6 +40,7 @@ JOB = Job(
     reads=lambda stage: ("documents", "clients", *(("enriched_documents",) if ENRICHED in stage.conf.formats else ())),
     sources=lambda stage: stage.conf.more_lakes,
     uses=("torch", "transformers", "peft", "deepspeed"),
+    learns=True,
 )
 main = JOB.main
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ledgerlm.engines.ray import RayEngine
     from ledgerlm.events.files import Found
     from ledgerlm.events.spec import DataSetSpec
-    from ledgerlm.lake.lake import Written
+    from ledgerlm.lake.lake import Lake, Written
     from ledgerlm.runs.engines import Engines
     from ledgerlm.runs.given import Given
     from ledgerlm.runs.hashes import Hashes
@@ -54,6 +54,7 @@ class Context:
         given: facts and folders of the stages before it.
         engines: Spark and Ray.
         hashes: content of files of this machine.
+        night: the time as of which everybody is scored, on a night of rescoring; None in a study.
         progress: what the user sees.
     """
 
@@ -65,6 +66,7 @@ class Context:
     given: Given
     engines: Engines
     hashes: Hashes
+    night: dt.datetime | None = None
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -138,6 +140,15 @@ class Context:
     def content(self, file: Found) -> str | None:
         """Hash of a file of this machine; None of one elsewhere."""
         return self.hashes.content(Path(file.path)) if file.local else None
+
+    def pin(self, table: str) -> int | None:
+        """The version of a table that this stage sees; None when the table is not there."""
+        return self.tables.pin(table)
+
+    @property
+    def lake(self) -> Lake:
+        """The lake, for verbs that work on versions of tables; what they read is to be pinned first."""
+        return self.tables.lake
 
     def own(self, table: str) -> DataFrame:
         """The rows that this attempt has written of a table."""
@@ -251,18 +262,25 @@ class Context:
     def end(self, as_of: dt.datetime | None) -> dt.datetime:
         """End of the histories of clients without a label: as given, the data set's, or midnight after all events.
 
-        A time without a zone is in the data set's.
+        On a night of rescoring it is that night's. A time without a zone is in the data set's.
         """
+        if self.night is not None:
+            return self.night
         end = as_of or self.spec.as_of or after_last(self.read("events"), self.spec.time.zone)
         return aware(end, self.spec.time.zone)
 
     def asked(self, conf: AsOfConf) -> DataFrame:
         """Whose history is told as of when: `client_id`, `as_of`; the one rule of all jobs, see `events.asked`."""
-        return asked(self.read("clients"), self.maybe("labels"), self.end(conf.as_of), conf)
+        wanted = conf if self.night is None else conf.model_copy(update={"everyone": True})
+        return asked(self.read("clients"), self.maybe("labels"), self.end(conf.as_of), wanted)
 
     def facts(self, name: str) -> Mapping[str, Any]:
         """Facts of the latest finished stage before this one with that stage name, or else of that job."""
         return self.given.facts(name)
+
+    def stages_of(self, job: str) -> list[str]:
+        """Names of the stages of a job before this one."""
+        return [one.stage.name for one in self.given.planned(job)]
 
     def heads(self, ref: HeadRef | str) -> list[str]:
         """Ids of the heads of a stage, or of the one that is named."""

@@ -75,11 +75,14 @@ class Runner:
     Args:
         pipeline: the checked pipeline.
         progress: what the user sees.
+        night: rescore everybody as of this time, with what the stages that learn have left; None: a study, in which
+            every stage is done again whose inputs are others than they were.
     """
 
-    def __init__(self, pipeline: Pipeline, progress: Progress) -> None:
+    def __init__(self, pipeline: Pipeline, progress: Progress, night: datetime | None = None) -> None:
         self.pipeline = pipeline
         self.progress = progress
+        self.night = night
         self.records = Records(pipeline.out)
         self.engines = Engines(pipeline)
         self.history = History(pipeline.home, lambda: self.engines.spark)
@@ -146,6 +149,9 @@ class Runner:
 
     def _stage(self, plan: StagePlan, position: int, count: int, fresh: bool) -> Finished:
         head = f"[bold]{position}/{count} {plan.stage.name}[/bold]"
+        if self.night is not None and plan.stage.job.learns:
+            self.progress.say(f"{head}  learnt before: taken as it stands")
+            return Finished(record=self._learnt(plan), skipped=True)
         last = None if fresh else self.finished(plan)
         if last is not None:
             self.progress.say(f"{head}  finished before, unchanged: skipped")
@@ -160,6 +166,20 @@ class Runner:
         remove(self.pipeline.out / "staging" / plan.stage.name)
         self.progress.say(f"{head}  {summary(done)}")
         return Finished(record=done, skipped=False)
+
+    def _learnt(self, plan: StagePlan) -> StageRecord:
+        """The record of a stage that learns, however long ago it did.
+
+        Raises:
+            ConfigError: it has not finished under these settings.
+        """
+        record = self.records.load(plan.stage.name)
+        if record is None or not record.done or record.definition != self.definition(plan):
+            raise ConfigError(
+                f"stage {plan.stage.name} has not learnt under these settings, and a night learns nothing; "
+                f"run `ledgerlm run {self.pipeline.file}` first, or take the change back"
+            )
+        return record
 
     def _begin(self, plan: StagePlan, fresh: bool) -> StageRecord:
         """Records that the stage starts.
@@ -273,7 +293,8 @@ class Runner:
         scope = Scope(name=stage.name, conf=stage.conf, spec=self.pipeline.spec)
         places = {one: one for one in (stage.job.sources(scope) if stage.job.sources else ())}
         places |= {name: str(path) for name, path in {**plan.files, **plan.folders}.items()}
-        return {name: self.hashes.of(place) for name, place in places.items()}
+        night = {} if self.night is None else {"night": self.night.isoformat()}
+        return {name: self.hashes.of(place) for name, place in places.items()} | night
 
     def expectation(self, plan: StagePlan) -> Sequence[str]:
         """What the stage would take, as far as its job can tell; nothing is recorded."""
@@ -319,6 +340,7 @@ class _Attempt:
             given=Given(plan, before, runner.pipeline.file, self._stage),
             engines=runner.engines,
             hashes=runner.hashes,
+            night=runner.night,
             progress=runner.progress,
         )
 

@@ -92,9 +92,14 @@ class Tables:
         self._pins: dict[str, int | None] = {}
         self.written: dict[str, TableRecord] = {}
 
+    @property
+    def lake(self) -> Lake:
+        """The lake."""
+        return self._lake()
+
     def maybe(self, table: str) -> DataFrame | None:
         """A table as the stages before left it, or None when it is not there."""
-        version = self._pin(table)
+        version = self.pin(table)
         if version is None:
             return None
         rows = self._seen[table].of(self._lake().read(table, version))
@@ -162,7 +167,7 @@ class Tables:
         """Whether anybody has written the slice before."""
         return self._history.state(table, part) is not None
 
-    def _pin(self, table: str) -> int | None:
+    def pin(self, table: str) -> int | None:
         """The version that this stage reads of a table, the same one each time."""
         if table not in self._seen:
             raise DataError(f"job {self._plan.stage.job.name} reads table {table} without declaring it")
@@ -175,7 +180,7 @@ class Tables:
     def _with_split(self, clients: DataFrame) -> DataFrame:
         """The clients with the split of the newest split stage before this one, in place of the data set's own."""
         slices = self._seen[SPLITS].slices
-        version = None if slices is None else self._pin(SPLITS)
+        version = None if slices is None else self.pin(SPLITS)
         if slices is None or version is None:
             return clients
         splits = View(slices=slices[-1:]).of(self._lake().read(SPLITS, version)).select("client_id", "split")
