@@ -133,12 +133,15 @@ def score(
         heads: saved heads.
         tables: `features` and `embeddings`, as far as the heads read them.
         reasons: features named as reasons for each score.
+        night: score each client once, as of this time, by its newest vectors; None: by all, as of their own times.
         keep: computes a frame once.
         progress: what the user sees.
 
     Returns:
-        See `publish.scored`; rows_in also counts the vectors set aside.
+        See `publish.scored`; rows_in also counts the vectors set aside. Of a night, the scores as of other times stay.
     """
+    if night is not None:
+        tables = {name: newest_vectors(rows, name, night) for name, rows in tables.items()}
     joined = {head.head_id: join_sources(head.card.sources, tables) for head in heads}
     said = {
         head.head_id: head.transform(joined[head.head_id].where(is_finite(head.card.blocks)), reasons=reasons)
