@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import click
 
@@ -111,6 +112,45 @@ def rollback(file: str, to: int | None, overrides: tuple[str, ...]) -> int:
     from ledgerlm.jobs.rollback import roll_back
 
     return roll_back(file, overrides, to=to)
+
+
+@app.command()
+@click.argument("file")
+@click.option("--client", required=True, help="Id of the client.")
+@click.option("--as-of", default=None, type=click.DateTime(_TIMES), help="Of that night; left out, what readers see.")
+@click.option("--form", type=click.Choice(["text", "json", "html"]), default="text", show_default=True)
+@click.option("--to", default=None, metavar="FILE", help="Written there; left out, printed.")
+@_SET
+def explain(
+    *, file: str, client: str, as_of: datetime | None, form: Any, to: str | None, overrides: tuple[str, ...]
+) -> int:
+    """Say why a client of pipeline FILE has its scores."""
+    from ledgerlm.jobs.explain import explain as tell
+
+    return tell(file, overrides, client=client, as_of=as_of, form=form, to=to)
+
+
+@app.command()
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_SET
+def status(file: str, as_json: bool, overrides: tuple[str, ...]) -> int:
+    """Say where the lake of pipeline FILE stands: what readers see, what is new, who waits, what upkeep is due."""
+    from ledgerlm.jobs.status import tell_status
+
+    return tell_status(file, overrides, as_json=as_json)
+
+
+@app.command()
+@click.argument("file")
+@click.option("--keep", default=30, show_default=True, help="Newest publications that stay readable.")
+@click.option("--days", default=30, show_default=True, help="And all publications of so many days.")
+@_SET
+def maintain(file: str, keep: int, days: int, overrides: tuple[str, ...]) -> int:
+    """Compact tables of pipeline FILE and remove files that no kept publication reads."""
+    from ledgerlm.jobs.maintain import maintain as look_after
+
+    return look_after(file, overrides, most=keep, days=days)
 
 
 @app.command()

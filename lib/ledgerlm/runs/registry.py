@@ -64,6 +64,8 @@ class Registry:
         return Path(next(iter(spec.submodule_search_locations)))
 
 
-_COMMANDS = frozenset({"check", "cli", "doctor", "quarantine", "rescore", "rollback", "run"})
+_COMMANDS = frozenset(
+    {"check", "cli", "doctor", "explain", "maintain", "quarantine", "rescore", "rollback", "run", "status"}
+)
 SHIPPED = Registry(package="ledgerlm.jobs", commands=_COMMANDS)
 """The jobs that come with ledgerlm. This room knows them by name alone; a pipeline may be given others."""
