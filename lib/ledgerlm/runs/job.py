@@ -94,6 +94,7 @@ class Job:
         follows: tables whose changes it follows client by client, from the batch that its rows reflect on, and
             `sources` for new files; where anything else that it consumed changes, it starts from nothing. None: it
             always does.
+        fits: it learns something on the way, which a night takes as it stands.
         learns: what it makes is learnt from data and kept: a night of rescoring takes it as it stands.
         sources: paths, globs and URLs that it reads from outside the lake; a function of the stage.
         finds: its sections of the report say what the run found, and so come first.
@@ -111,6 +112,7 @@ class Job:
     results: int = 1
     rows: Literal["balance", "free"] = "free"
     follows: tuple[str, ...] = ()
+    fits: bool = False
     learns: bool = False
     sources: ReadsOf | None = None
     finds: bool = False

@@ -152,6 +152,8 @@ class Runner:
         if self.night is not None and plan.stage.job.learns:
             self.progress.say(f"{head}  learnt before: taken as it stands")
             return Finished(record=self._learnt(plan), skipped=True)
+        if self.night is not None and plan.stage.job.fits:
+            self._learnt(plan, done=False)
         last = None if fresh else self.finished(plan)
         if last is not None:
             self.progress.say(f"{head}  finished before, unchanged: skipped")
@@ -167,14 +169,18 @@ class Runner:
         self.progress.say(f"{head}  {summary(done)}")
         return Finished(record=done, skipped=False)
 
-    def _learnt(self, plan: StagePlan) -> StageRecord:
+    def _learnt(self, plan: StagePlan, *, done: bool = True) -> StageRecord:
         """The record of a stage that learns, however long ago it did.
+
+        Args:
+            plan: the stage's.
+            done: it must have come to its end: it does nothing but learn.
 
         Raises:
             ConfigError: it has not finished under these settings.
         """
         record = self.records.load(plan.stage.name)
-        if record is None or not record.done or record.definition != self.definition(plan):
+        if record is None or (done and not record.done) or record.definition != self.definition(plan):
             raise ConfigError(
                 f"stage {plan.stage.name} has not learnt under these settings, and a night learns nothing; "
                 f"run `ledgerlm run {self.pipeline.file}` first, or take the change back"
