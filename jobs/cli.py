@@ -154,6 +154,18 @@ def maintain(file: str, keep: int, days: int, overrides: tuple[str, ...]) -> int
 
 
 @app.command()
+@click.argument("folder")
+@click.option("--clients", default=400, show_default=True, help="How many there are.")
+@click.option("--nights", default=3, show_default=True, help="Files after the history.")
+def deliveries(folder: str, clients: int, nights: int) -> int:
+    """Write the files that a simulated bank would send below FOLDER: a history, and a file for each night."""
+    from ledgerlm.events.simulator.deliveries import DeliveriesConf
+    from ledgerlm.jobs.deliveries import write_deliveries
+
+    return write_deliveries(folder, DeliveriesConf(clients=clients, nights=nights))
+
+
+@app.command()
 @click.option("--fix", is_flag=True, help="Install the Delta jars and make the class archive, where missing.")
 def doctor(fix: bool) -> int:
     """Say what this machine has and lacks, and how to get it."""

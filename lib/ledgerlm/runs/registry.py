@@ -65,7 +65,19 @@ class Registry:
 
 
 _COMMANDS = frozenset(
-    {"check", "cli", "doctor", "explain", "maintain", "quarantine", "rescore", "rollback", "run", "status"}
+    {
+        "check",
+        "cli",
+        "deliveries",
+        "doctor",
+        "explain",
+        "maintain",
+        "quarantine",
+        "rescore",
+        "rollback",
+        "run",
+        "status",
+    }
 )
 SHIPPED = Registry(package="ledgerlm.jobs", commands=_COMMANDS)
 """The jobs that come with ledgerlm. This room knows them by name alone; a pipeline may be given others."""
