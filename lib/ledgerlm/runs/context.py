@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ledgerlm.config import HeadRef, ModelRef
 from ledgerlm.errors import ConfigError, DataError
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from ledgerlm.runs.pipeline import Pipeline
     from ledgerlm.runs.plan import StagePlan
     from ledgerlm.runs.tables import Tables
+
+
+Asking = TypeVar("Asking", bound=AsOfConf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,10 +272,13 @@ class Context:
         end = as_of or self.spec.as_of or after_last(self.read("events"), self.spec.time.zone)
         return aware(end, self.spec.time.zone)
 
+    def tonight(self, conf: Asking) -> Asking:
+        """The settings, with everybody asked as of tonight on a night of rescoring."""
+        return conf if self.night is None else conf.model_copy(update={"everyone": True})
+
     def asked(self, conf: AsOfConf) -> DataFrame:
         """Whose history is told as of when: `client_id`, `as_of`; the one rule of all jobs, see `events.asked`."""
-        wanted = conf if self.night is None else conf.model_copy(update={"everyone": True})
-        return asked(self.read("clients"), self.maybe("labels"), self.end(conf.as_of), wanted)
+        return asked(self.read("clients"), self.maybe("labels"), self.end(conf.as_of), self.tonight(conf))
 
     def facts(self, name: str) -> Mapping[str, Any]:
         """Facts of the latest finished stage before this one with that stage name, or else of that job."""

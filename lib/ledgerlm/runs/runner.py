@@ -22,7 +22,7 @@ from ledgerlm.progress import Progress
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.engines import Engines
 from ledgerlm.runs.faults import as_ledger_error
-from ledgerlm.runs.given import Given, answer
+from ledgerlm.runs.given import Given, answer, origin
 from ledgerlm.runs.hashes import Hashes
 from ledgerlm.runs.job import Scope, StageResult
 from ledgerlm.runs.lock import held
@@ -197,19 +197,23 @@ class Runner:
         last = self.records.load(stage.name)
         since = None if fresh else self._since(plan, last, definition)
         if last is not None and not last.done and last.definition == definition and self._consumed_stands(plan, last):
-            record = replace(last, run_id=self.run_id, since=since)
+            goes_on = last.origin if since is not None else last.attempt
+            record = replace(last, run_id=self.run_id, since=since, origin=goes_on)
         else:
+            attempt = uuid.uuid4().hex
+            follows = last is not None and since is not None
             record = StageRecord(
                 name=stage.name,
                 job=stage.job.name,
                 engine=stage.job.engine,
                 definition=definition,
-                attempt=uuid.uuid4().hex,
+                attempt=attempt,
                 run_id=self.run_id,
                 since=since,
+                origin=last.origin if last is not None and follows else attempt,
+                # What was consumed before and is not read again is to be the same at the next look.
                 inputs=replace(
-                    # What was consumed before and is not read again is to be the same at the next look.
-                    Inputs() if last is None or since is None else self._not_followed(plan, last),
+                    self._not_followed(plan, last) if last is not None and follows else Inputs(),
                     files=self._files(plan),
                 ),
             )
@@ -226,6 +230,9 @@ class Runner:
         if last is None or last.definition != definition or not follows:
             return None
         own = self._own_stands(last) if last.done else self._only_own_commits(plan)
+        given = Given(plan, self.before(plan), self.pipeline.file)
+        if any(origin(given.record(name)) != used for name, used in last.inputs.origins.items()):
+            return None
         before = replace(last, inputs=self._not_followed(plan, last))
         stands = own and self._consumed_stands(plan, before, files="sources" not in follows)
         return (last.batch if last.done else last.since) if stands else None
@@ -233,7 +240,7 @@ class Runner:
     def _not_followed(self, plan: StagePlan, last: StageRecord) -> Inputs:
         """What an earlier attempt consumed and the stage cannot follow."""
         tables = {name: one for name, one in last.inputs.tables.items() if name not in plan.stage.job.follows}
-        return replace(last.inputs, tables=tables)
+        return replace(last.inputs, tables=tables, stages={})
 
     def _only_own_commits(self, plan: StagePlan) -> bool:
         """Whether the newest changes of the tables that a stage writes are its own, of whichever attempt."""
@@ -411,7 +418,11 @@ class _Attempt:
                 pull(self._runner.pipeline.out / one)
             self._fetched.add(used)
         if self.record.inputs.stages.get(name) != used:
-            self._note(stages={**self.record.inputs.stages, name: used})
+            found = self._runner.records.load(used.partition("@")[0])
+            self._note(
+                stages={**self.record.inputs.stages, name: used},
+                origins={**self.record.inputs.origins, name: origin(found)},
+            )
 
     def _note(self, **consumed: Mapping[str, Any]) -> None:
         self.record = replace(self.record, inputs=replace(self.record.inputs, **consumed))
