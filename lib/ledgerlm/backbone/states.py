@@ -103,21 +103,6 @@ def _states_of_partition(
     yield from embedder.state_batches(batches, buffer_rows=settings.buffer_rows, buffer_chars=settings.buffer_chars)
 
 
-def before_asked(windows: DataFrame, asked: DataFrame) -> DataFrame:
-    """The windows whose states are folded: whole ones that end before the newest time asked of their client, and the
-    cut ones of a time that is asked.
-
-    Args:
-        windows: rows of the windows table, of one format and windowing.
-        asked: client_id, as_of.
-    """
-    newest = asked.groupBy("client_id").agg(F.max("as_of").alias("_newest"))
-    whole = windows.where("cut_at IS NULL").join(newest, "client_id").where("last_event_time < _newest")
-    times = asked.select("client_id", F.col("as_of").alias("cut_at")).distinct()
-    cut = windows.where("cut_at IS NOT NULL").join(times, ["client_id", "cut_at"], how="left_semi")
-    return whole.drop("_newest").unionByName(cut)
-
-
 def fold(
     windows: DataFrame,
     states: DataFrame,

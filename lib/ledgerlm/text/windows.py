@@ -11,8 +11,8 @@ serves both the look at the event before and the place in the period. What is co
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 from pyspark.sql import Column, DataFrame, Window
@@ -20,10 +20,11 @@ from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
 from ledgerlm.errors import ConfigError
+from ledgerlm.events.asked import AsOfConf, asked
 from ledgerlm.events.clock import local
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.lake.schemas import BUCKETS
-from ledgerlm.text.formats import FORMATS
+from ledgerlm.text.formats import FORMATS, FormatName
 from ledgerlm.text.rendering import KEYS, frame_tokens, line, line_tokens, text_hash, whole_text
 from ledgerlm.text.serialize import DocumentConf, rendered, shown_fields
 
@@ -47,6 +48,55 @@ class WindowConf(Conf):
     def windowing(self) -> str:
         """Both in a word, such as `month:32`."""
         return f"{self.period}:{self.events}"
+
+
+class ToldWindows(AsOfConf):
+    """Which windows a serialize stage wrote, and when histories end that are read from them; facts of the stage."""
+
+    format: FormatName = Field(description="format of the texts")
+    windowing: str = Field(description="period and events")
+    as_of: dt.datetime = Field(description="end of the histories of clients without a label")
+    until: dt.datetime | None = Field(None, description="no history ends later")
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any], stage: str) -> ToldWindows:
+        """From the facts of a stage.
+
+        Args:
+            facts: of a serialize stage.
+            stage: its name, for the message.
+
+        Raises:
+            ConfigError: the stage wrote documents.
+        """
+        if "windowing" not in facts:
+            raise ConfigError(
+                f"stage {stage} wrote documents, and windows are to be read: set `windows` of the stage, or name the "
+                "serialize stage that has it with `serialize`"
+            )
+        return cls(**{name: facts[name] for name in cls.model_fields})
+
+    @property
+    def name(self) -> str:
+        """Format and windowing in a word, such as `compact@month:32`."""
+        return f"{self.format}@{self.windowing}"
+
+    def of_table(self, windows: DataFrame) -> DataFrame:
+        """The windows of this format and windowing."""
+        return windows.where((F.col("format") == self.format) & (F.col("windowing") == self.windowing))
+
+    def asked(self, clients: DataFrame, labels: DataFrame | None) -> DataFrame:
+        """When histories end: client_id, as_of; at these times, and no others, windows are cut.
+
+        Args:
+            clients: the `clients` table.
+            labels: the `labels` table, if there is one.
+        """
+        times = asked(clients, labels, self.as_of, self)
+        if self.until is None:
+            return times
+        last = F.lit(self.until.isoformat(sep=" ")).cast("timestamp")
+        return times.withColumn("as_of", F.least("as_of", last)).distinct()
 
 
 def bucket(client_id: Column) -> Column:
@@ -152,6 +202,21 @@ def windows(
         text_hash(form, F.col("text")).alias("text_hash"),
         F.lit(form.serializer).alias("serializer"),
     )
+
+
+def before_asked(windows: DataFrame, asked: DataFrame) -> DataFrame:
+    """The windows that hold what came before the times that are asked: whole ones that end before the newest of their
+    client, and the cut ones of these times.
+
+    Args:
+        windows: rows of the windows table, of one format and windowing.
+        asked: client_id, as_of.
+    """
+    newest = asked.groupBy("client_id").agg(F.max("as_of").alias("_newest"))
+    whole = windows.where("cut_at IS NULL").join(newest, "client_id").where("last_event_time < _newest")
+    times = asked.select("client_id", F.col("as_of").alias("cut_at")).distinct()
+    cut = windows.where("cut_at IS NOT NULL").join(times, ["client_id", "cut_at"], how="left_semi")
+    return whole.drop("_newest").unionByName(cut)
 
 
 def _placed(

@@ -16,13 +16,13 @@ from pyspark.sql import functions as F
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.embedder import Embedder, resolve_definition
 from ledgerlm.backbone.model import LlamaShape, backbone_id, new_llama
-from ledgerlm.backbone.states import NO_STATE, before_asked, fold, state_rows
+from ledgerlm.backbone.states import NO_STATE, fold, state_rows
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.lake.lake import conform
 from ledgerlm.lake.schemas import EMBEDDINGS, STATES
 from ledgerlm.text.serialize import DocumentConf, serialize
 from ledgerlm.text.tokenizer import train_tokenizer
-from ledgerlm.text.windows import WindowConf, windows
+from ledgerlm.text.windows import WindowConf, before_asked, windows
 
 SPEC = DataSetSpec.model_validate({"name": "small", "fields": [{"name": "what"}]})
 CONF = DocumentConf(fields=("days", "what"))
