@@ -1,4 +1,4 @@
-"""Turns each client's history before its `as_of` into a document of one format."""
+"""Turns each client's history before its `as_of` into a document of one format, or all its events into windows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ledgerlm.text.documents import SerializeConf, tell_histories
 
 
 def run(ctx: Context, conf: SerializeConf) -> StageResult:
-    """Writes the documents of one format, then counts all events again to see that none leaked in and none was lost."""
+    """Writes the texts of one format, then counts all events again to see that none leaked in and none was lost."""
     made = tell_histories(
         ctx.read("events"),
         ctx.read("clients"),
@@ -29,7 +29,7 @@ JOB = Job(
     conf=SerializeConf,
     run=run,
     reads=lambda stage: ("events", "clients", "dictionaries?", *(("labels?",) if stage.conf.labels else ())),
-    writes=lambda stage: {"documents": {"format": (stage.conf.format,)}},
+    writes=lambda stage: stage.conf.slices,
 )
 main = JOB.main
 

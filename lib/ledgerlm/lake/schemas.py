@@ -13,6 +13,8 @@ FINEST = 18
 """Most decimal places that an amount may have."""
 EVENT_ORDER = "event_order"
 """Column that events of a data set with a column of their order have: what stood there, decimal(38,9)."""
+BUCKETS = 64
+"""Into how many buckets clients are hashed: `pmod(xxhash64(client_id), 64)`, by which large tables are clustered."""
 # Containers may hold nulls by their type, since Spark refuses to cast the other way; no row of ours has any.
 VECTOR = T.ArrayType(T.FloatType())
 
@@ -188,6 +190,46 @@ ENRICHED_DOCUMENTS = Table(
         _required("input_hash", STRING),
     ),
     key=("client_id", "as_of", "stage", "variant"),
+)
+WINDOWS = Table(
+    name="windows",
+    columns=(
+        CLIENT,
+        _required("format", STRING),
+        _required("windowing", STRING),
+        _required("bucket", T.IntegerType()),
+        _required("period", T.DateType()),
+        _required("place", T.IntegerType()),
+        _optional("cut_at", T.TimestampType()),
+        _required("first_event_time", T.TimestampType()),
+        _required("last_event_time", T.TimestampType()),
+        _required("event_count", T.IntegerType()),
+        _required("token_estimate", T.IntegerType()),
+        _required("text", STRING),
+        _required("text_hash", STRING),
+        _required("serializer", STRING),
+    ),
+    key=("client_id", "format", "windowing", "period", "place", "cut_at"),
+    checks={
+        "ends_before_its_cut": "cut_at IS NULL OR last_event_time < cut_at",
+        "in_order": "first_event_time <= last_event_time AND place >= 0 AND event_count > 0",
+        "bucket_range": f"bucket BETWEEN 0 AND {BUCKETS - 1}",
+    },
+)
+STATES = Table(
+    name="states",
+    columns=(
+        CLIENT,
+        _required("bucket", T.IntegerType()),
+        _required("text_hash", STRING),
+        _required("backbone_id", STRING),
+        _required("definition_id", STRING),
+        _required("event_count", T.IntegerType()),
+        _required("token_count", T.IntegerType()),
+        _required("sums", VECTOR),
+    ),
+    key=("client_id", "text_hash", "backbone_id", "definition_id"),
+    checks={"bucket_range": f"bucket BETWEEN 0 AND {BUCKETS - 1}"},
 )
 EMBEDDINGS = Table(
     name="embeddings",
@@ -419,6 +461,8 @@ TABLES: dict[str, Table] = {
         QUARANTINE,
         DOCUMENTS,
         ENRICHED_DOCUMENTS,
+        WINDOWS,
+        STATES,
         EMBEDDINGS,
         FEATURES,
         SCORES,
