@@ -6,6 +6,7 @@ import sys
 from functools import partial
 
 from ledgerlm.backbone.embedding import EmbedConf, document_texts, embed_texts, rewrite_texts
+from ledgerlm.backbone.embedding_nights import embed_changed
 from ledgerlm.backbone.embedding_windows import embed_windows
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
@@ -17,18 +18,15 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
     if conf.source == "windows":
         stage = conf.serialize or "serialize"
         told = ToldWindows.of(ctx.facts(stage), stage)
-        folded = embed_windows(
-            ctx.read("windows"),
-            told.asked(ctx.read("clients"), ctx.maybe("labels")),
-            told,
-            conf,
-            backbone=ctx.backbone(conf.backbone),
-            folder=ctx.artefacts / "embeddings",
-            standing=partial(ctx.standing, "states"),
-            keep=ctx.keep,
-            progress=ctx.progress,
-        )
-        return ctx.publish(folded.made())
+        windows, asked = ctx.read("windows"), told.asked(ctx.read("clients"), ctx.maybe("labels"))
+        made = {"backbone": ctx.backbone(conf.backbone), "folder": ctx.artefacts / "embeddings"}
+        how = {"keep": ctx.keep, "progress": ctx.progress}
+        dirty = ctx.dirty()
+        if dirty is not None:
+            standing = {"before": ctx.before_slice, "dirty": dirty, "night": ctx.night}
+            return ctx.publish(embed_changed(windows, asked, told, conf, **made, **standing, **how))
+        states = partial(ctx.standing, "states")
+        return ctx.publish(embed_windows(windows, asked, told, conf, **made, standing=states, **how).made())
     if conf.source == "enriched":
         facts = ctx.facts(conf.enrich or "enrich")
         texts = rewrite_texts(ctx.read("enriched_documents"), ctx.read("documents"), conf, facts)
@@ -57,6 +55,7 @@ JOB = Job(
     writes=lambda stage: dict.fromkeys(stage.conf.written, stage.conf.part),
     uses=("torch", "transformers"),
     rows="balance",
+    follows=("windows", "clients", "labels", "changes"),
 )
 main = JOB.main
 

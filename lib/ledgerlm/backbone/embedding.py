@@ -84,7 +84,7 @@ class EmbedConf(EmbedSettings):
     def reads(self) -> tuple[str, ...]:
         """The tables that are read."""
         tables = {"documents": ("documents",), "enriched": ("documents", "enriched_documents")}
-        return tables.get(self.source, ("windows", "clients", "labels?"))
+        return tables.get(self.source, ("windows", "clients", "labels?", "changes?"))
 
     @property
     def written(self) -> tuple[str, ...]:

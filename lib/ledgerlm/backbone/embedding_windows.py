@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ledgerlm.backbone.definition import EmbeddingDefinition
 
 _KEY = ["client_id", "text_hash"]
-_STATE = ("client_id", "bucket", "text_hash", "backbone_id", "definition_id", "event_count", "token_count", "sums")
+STATE = ("client_id", "bucket", "text_hash", "backbone_id", "definition_id", "event_count", "token_count", "sums")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,11 +108,11 @@ def embed_windows(
     from ledgerlm.backbone import model  # torch and transformers take seconds to import
 
     own = told.of_table(windows)
-    backbone_id, definition = model.backbone_id(backbone), _definition(own, told, conf, backbone)
+    backbone_id, definition = model.backbone_id(backbone), definition_of(own, told, conf, backbone)
     part: Slice = {"backbone_id": (backbone_id,), "definition_id": (definition.definition_id,)}
     texts = before_asked(own, asked).select("client_id", "bucket", "text_hash", "text").dropDuplicates(_KEY)
     there = standing(part)
-    old = None if there is None else there.join(texts, _KEY, how="left_semi").select(*_STATE)
+    old = None if there is None else there.join(texts, _KEY, how="left_semi").select(*STATE)
     rest = texts if old is None else texts.join(old, _KEY, how="left_anti")
     spread = rest.repartition(conf.partitions or tasks_for(rest.count(), ROWS_A_TASK), *_KEY)
     made = state_rows(
@@ -121,7 +121,7 @@ def embed_windows(
     rows = keep(made)
     with progress.task("Embedding windows"):
         figures = figures_of(rows)
-    new = rows.where("reason IS NULL").select(*_STATE)
+    new = rows.where("reason IS NULL").select(*STATE)
     reused = 0 if old is None else old.count()
     # Texts without a state go into the fold as well: what is told of a client then says why it has no vector.
     known = rows if old is None else rows.unionByName(old, allowMissingColumns=True)
@@ -154,7 +154,7 @@ def embed_windows(
     )
 
 
-def _definition(own: DataFrame, told: ToldWindows, conf: EmbedConf, backbone: Path) -> EmbeddingDefinition:
+def definition_of(own: DataFrame, told: ToldWindows, conf: EmbedConf, backbone: Path) -> EmbeddingDefinition:
     """The definition, with what it leaves to the backbone and the texts."""
     from ledgerlm.backbone.embedder import resolve_definition
 

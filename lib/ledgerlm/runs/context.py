@@ -19,7 +19,7 @@ from ledgerlm.heads.scoring import heads_of
 from ledgerlm.heads.tasks import Task, declared_tasks, find_tasks
 from ledgerlm.lake.differences import CHANGE, INSERT
 from ledgerlm.lake.made import Made
-from ledgerlm.lake.slices import WHOLE, Slice
+from ledgerlm.lake.slices import WHOLE, Slice, predicate
 from ledgerlm.progress import Progress
 from ledgerlm.runs.job import StageResult
 from ledgerlm.runs.record import StageRecord
@@ -164,6 +164,17 @@ class Context:
     def before(self, table: str) -> DataFrame | None:
         """A table as it was before this attempt wrote of it, even where the attempt goes on after a kill."""
         return self.tables.before(table)
+
+    def before_slice(self, table: str, part: Slice) -> DataFrame:
+        """A slice of a table as it was before this attempt wrote of it.
+
+        Raises:
+            DataError: there was no such table.
+        """
+        found = self.before(table)
+        if found is None:
+            raise DataError(f"stage {self.stage}: there was no table {table} before; run it again with --fresh")
+        return found.where(predicate(part))
 
     def write(self, table: str, frame: DataFrame, part: Slice = WHOLE) -> Written:
         """Replaces a table, or a slice of it, in one commit that this attempt does not repeat."""

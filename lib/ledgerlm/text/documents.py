@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import Field, model_validator
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.asked import AsOfConf, asked
 from ledgerlm.events.clock import aware, fixed_instant, with_clock
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.lake.slices import Slice
+from ledgerlm.text.changed_windows import changed_windows, dirty_windows, told_alike
 from ledgerlm.text.check import check_documents, check_windows, sum_up, sum_up_windows
 from ledgerlm.text.serialize import DocumentConf, serialize, shown_fields
 from ledgerlm.text.windows import ToldWindows, WindowConf, refuse_unfit, windows
@@ -48,11 +52,32 @@ class SerializeConf(DocumentConf, AsOfConf):
         return self
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """The tables that are read; whose events changed matters to windows alone."""
+        labels, changes = (("labels?",) if self.labels else ()), (("changes?",) if self.windows else ())
+        return ("events", "clients", "dictionaries?", *labels, *changes)
+
+    @property
     def slices(self) -> dict[str, Slice]:
         """The part of each table that is written: of documents or of windows."""
         if self.windows is None:
             return {"documents": {"format": (self.format,)}}
         return {"windows": {"format": (self.format,), "windowing": (self.windows.windowing,)}}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """Windows that were told before, and what has changed since.
+
+    Attributes:
+        windows: of the format and windowing.
+        dirty: client_id, earliest: whose events changed, from when on.
+        keep: computes a frame once.
+    """
+
+    windows: DataFrame
+    dirty: DataFrame
+    keep: Keep
 
 
 def tell_histories(
@@ -64,6 +89,7 @@ def tell_histories(
     end: dt.datetime,
     labels: DataFrame | None = None,
     dictionaries: DataFrame | None = None,
+    standing: Standing | None = None,
 ) -> Made:
     """Turns each client's history into a document for each `as_of` that is asked of it, or into windows.
 
@@ -75,6 +101,7 @@ def tell_histories(
         end: end of the histories of clients without a label.
         labels: the `labels` table, if there is one.
         dictionaries: the `dictionaries` table, if there is one; codes are told by their descriptions.
+        standing: windows that are there, of which those are told again that may have changed; None: all are told.
 
     Returns:
         `documents` of the format, or `windows` of the format and windowing; rows in are clients. When they are written
@@ -96,7 +123,15 @@ def tell_histories(
         labels = None if labels is None else labels.withColumn("as_of", F.least("as_of", last))
     if conf.windows is not None:
         return _tell_windows(
-            events, clients, conf, conf.windows, spec=spec, end=end, labels=labels, dictionaries=dictionaries
+            events,
+            clients,
+            conf,
+            conf.windows,
+            spec=spec,
+            end=end,
+            labels=labels,
+            dictionaries=dictionaries,
+            standing=standing,
         )
     if conf.everyone:
         labels = asked(clients, labels, end, conf)
@@ -136,25 +171,39 @@ def _tell_windows(
     end: dt.datetime,
     labels: DataFrame | None,
     dictionaries: DataFrame | None,
+    standing: Standing | None,
 ) -> Made:
-    """The windows of all events; cut where histories are asked for."""
+    """The windows of all events, or what changes in them; cut where histories are asked for."""
     if conf.until is not None:
         events = events.where(F.col("event_time") < fixed_instant(conf.until, spec.time.zone))
     rows_in, described = _known(clients, dictionaries)
-    made = windows(
-        events,
-        spec,
-        conf,
-        windowing,
-        cuts=asked(clients, labels, end, conf),
+    times = asked(clients, labels, end, conf)
+    make = partial(
+        windows,
+        spec=spec,
+        conf=conf,
+        windowing=windowing,
+        cuts=times,
         dictionaries=dictionaries,
         described=described,
     )
+    touched = None
+    if standing is None or not told_alike(standing.windows, spec, conf):
+        rows = Rows(frame=make(events), slice=conf.slices["windows"])
+    else:
+        touched = standing.keep(dirty_windows(standing.windows, standing.dirty, times))
+        changed = changed_windows(
+            events, standing.windows, touched, make=make, windowing=windowing, zone=spec.time.zone
+        )
+        rows = Rows(frame=standing.keep(changed), slice=conf.slices["windows"], differences=True)
 
     def tell(own: Mapping[str, DataFrame]) -> dict[str, Any]:
-        counts = sum_up_windows(check_windows(own["windows"], events, spec=spec, windowing=windowing))
-        without = _without_events(rows_in, counts)
-        return {**counts, "clients_without_events": without, "example": _example_window(own["windows"])}
+        told, seen = own["windows"], events
+        if touched is not None:
+            told, seen = (one.join(touched.select("client_id"), "client_id", how="left_semi") for one in (told, seen))
+        counts = sum_up_windows(check_windows(told, seen, spec=spec, windowing=windowing))
+        without = {} if touched is not None else {"clients_without_events": _without_events(rows_in, counts)}
+        return {**counts, **without, "example": _example_window(own["windows"])}
 
     whose = ToldWindows(
         format=conf.format,
@@ -166,7 +215,7 @@ def _tell_windows(
     )
     return Made(
         rows_in=rows_in,
-        tables={"windows": Rows(frame=made, slice=conf.slices["windows"])},
+        tables={"windows": rows},
         facts={**_facts(conf, spec, end), **whose.model_dump(mode="json")},
         tell=tell,
     )
