@@ -6,8 +6,7 @@ import sys
 from functools import partial
 
 from ledgerlm.backbone.embedding import EmbedConf, document_texts, embed_texts, rewrite_texts
-from ledgerlm.backbone.embedding_nights import embed_changed
-from ledgerlm.backbone.embedding_windows import embed_windows
+from ledgerlm.backbone.embedding_nights import Since, embed_told
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 from ledgerlm.text.windows import ToldWindows
@@ -18,15 +17,20 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
     if conf.source == "windows":
         stage = conf.serialize or "serialize"
         told = ToldWindows.of(ctx.facts(stage), stage)
-        windows, asked = ctx.read("windows"), told.asked(ctx.read("clients"), ctx.maybe("labels"))
-        made = {"backbone": ctx.backbone(conf.backbone), "folder": ctx.artefacts / "embeddings"}
-        how = {"keep": ctx.keep, "progress": ctx.progress}
         dirty = ctx.dirty()
-        if dirty is not None:
-            standing = {"before": ctx.before_slice, "dirty": dirty, "night": ctx.night}
-            return ctx.publish(embed_changed(windows, asked, told, conf, **made, **standing, **how))
-        states = partial(ctx.standing, "states")
-        return ctx.publish(embed_windows(windows, asked, told, conf, **made, standing=states, **how).made())
+        made = embed_told(
+            ctx.read("windows"),
+            told.asked(ctx.read("clients"), ctx.maybe("labels")),
+            told,
+            conf,
+            backbone=ctx.backbone(conf.backbone),
+            folder=ctx.artefacts / "embeddings",
+            standing=partial(ctx.standing, "states"),
+            since=None if dirty is None else Since(before=ctx.before_slice, dirty=dirty, night=ctx.night),
+            keep=ctx.keep,
+            progress=ctx.progress,
+        )
+        return ctx.publish(made)
     if conf.source == "enriched":
         facts = ctx.facts(conf.enrich or "enrich")
         texts = rewrite_texts(ctx.read("enriched_documents"), ctx.read("documents"), conf, facts)

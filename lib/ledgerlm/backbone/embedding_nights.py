@@ -6,8 +6,7 @@ vectors that they have, whatever the date, and the model reads new texts alone.
 
 from __future__ import annotations
 
-import datetime as dt
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
@@ -21,7 +20,7 @@ from ledgerlm.backbone.embedding import (
     widths_of,
     without_vector,
 )
-from ledgerlm.backbone.embedding_windows import STATE, definition_of
+from ledgerlm.backbone.embedding_windows import STATE, definition_of, embed_windows
 from ledgerlm.backbone.states import fold, state_rows
 from ledgerlm.engines.frames import tasks_for
 from ledgerlm.events.asked import due
@@ -30,7 +29,9 @@ from ledgerlm.lake.made import Made, Rows
 from ledgerlm.text.windows import before_asked
 
 if TYPE_CHECKING:
+    import datetime as dt
     from collections.abc import Callable
+    from pathlib import Path
 
     from pyspark.sql import DataFrame
 
@@ -43,8 +44,23 @@ _PAIR = ("client_id", "as_of")
 _TEXT = ["client_id", "text_hash"]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Since:
+    """What stands, and what has changed since it was made.
+
+    Attributes:
+        before: gives a slice of `states` or `embeddings` as it stands.
+        dirty: client_id, earliest: whose events changed, from when on.
+        night: everybody is asked as of it; None in a study.
+    """
+
+    before: Callable[[str, Slice], DataFrame]
+    dirty: DataFrame
+    night: dt.datetime | None
+
+
 def due_vectors(
-    asked: DataFrame, standing: DataFrame, windows: DataFrame, dirty: DataFrame | None, night: dt.datetime | None
+    asked: DataFrame, standing: DataFrame, windows: DataFrame, *, dirty: DataFrame, night: dt.datetime | None
 ) -> DataFrame:
     """Which vectors are to be made, made again, or taken away.
 
@@ -52,14 +68,14 @@ def due_vectors(
         asked: client_id, as_of.
         standing: client_id, as_of of the vectors that are there.
         windows: of the format and windowing.
-        dirty: client_id, earliest: whose events changed, from when on; None: everything is made again.
+        dirty: client_id, earliest: whose events changed, from when on.
         night: everybody is asked as of it; a vector that stands and was followed by no event serves for it.
 
     Returns:
         As `asked.due`.
     """
     pairs = due(asked, standing, dirty)
-    if night is None or dirty is None:
+    if night is None:
         return pairs
     tonight = F.lit(night.isoformat(sep=" ")).cast("timestamp")
     newest = standing.where(F.col("as_of") <= tonight).groupBy("client_id").agg(F.max("as_of").alias("_newest"))
@@ -71,6 +87,29 @@ def due_vectors(
     return pairs.join(served, "client_id", how="left").where(~skipped).drop("_served")
 
 
+def embed_told(
+    windows: DataFrame,
+    asked: DataFrame,
+    told: ToldWindows,
+    conf: EmbedConf,
+    *,
+    backbone: Path,
+    folder: Path,
+    standing: Callable[[Slice], DataFrame | None],
+    since: Since | None,
+    keep: Keep,
+    progress: Progress,
+) -> Made:
+    """Embeds windows: what changed since, or all that is asked; arguments as of `embed_changed` and `embed_windows`."""
+    if since is not None:
+        return embed_changed(
+            windows, asked, told, conf, backbone=backbone, folder=folder, since=since, keep=keep, progress=progress
+        )
+    return embed_windows(
+        windows, asked, told, conf, backbone=backbone, folder=folder, standing=standing, keep=keep, progress=progress
+    ).made()
+
+
 def embed_changed(
     windows: DataFrame,
     asked: DataFrame,
@@ -79,9 +118,7 @@ def embed_changed(
     *,
     backbone: Path,
     folder: Path,
-    before: Callable[[str, Slice], DataFrame],
-    dirty: DataFrame,
-    night: dt.datetime | None,
+    since: Since,
     keep: Keep,
     progress: Progress,
 ) -> Made:
@@ -94,9 +131,7 @@ def embed_changed(
         conf: definition, and how workers run.
         backbone: its folder.
         folder: for the file that names the vectors' numbers.
-        before: gives a slice of `states` or `embeddings` as it stands.
-        dirty: client_id, earliest: whose events changed, from when on.
-        night: everybody is asked as of it; None in a study.
+        since: what stands, and what changed.
         keep: for frames that are read again: the model must run once.
         progress: what the user sees.
 
@@ -108,8 +143,8 @@ def embed_changed(
     own = told.of_table(windows)
     backbone_id, definition = model.backbone_id(backbone), definition_of(own, told, conf, backbone)
     part: Slice = {"backbone_id": (backbone_id,), "definition_id": (definition.definition_id,)}
-    states, vectors = before("states", part), before("embeddings", part)
-    pairs = keep(due_vectors(asked, vectors.select(*_PAIR), own, dirty, night))
+    states, vectors = since.before("states", part), since.before("embeddings", part)
+    pairs = keep(due_vectors(asked, vectors.select(*_PAIR), own, dirty=since.dirty, night=since.night))
     wanted = pairs.where(F.col(CHANGE) != DELETE).select(*_PAIR)
     mine = own.join(wanted.select("client_id").distinct(), "client_id", how="left_semi")
     texts = before_asked(mine, wanted).select("client_id", "bucket", "text_hash", "text").dropDuplicates(_TEXT)
