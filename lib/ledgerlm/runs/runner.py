@@ -44,6 +44,7 @@ from ledgerlm.runs.tables import Tables, views
 if TYPE_CHECKING:
     from ledgerlm.lake.lake import Lake
 
+_NIGHT = "night"  # among the files that a stage consumes: the time as of which everybody is asked
 Before = Sequence[tuple[StagePlan, StageRecord | None]]
 
 
@@ -234,7 +235,9 @@ class Runner:
         if any(origin(given.record(name)) != used for name, used in last.inputs.origins.items()):
             return None
         before = replace(last, inputs=self._not_followed(plan, last))
-        stands = own and self._consumed_stands(plan, before, files="sources" not in follows)
+        stands = own and self._consumed_stands(plan, before, files=False)
+        if "sources" not in follows:
+            stands = stands and _but_night(self._files(plan)) == _but_night(last.inputs.files)
         return (last.batch if last.done else last.since) if stands else None
 
     def _not_followed(self, plan: StagePlan, last: StageRecord) -> Inputs:
@@ -306,7 +309,7 @@ class Runner:
         scope = Scope(name=stage.name, conf=stage.conf, spec=self.pipeline.spec)
         places = {one: one for one in (stage.job.sources(scope) if stage.job.sources else ())}
         places |= {name: str(path) for name, path in {**plan.files, **plan.folders}.items()}
-        night = {} if self.night is None else {"night": self.night.isoformat()}
+        night = {} if self.night is None else {_NIGHT: self.night.isoformat()}
         return {name: self.hashes.of(place) for name, place in places.items()} | night
 
     def expectation(self, plan: StagePlan) -> Sequence[str]:
@@ -428,6 +431,11 @@ class _Attempt:
         self.record = replace(self.record, inputs=replace(self.record.inputs, **consumed))
         if self._recorded:
             self._runner.records.save(self.record)
+
+
+def _but_night(files: Mapping[str, str]) -> dict[str, str]:
+    """The files; the time as of which everybody is asked moves every night, and is followed."""
+    return {name: content for name, content in files.items() if name != _NIGHT}
 
 
 def summary(record: StageRecord) -> str:
