@@ -10,10 +10,11 @@ import pytest
 from pyspark.sql import DataFrame, Row, SparkSession
 from pyspark.sql import functions as F
 
-from ledgerlm.errors import ConfigError
+from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.lake.lake import conform
 from ledgerlm.lake.schemas import WINDOWS
+from ledgerlm.text.check import check_windows, sum_up_windows
 from ledgerlm.text.serialize import DocumentConf, serialize
 from ledgerlm.text.windows import WindowConf, windows
 
@@ -221,3 +222,37 @@ def test_settings_that_windows_cannot_obey_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         windows(events, SPEC, DocumentConf(**settings), WindowConf())
+
+
+def faults(frame: DataFrame, events: DataFrame, windowing: WindowConf) -> dict[str, str]:
+    checked = check_windows(frame, events, spec=SPEC, windowing=windowing)
+    return {str(row.period): row.fault for row in checked.where("fault IS NOT NULL AND client_id = 'one'").collect()}
+
+
+def test_the_check_finds_events_that_are_lost_or_told_twice(spark: SparkSession, events: DataFrame) -> None:
+    windowing = WindowConf(events=2)
+    good = windows(events, SPEC, CONF, windowing, cuts=cut(spark, ("one", "2024-01-20 00:00"))).cache()
+    assert sum_up_windows(check_windows(good, events, spec=SPEC, windowing=windowing)) == {
+        "clients_with_events": 2,
+        "events": 6,
+        "windows": 5,
+        "cut_windows": 1,
+        "tokens": 5 * 2 + 6 * 2,
+    }
+    january, second = F.col("period") == dt.date(2024, 1, 1), F.col("place") == 1
+    changed = {
+        "missing": good.where(~january),
+        "lost": good.where(~(january & second)),
+        "doubled": good.unionByName(good.where(january & second)),
+        "text": good.withColumn("text", F.when(january, F.concat("text", F.lit("\n+0m|x"))).otherwise(F.col("text"))),
+        "places": good.withColumn("place", F.when(january, F.col("place") + 1).otherwise(F.col("place"))),
+    }
+    for fault, frame in changed.items():
+        assert faults(frame, events, windowing) == {"2024-01-01": fault}, fault
+    assert faults(good, events.where("event_id <> '4'"), windowing) == {"2024-04-01": "unknown"}
+    # Not filled from the oldest: the first window holds one event, the second two.
+    turned = good.withColumn("place", F.when(january, 1 - F.col("place")).otherwise(F.col("place")))
+    assert faults(turned, events, windowing) == {"2024-01-01": "places"}
+    with pytest.raises(DataError, match="fault 'lost', client one, period 2024-01-01"):
+        sum_up_windows(check_windows(changed["lost"], events, spec=SPEC, windowing=windowing))
+    good.unpersist()

@@ -206,15 +206,18 @@ def test_the_same_states_give_the_same_bytes_however_they_come(
 def test_a_window_that_is_cut_counts_at_its_time_alone(llama: Path) -> None:
     definition = resolved(context=512)
     states = Embedder(llama, definition).states([document(4, 1), document(2, 2), document(5, 2)])
-    stream, plain = Stream(), Stream()
+    stream, plain, whole = Stream(), Stream(), Stream()
     stream.windows("c", states, [0])
     stream.ask("c", **stream.state(states, 1))
     stream.windows("c", states, [2])
     stream.ask("c")
     plain.windows("c", states, [0, 1])
     plain.ask("c")
+    whole.windows("c", states, [0, 2])
+    whole.ask("c")
     cut_there, later = stream.fold(definition)
     (expected,) = plain.fold(definition)
+    assert whole.fold(definition) == [later]
     assert cut_there["parts"] == expected["parts"] and cut_there["input_hash"] == expected["input_hash"]
     assert (cut_there["event_count"], later["event_count"]) == (6, 9)
 

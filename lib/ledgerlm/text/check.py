@@ -150,9 +150,9 @@ def check_windows(windows: DataFrame, events: DataFrame, *, spec: DataSetSpec, w
         "cut_windows": ~whole,
         "told": F.when(whole, count).otherwise(0),
         "tokens": F.when(whole, F.col("token_estimate")).otherwise(0),
-        # Every window is full but the last: the places of full ones are those below the number of all but one.
         "short": whole & (count < windowing.events),
-        "further": F.when(whole, F.col("place")).otherwise(0),
+        "short_places": F.when(whole & (count < windowing.events), F.col("place") + 1).otherwise(0),
+        "places": F.when(whole, F.col("place")).otherwise(0),
         "broken": _line_breaks(F.col("text")) != count,
     }
     seen = events.select("client_id", period, *_whole({"events": F.lit(1), **dict.fromkeys(counted, F.lit(0))}))
@@ -160,7 +160,9 @@ def check_windows(windows: DataFrame, events: DataFrame, *, spec: DataSetSpec, w
     sums = [F.sum(name).alias(name) for name in ("events", *counted)]
     rows = seen.unionByName(told).groupBy("client_id", "period").agg(*sums)
     number = F.col("windows")
-    in_order = (F.col("short") <= 1) & (F.col("further") == (number * (number - 1) / 2).cast("long"))
+    # The places are 0 to one less than their number, and no window is short but the last.
+    in_order = (F.col("places") * 2 == number * (number - 1)) & (F.col("short_places") == F.col("short") * number)
+    in_order &= F.col("short") <= 1
     fault = (
         F.when(F.col("events") == 0, F.lit("unknown"))
         .when(number == 0, F.lit("missing"))
