@@ -49,7 +49,8 @@ def append(delivered: DataFrame, standing: DataFrame, spec: DataSetSpec, *, batc
     """Finds what a batch changes.
 
     An event whose client and id are there with equal content is a repetition; with other content a correction: the
-    later delivery wins. Events of one instant are numbered anew where one comes or goes.
+    later delivery wins, unless it says itself, by time.order, that it is the older one. Events of one instant are
+    numbered anew where one comes or goes.
 
     Args:
         delivered: from `ingest.Ingested`, the batch alone; kept.
@@ -59,7 +60,7 @@ def append(delivered: DataFrame, standing: DataFrame, spec: DataSetSpec, *, batc
         keep: computes a frame once.
     """
     columns = [name for name in delivered.columns if name != "_gone"]
-    judged = keep(_judged(delivered, standing, columns))
+    judged = keep(_judged(delivered, standing, columns, ordered(spec)))
     counted = {row["_kind"]: row["count"] for row in judged.groupBy("_kind").count().collect()}
     changed = judged.where(F.col("_kind").isin(INSERT, UPDATE, DELETE))
     found = keep(_placed(changed, standing, columns, spec))
@@ -76,17 +77,19 @@ def append(delivered: DataFrame, standing: DataFrame, spec: DataSetSpec, *, batc
     )
 
 
-def _judged(delivered: DataFrame, standing: DataFrame, columns: Sequence[str]) -> DataFrame:
+def _judged(delivered: DataFrame, standing: DataFrame, columns: Sequence[str], by_order: bool) -> DataFrame:
     """The delivered rows with `_kind`, and `_before`: when the event of their id is now."""
     content = [name for name in columns if name not in (*_KEY, *_PLACE)]
     mine = standing.join(delivered.select("client_id").distinct(), "client_id", how="left_semi")
-    old = mine.select(*_KEY, F.col("event_time").alias("_before"), _hash(content).alias("_old"))
+    seat = F.col(EVENT_ORDER) if by_order else F.lit(None)
+    old = mine.select(*_KEY, F.col("event_time").alias("_before"), _hash(content).alias("_old"), seat.alias("_seat"))
     both = delivered.withColumn("_new", _hash(content)).join(old, list(_KEY), how="left")
     there = F.col("_old").isNotNull()
+    older = F.coalesce(F.col(EVENT_ORDER) < F.col("_seat"), F.lit(False)) if by_order else F.lit(False)
     kind = (
-        F.when(F.col("_gone"), F.when(there, DELETE).otherwise("unknown"))
+        F.when(F.col("_gone"), F.when(there & ~older, DELETE).otherwise("unknown"))
         .when(~there, INSERT)
-        .when(F.col("_old") == F.col("_new"), "repeated")
+        .when((F.col("_old") == F.col("_new")) | older, "repeated")
         .otherwise(UPDATE)
     )
     return both.select(*columns, "_before", kind.alias("_kind"))

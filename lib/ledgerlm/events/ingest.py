@@ -8,7 +8,6 @@ have to fit into memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
@@ -171,7 +170,10 @@ def _numbered(good: DataFrame, spec: DataSetSpec, partitions: int | None) -> Dat
         return numbered.withColumns({"_again": again, **never})
     last = (F.col("_order").desc_nulls_last(), F.desc(PATH), F.desc(BLOCK), F.desc(PLACE))
     first = (F.col(PATH), F.col(BLOCK), F.col(PLACE))
-    rows = rows.withColumns(_withdrawn(spec, last))
+    rows = rows.withColumns(_withdrawn(spec))
+    if spec.event_id.deleted:
+        left = F.count_if(~F.col("_withdrawn")).over(Window.partitionBy("client_id", "_id"))
+        rows = rows.withColumn("_final", F.col("_final") & (left == 0))
     # One order for place and comparison, so that the rows are sorted once.
     key = ("client_id", "_id", *(("_withdrawn",) if spec.event_id.deleted else ()))
     same = Window.partitionBy(*key).orderBy(*(last if spec.event_id.conflicts == "last" else first))
@@ -188,16 +190,20 @@ def _numbered(good: DataFrame, spec: DataSetSpec, partitions: int | None) -> Dat
     return found.withColumn("_again", (F.col("_nth") > 1) & ~F.col("_conflict")).drop("_content", "_least", "_most")
 
 
-def _withdrawn(spec: DataSetSpec, last: Sequence[Column]) -> dict[str, Column]:
-    """Whether a row takes an event away or is taken away, and whether it is the one that does so in the end."""
+def _withdrawn(spec: DataSetSpec) -> dict[str, Column]:
+    """Whether a row takes an event away or is taken away, and whether it is the one by which an id ends so.
+
+    A row takes away what comes before it: by time.order where it has one, else by file and line.
+    """
     if not spec.event_id.deleted:
         return {"_withdrawn": F.lit(False), "_final": F.lit(False)}
-    newest_first = Window.partitionBy("client_id", "_id").orderBy(*last)
-    since = newest_first.rowsBetween(Window.unboundedPreceding, Window.currentRow)
-    return {
-        "_withdrawn": F.max("_gone").over(since),
-        "_final": F.col("_gone") & (F.row_number().over(newest_first) == 1),
-    }
+    of_id = Window.partitionBy("client_id", "_id")
+    place = F.struct(PATH, BLOCK, PLACE)
+    ordered_place = F.struct(F.col("_order"), place)
+    without_order = F.max(F.when(F.col("_gone") & F.col("_order").isNull(), place)).over(of_id)
+    with_order = F.max(F.when(F.col("_gone") & F.col("_order").isNotNull(), ordered_place)).over(of_id)
+    taken = F.coalesce(place <= without_order, F.lit(False)) | F.coalesce(ordered_place <= with_order, F.lit(False))
+    return {"_withdrawn": taken, "_final": F.col("_gone") & (place == F.max(F.when(F.col("_gone"), place)).over(of_id))}
 
 
 def _placed(numbered: DataFrame, spec: DataSetSpec, kept: Observation) -> DataFrame:
