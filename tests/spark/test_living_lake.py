@@ -175,13 +175,6 @@ def nights(
     (root / BACKBONE).mkdir()
     file = bank.pipeline(root / BACKBONE)
     run(bank, file, None)
-    kills = [
-        "ingest:after_changes",
-        "ingest:after_events",
-        "serialize:after_windows",
-        "embed:after_states",
-        "publish:start",
-    ]
 
     def kill(*_: object) -> None:
         raise Killed
