@@ -5,21 +5,29 @@ from __future__ import annotations
 import sys
 
 from ledgerlm.baselines.agg import AggregateConf, aggregate_histories
+from ledgerlm.baselines.nightly import aggregate_night
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 
 
 def run(ctx: Context, conf: AggregateConf) -> StageResult:
-    """Learns the codes on training clients, then aggregates the histories of all."""
-    made = aggregate_histories(
-        ctx.read("events"),
-        ctx.read("clients"),
-        ctx.asked(conf),
-        conf,
-        spec=ctx.spec,
-        folder=ctx.artefacts / "features" / conf.feature_set,
-        dictionaries=ctx.read("dictionaries") if conf.described else None,
-    )
+    """Learns the codes on training clients, then aggregates the histories of all; on a night, learns nothing."""
+    tables = ctx.read("events"), ctx.read("clients"), ctx.asked(conf)
+    folder = ctx.artefacts / "features" / conf.feature_set
+    dictionaries = ctx.read("dictionaries") if conf.described else None
+    standing = ctx.before("features") if ctx.night is not None else None
+    if standing is None:
+        made = aggregate_histories(*tables, conf, spec=ctx.spec, folder=folder, dictionaries=dictionaries)
+    else:
+        made = aggregate_night(
+            *tables,
+            conf,
+            standing=standing,
+            dirty=ctx.dirty(),
+            folder=folder,
+            keep=ctx.keep,
+            dictionaries=dictionaries,
+        )
     return ctx.publish(made)
 
 
@@ -28,9 +36,11 @@ JOB = Job(
     engine="spark",
     conf=AggregateConf,
     run=run,
-    reads=("events", "clients", "labels?", "dictionaries?"),
+    reads=("events", "clients", "labels?", "dictionaries?", "changes?"),
     writes=lambda stage: {"features": {"feature_set": stage.conf.feature_sets}},
     rows="balance",
+    follows=("events", "clients", "labels", "changes"),
+    fits=True,
     results=2,
 )
 main = JOB.main

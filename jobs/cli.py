@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
 import click
 
@@ -22,6 +24,7 @@ _SET = click.option(
     help="Value that wins over the file, e.g. stages.serialize.format=json; may be repeated.",
 )
 _DRY = click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, do nothing.")
+_TIMES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S")
 _FRESH = click.option("--fresh", is_flag=True, help="Do finished stages again.")
 
 
@@ -92,6 +95,80 @@ def run(file: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> in
     from ledgerlm.jobs.run import run_pipeline
 
     return run_pipeline(file, overrides, dry_run=dry_run, fresh=fresh)
+
+
+@app.command()
+@click.argument("file")
+@click.option("--as-of", required=True, type=click.DateTime(_TIMES), help="Everybody is scored as of this time.")
+@_SET
+@_DRY
+def rescore(file: str, as_of: datetime, overrides: tuple[str, ...], dry_run: bool) -> int:
+    """Run a night of pipeline FILE: take in what is new, score everybody, publish."""
+    from ledgerlm.jobs.rescore import rescore as night
+
+    return night(file, overrides, as_of=as_of, dry_run=dry_run)
+
+
+@app.command()
+@click.argument("file")
+@click.option("--to", type=int, default=None, help="Publication; left out, the one before the present one.")
+@_SET
+def rollback(file: str, to: int | None, overrides: tuple[str, ...]) -> int:
+    """Publish an earlier publication of pipeline FILE again."""
+    from ledgerlm.jobs.rollback import roll_back
+
+    return roll_back(file, overrides, to=to)
+
+
+@app.command()
+@click.argument("file")
+@click.option("--client", required=True, help="Id of the client.")
+@click.option("--as-of", default=None, type=click.DateTime(_TIMES), help="Of that night; left out, what readers see.")
+@click.option("--form", type=click.Choice(["text", "json", "html"]), default="text", show_default=True)
+@click.option("--to", default=None, metavar="FILE", help="Written there; left out, printed.")
+@_SET
+def explain(
+    *, file: str, client: str, as_of: datetime | None, form: Any, to: str | None, overrides: tuple[str, ...]
+) -> int:
+    """Say why a client of pipeline FILE has its scores."""
+    from ledgerlm.jobs.explain import explain as tell
+
+    return tell(file, overrides, client=client, as_of=as_of, form=form, to=to)
+
+
+@app.command()
+@click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@_SET
+def status(file: str, as_json: bool, overrides: tuple[str, ...]) -> int:
+    """Say where the lake of pipeline FILE stands: what readers see, what is new, who waits, what upkeep is due."""
+    from ledgerlm.jobs.status import tell_status
+
+    return tell_status(file, overrides, as_json=as_json)
+
+
+@app.command()
+@click.argument("file")
+@click.option("--keep", default=30, show_default=True, help="Newest publications that stay readable.")
+@click.option("--days", default=30, show_default=True, help="And all publications of so many days.")
+@_SET
+def maintain(file: str, keep: int, days: int, overrides: tuple[str, ...]) -> int:
+    """Compact tables of pipeline FILE and remove files that no kept publication reads."""
+    from ledgerlm.jobs.maintain import maintain as look_after
+
+    return look_after(file, overrides, most=keep, days=days)
+
+
+@app.command()
+@click.argument("folder")
+@click.option("--clients", default=400, show_default=True, help="How many there are.")
+@click.option("--nights", default=3, show_default=True, help="Files after the history.")
+def deliveries(folder: str, clients: int, nights: int) -> int:
+    """Write the files that a simulated bank would send below FOLDER: a history, and a file for each night."""
+    from ledgerlm.events.simulator.deliveries import DeliveriesConf
+    from ledgerlm.jobs.deliveries import write_deliveries
+
+    return write_deliveries(folder, DeliveriesConf(clients=clients, nights=nights))
 
 
 @app.command()

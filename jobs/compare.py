@@ -34,6 +34,7 @@ JOB = Job(
     finds=True,
     reads=("labels", "clients", "scores", "bayes?"),
     writes=lambda stage: {"leaderboard": {"stage": (stage.name,)}},
+    learns=True,
 )
 main = JOB.main
 

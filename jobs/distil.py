@@ -36,6 +36,7 @@ JOB = Job(
     reads=("sentences", "clients"),
     needs=("finetune",),
     uses=("torch", "transformers", "deepspeed"),
+    learns=True,
 )
 main = JOB.main
 

@@ -1,28 +1,47 @@
-"""Embeds documents with a backbone: one vector of named parts for each client and `as_of`."""
+"""Embeds texts with a backbone: one vector of named parts for each client and `as_of`."""
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 from ledgerlm.backbone.embedding import EmbedConf, document_texts, embed_texts, rewrite_texts
+from ledgerlm.backbone.embedding_nights import Since, embed_told
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
+from ledgerlm.text.windows import ToldWindows
 
 
 def run(ctx: Context, conf: EmbedConf) -> StageResult:
-    """Writes the vectors of documents or rewrites that have none yet, and sets aside what can have none."""
-    documents = ctx.read("documents")
+    """Reads the texts that have not been read yet, writes their vectors, and sets aside what can have none."""
+    if conf.source == "windows":
+        stage = conf.serialize or "serialize"
+        told = ToldWindows.of(ctx.facts(stage), stage)
+        dirty = ctx.dirty()
+        made = embed_told(
+            ctx.read("windows"),
+            told.asked(ctx.read("clients"), ctx.maybe("labels")),
+            told,
+            conf,
+            backbone=ctx.backbone(conf.backbone),
+            folder=ctx.artefacts / "embeddings",
+            standing=partial(ctx.standing, "states"),
+            since=None if dirty is None else Since(before=ctx.before_slice, dirty=dirty, night=ctx.night),
+            keep=ctx.keep,
+            progress=ctx.progress,
+        )
+        return ctx.publish(made)
     if conf.source == "enriched":
         facts = ctx.facts(conf.enrich or "enrich")
-        texts = rewrite_texts(ctx.read("enriched_documents"), documents, conf, facts)
+        texts = rewrite_texts(ctx.read("enriched_documents"), ctx.read("documents"), conf, facts)
     else:
-        texts = document_texts(documents, conf.format)
+        texts = document_texts(ctx.read("documents"), conf.format)
     embedded = embed_texts(
         texts,
         conf,
         backbone=ctx.backbone(conf.backbone),
         folder=ctx.artefacts / "embeddings",
-        standing=lambda part: ctx.standing("embeddings", part),
+        standing=partial(ctx.standing, "embeddings"),
         keep=ctx.keep,
         progress=ctx.progress,
     )
@@ -34,18 +53,13 @@ JOB = Job(
     engine="spark",
     conf=EmbedConf,
     run=run,
-    reads=lambda stage: ("documents", "enriched_documents") if stage.conf.source == "enriched" else ("documents",),
+    reads=lambda stage: stage.conf.reads,
     needs=("finetune",),
-    # Backbone and definition have their ids only when the stage runs: here stand the settings that decide them.
-    writes=lambda stage: {
-        "embeddings": {
-            "backbone": (stage.conf.backbone or "finetune",),
-            "texts": (stage.conf.texts,),
-            "definition": (stage.conf.definition.json_text,),
-        }
-    },
+    # Backbone and definition have their ids only when the stage runs: the settings that decide them stand for them.
+    writes=lambda stage: dict.fromkeys(stage.conf.written, stage.conf.part),
     uses=("torch", "transformers"),
     rows="balance",
+    follows=("windows", "clients", "labels", "changes"),
 )
 main = JOB.main
 

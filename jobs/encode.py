@@ -39,6 +39,7 @@ JOB = Job(
     writes=lambda stage: {"embeddings": {"backbone": (stage.name,)}},
     uses=("torch",),
     rows="balance",
+    learns=True,
 )
 main = JOB.main
 

@@ -39,6 +39,7 @@ JOB = Job(
     reads=("labels", "clients", "features?", "embeddings?", "bayes?"),
     writes=lambda stage: {"leaderboard": {"stage": (stage.name,)}},
     uses=("lightgbm", "scikit-learn"),
+    learns=True,
 )
 main = JOB.main
 

@@ -42,6 +42,7 @@ JOB = Job(
     run=run,
     reads=("labels", "clients", "features?", "embeddings?"),
     uses=("lightgbm",),
+    learns=True,
 )
 main = JOB.main
 

@@ -48,6 +48,7 @@ JOB = Job(
     uses=("torch", "transformers", "deepspeed"),
     rows="balance",
     results=2,
+    learns=True,
 )
 main = JOB.main
 

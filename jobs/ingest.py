@@ -7,6 +7,7 @@ import sys
 from ledgerlm.errors import DataError
 from ledgerlm.events.bank import bank_slices
 from ledgerlm.events.ingesting import IngestConf, ingest_files
+from ledgerlm.events.nightly import take_in
 from ledgerlm.events.sources import source_places
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
@@ -14,10 +15,21 @@ from ledgerlm.runs.job import Job, StageResult
 
 def run(ctx: Context, conf: IngestConf) -> StageResult:
     """Writes quarantine, dictionaries, clients, labels and events; of a spec that does not fit, quarantine alone."""
-    ingestion = ingest_files(ctx.spark, ctx.spec, conf, keep=ctx.keep)
+    if conf.append:
+        ingestion = take_in(
+            ctx.spark,
+            ctx.spec,
+            conf,
+            before=ctx.before,
+            standing=ctx.since is not None,
+            content=ctx.content,
+            keep=ctx.keep,
+        )
+    else:
+        ingestion = ingest_files(ctx.spark, ctx.spec, conf, keep=ctx.keep)
     if ingestion.refusal is not None:
         if ingestion.made.aside is not None:
-            ctx.quarantine(ingestion.made.aside)
+            ctx.set_aside(ingestion.made)
         raise DataError(ingestion.refusal)
     return ctx.publish(ingestion.made)
 
@@ -27,8 +39,9 @@ JOB = Job(
     engine="spark",
     conf=IngestConf,
     run=run,
-    writes=lambda stage: bank_slices(stage.spec),
+    writes=lambda stage: bank_slices(stage.spec) | ({"changes": {}, "batches": {}} if stage.conf.append else {}),
     rows="balance",
+    follows=("sources",),
     sources=lambda stage: source_places(stage.spec),
 )
 main = JOB.main

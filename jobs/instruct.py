@@ -43,6 +43,7 @@ JOB = Job(
     reads=("events", "clients", "labels", "dictionaries?"),
     uses=("torch", "transformers", "peft", "deepspeed"),
     needs=("finetune",),
+    learns=True,
 )
 main = JOB.main
 

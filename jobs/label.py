@@ -36,6 +36,7 @@ JOB = Job(
     run=run,
     reads=("events", "clients", "dictionaries?"),
     writes=lambda stage: {"labels": {"task": stage.conf.tasks}, "bayes": {"task": stage.conf.tasks}},
+    learns=True,
 )
 main = JOB.main
 

@@ -41,6 +41,7 @@ JOB = Job(
     run=run,
     reads=("events", "clients", "labels", "dictionaries?"),
     uses=("torch",),
+    learns=True,
 )
 main = JOB.main
 

@@ -36,6 +36,7 @@ JOB = Job(
     reads=("labels", "clients", "features?", "embeddings?"),
     writes=lambda stage: {"low_data": {"stage": (stage.name,)}},
     uses=("scikit-learn",),
+    learns=True,
 )
 main = JOB.main
 

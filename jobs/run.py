@@ -35,7 +35,7 @@ def run_pipeline(
     progress.say(f"[bold]{pipeline.name}[/bold]: {pipeline.spec.title}; results in {pipeline.place}")
     try:
         if dry_run:
-            return _show_plan(runner, only, progress)
+            return show_plan(runner, only, progress)
         run = runner.run(only=only, fresh=fresh)
         if only is None:
             from ledgerlm.runs.report import write_report  # plots take a second to import
@@ -46,7 +46,7 @@ def run_pipeline(
     return 0
 
 
-def _show_plan(runner: Runner, only: str | None, progress: Progress) -> int:
+def show_plan(runner: Runner, only: str | None, progress: Progress) -> int:
     """Prints a line for each stage, setting and obstacle; the exit code is 1 when a run would stumble."""
     obstacles = unwritable(runner.pipeline)
     for plan, stands in runner.outlook(only):

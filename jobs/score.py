@@ -15,7 +15,9 @@ def run(ctx: Context, conf: ScoreConf) -> StageResult:
     named = conf.heads or [head for stage in conf.stages for head in ctx.heads(stage)]
     heads = [Head.load(ctx.artefacts / "heads", head_id) for head_id in dict.fromkeys(named)]
     tables = {name: ctx.read(name) for name in tables_of(head.card.sources for head in heads)}
-    return ctx.publish(score(heads, tables, reasons=conf.reasons, keep=ctx.keep, progress=ctx.progress))
+    return ctx.publish(
+        score(heads, tables, reasons=conf.reasons, night=ctx.night, keep=ctx.keep, progress=ctx.progress)
+    )
 
 
 JOB = Job(

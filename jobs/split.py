@@ -22,6 +22,7 @@ JOB = Job(
     reads=("clients", "labels"),
     writes=lambda stage: {"splits": {"stage": (stage.name,)}},
     rows="balance",
+    learns=True,
 )
 main = JOB.main
 

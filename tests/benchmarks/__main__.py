@@ -18,12 +18,20 @@ from ledgerlm.config import load_yaml, shipped
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.engines.spark import start
 from ledgerlm.runs.record import now, versions, write_json
-from tests.benchmarks import bench_embed, bench_finetune, bench_first_run, bench_predict, bench_serialize
+from tests.benchmarks import (
+    bench_backtests,
+    bench_embed,
+    bench_finetune,
+    bench_first_run,
+    bench_predict,
+    bench_serialize,
+)
 
 BENCHMARKS = {
     "first_run": bench_first_run,
     "serialize": bench_serialize,
     "embed": bench_embed,
+    "backtests": bench_backtests,
     "finetune": bench_finetune,
     "predict": bench_predict,
 }

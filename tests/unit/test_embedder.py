@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen3Config
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
-from ledgerlm.backbone.embedder import NOTHING_TO_POOL, Embedder
+from ledgerlm.backbone.embedder import Embedder
+from ledgerlm.backbone.layout import NOTHING_TO_POOL
 from ledgerlm.backbone.windows import windows
 from ledgerlm.errors import ArtefactError
 from ledgerlm.text.tokenizer import load_tokenizer, token_events, train_tokenizer

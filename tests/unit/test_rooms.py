@@ -14,7 +14,20 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 LIBRARY = REPOSITORY / "lib" / "ledgerlm"
 JOBS = REPOSITORY / "jobs"
-COMMANDS = {"__init__", "check", "cli", "doctor", "quarantine", "run"}
+COMMANDS = {
+    "__init__",
+    "check",
+    "cli",
+    "deliveries",
+    "doctor",
+    "explain",
+    "maintain",
+    "quarantine",
+    "rescore",
+    "rollback",
+    "run",
+    "status",
+}
 
 # Half of the jobs have at most this many lines.
 MEDIAN = 50

@@ -32,11 +32,11 @@ def test_logits_of_the_whole_pack_are_never_held(monkeypatch: pytest.MonkeyPatch
 def test_profile_per_field() -> None:
     values = torch.tensor([1.0, 3.0, 2.0, 6.0, 4.0])
     fields = torch.tensor([0, 0, 1, 1, 7])  # 7 lies beyond the last field and counts as the last
-    recent = torch.tensor([False, True, False, True, True])
-    sums = SurpriseSums(2, 3, torch.device("cpu"))
+    age = torch.tensor([5, 1, 2, 0, 1])
+    sums = SurpriseSums(2, 3, 2, torch.device("cpu"))
     for part in (slice(3, 5), slice(0, 3)):
         rows = len(values[part])
-        sums.add(values[part], torch.ones(rows, dtype=torch.long), fields[part], recent[part])
+        sums.add(values[part], torch.ones(rows, dtype=torch.long), fields[part], age[part])
     profile = sums.profile()
     assert torch.equal(profile[0], torch.zeros(12))
     torch.testing.assert_close(profile[1], torch.tensor([2.0, 1.0, 3.0, 1.0, 4.0, 2.0, 6.0, 2.0, 4.0, 0.0, 4.0, 0.0]))

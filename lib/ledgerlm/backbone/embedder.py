@@ -16,6 +16,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
+from ledgerlm.backbone.layout import NOT_FINITE, NOTHING_TO_POOL, StateLayout, parts_array, vectors_array
 from ledgerlm.backbone.loss import CausalLoss
 from ledgerlm.backbone.model import CARD, load_backbone, read_card, run_pack
 from ledgerlm.backbone.pooling import DocumentSums
@@ -24,9 +25,6 @@ from ledgerlm.backbone.tokens import PackTokens, TokenBuffer
 from ledgerlm.errors import ArtefactError
 from ledgerlm.text.tokenizer import load_tokenizer, window_start
 from ledgerlm.training.cpu import bound_kernel_caches, faster_precision, keep_freed_memory
-
-NOTHING_TO_POOL = "nothing_to_pool"
-NOT_FINITE = "not_finite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,24 @@ class Embedded:
     parts: dict[str, NDArray[np.float32]]
     token_count: NDArray[np.int32]
     events_dropped: NDArray[np.int32]
+    reasons: list[str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """The running sums of a buffer of texts, in their order.
+
+    Attributes:
+        sums: `StateLayout` says what the numbers are; fp32 of what was added up in fp64, `[D, size]`; zeros in rows
+            with a reason.
+        event_count: events of each text, int32 [D].
+        token_count: tokens read, int32 [D].
+        reasons: why a text has no state, else None.
+    """
+
+    sums: NDArray[np.float32]
+    event_count: NDArray[np.int32]
+    token_count: NDArray[np.int32]
     reasons: list[str | None]
 
 
@@ -127,20 +143,40 @@ class Embedder:
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Embedded:
         """Embeds documents; memory grows with their tokens, so give a bounded number at once."""
-        definition = self.definition
-        buffer = TokenBuffer(texts, self._tokenizer, self._start_id, definition)
-        sums = DocumentSums(len(texts), self.width, definition.parts, definition.recent_half_life, self._device)
-        surprise = SurpriseSums(len(texts), len(definition.fields), self._device)
-        for members in buffer.plan(self._pack_tokens):
-            self._add(buffer.pack(members), sums, surprise)
+        buffer, sums, surprise = self._read(texts)
         results = sums.result()
         if self._head is not None:
             results["surprise"] = surprise.profile()
-        parts: dict[str, NDArray[np.float32]] = {part: results[part].cpu().numpy() for part in definition.parts}
-        reasons = _reasons(parts, buffer.pooled_count)
+        parts: dict[str, NDArray[np.float32]] = {part: results[part].cpu().numpy() for part in self.definition.parts}
+        reasons = _reasons(list(parts.values()), buffer.pooled_count)
         for part in parts.values():
             part[[reason is not None for reason in reasons]] = 0.0
         return Embedded(parts, buffer.token_count, buffer.events_dropped, reasons)
+
+    @torch.inference_mode()
+    def states(self, texts: Sequence[str]) -> States:
+        """Reads texts as `embed` does, and gives what is added up before it becomes vectors; see `StateLayout`.
+
+        Raises:
+            ConfigError: a definition that reads the newest tokens alone.
+        """
+        layout = StateLayout(self.definition, self.width)
+        buffer, sums, surprise = self._read(texts)
+        blocks = sums.blocks() | (surprise.blocks() if self._head is not None else {})
+        packed = layout.packed(blocks).astype(np.float32)
+        reasons = _reasons([packed], buffer.pooled_count)
+        packed[[reason is not None for reason in reasons]] = 0.0
+        return States(packed, buffer.event_count, buffer.token_count, reasons)
+
+    def _read(self, texts: Sequence[str]) -> tuple[TokenBuffer, DocumentSums, SurpriseSums]:
+        """Runs the model over texts and adds up what their tokens give."""
+        definition = self.definition
+        buffer = TokenBuffer(texts, self._tokenizer, self._start_id, definition)
+        sums = DocumentSums(len(texts), self.width, definition.parts, definition.recent_half_life, self._device)
+        surprise = SurpriseSums(len(texts), len(definition.fields), definition.surprise_events, self._device)
+        for members in buffer.plan(self._pack_tokens):
+            self._add(buffer.pack(members), sums, surprise)
+        return buffer, sums, surprise
 
     def _add(self, tokens: PackTokens, sums: DocumentSums, surprise: SurpriseSums) -> None:
         ids = self._tensor(tokens.pack.input_ids).long()
@@ -152,12 +188,11 @@ class Embedder:
         if self._head is None:
             return
         at = self._tensor(tokens.scored)
-        recent = self._tensor(tokens.scored_age) < self.definition.surprise_events
         surprise.add(
             token_surprise(final[at - 1], ids[at], self._head),
             self._tensor(tokens.scored_document),
             self._tensor(tokens.scored_field),
-            recent,
+            self._tensor(tokens.scored_age).long(),
         )
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
@@ -179,15 +214,37 @@ class Embedder:
         """
         for rows in buffered(batches, buffer_rows, buffer_chars):
             done = self.embed(rows.column("text").to_pylist())
-            kept = rows.drop_columns(["text"])
-            columns = {
-                **{name: kept.column(name) for name in kept.schema.names},
-                "parts": parts_array(done.parts),
-                "token_count": pa.array(done.token_count),
-                "events_dropped": pa.array(done.events_dropped),
-                "reason": pa.array(done.reasons, pa.string()),
-            }
-            yield pa.RecordBatch.from_pydict(columns)
+            yield _beside(
+                rows,
+                parts=parts_array(done.parts),
+                token_count=pa.array(done.token_count),
+                events_dropped=pa.array(done.events_dropped),
+                reason=pa.array(done.reasons, pa.string()),
+            )
+
+    def state_batches(
+        self, batches: Iterable[pa.RecordBatch], *, buffer_rows: int = 2048, buffer_chars: int = 16_000_000
+    ) -> Iterator[pa.RecordBatch]:
+        """The states of a stream of Arrow batches, in bounded memory.
+
+        Args:
+            batches: as for `embed_batches`.
+            buffer_rows: as for `embed_batches`.
+            buffer_chars: as for `embed_batches`.
+
+        Yields:
+            The same rows in the same order without `text`, with `event_count`, `token_count`, `sums` list<float> and
+            `reason` (null where there is a state).
+        """
+        for rows in buffered(batches, buffer_rows, buffer_chars):
+            done = self.states(rows.column("text").to_pylist())
+            yield _beside(
+                rows,
+                event_count=pa.array(done.event_count),
+                token_count=pa.array(done.token_count),
+                sums=vectors_array(done.sums),
+                reason=pa.array(done.reasons, pa.string()),
+            )
 
 
 def resolve_definition(
@@ -255,20 +312,14 @@ def buffered(batches: Iterable[pa.RecordBatch], most_rows: int, full_chars: int)
         yield pa.concat_batches(held)
 
 
-def parts_array(parts: dict[str, NDArray[np.float32]]) -> pa.MapArray:
-    """Named vectors as an Arrow map, built from flat arrays without a Python object per value."""
-    rows = len(next(iter(parts.values())))
-    widths = np.array([part.shape[1] for part in parts.values()], np.int64)
-    ends = np.cumsum(np.tile(widths, rows))
-    offsets = pa.array(np.concatenate((np.zeros(1, np.int64), ends)).astype(np.int32))
-    flat = pa.array(np.concatenate(list(parts.values()), axis=1).ravel())
-    names = pa.DictionaryArray.from_arrays(np.tile(np.arange(len(parts), dtype=np.int32), rows), pa.array(list(parts)))
-    entries = pa.array(np.arange(rows + 1, dtype=np.int32) * len(parts))
-    return pa.MapArray.from_arrays(entries, names.cast(pa.string()), pa.ListArray.from_arrays(offsets, flat))
+def _beside(rows: pa.RecordBatch, **made: pa.Array) -> pa.RecordBatch:
+    """The rows without their text, with what was made of it."""
+    kept = rows.drop_columns(["text"])
+    return pa.RecordBatch.from_pydict({**{name: kept.column(name) for name in kept.schema.names}, **made})
 
 
-def _reasons(parts: dict[str, NDArray[np.float32]], pooled: NDArray[np.int64]) -> list[str | None]:
-    finite = np.all([np.isfinite(part).all(axis=1) for part in parts.values()], axis=0)
+def _reasons(parts: list[NDArray[np.float32]], pooled: NDArray[np.int64]) -> list[str | None]:
+    finite = np.all([np.isfinite(part).all(axis=1) for part in parts], axis=0)
     return [
         NOTHING_TO_POOL if count == 0 else None if good else NOT_FINITE
         for count, good in zip(pooled, finite, strict=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
@@ -30,8 +30,8 @@ from ledgerlm.text.rewrites import rewrites_of
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-_ROWS_A_TASK = 5_000
-_VECTOR = (
+ROWS_A_TASK = 5_000
+VECTOR = (
     "client_id",
     "as_of",
     "backbone_id",
@@ -48,10 +48,15 @@ _VECTOR = (
 class EmbedConf(EmbedSettings):
     """Settings of the embed job."""
 
-    source: Literal["documents", "enriched"] = Field(
-        "documents", description="what is embedded: documents, or their rewrites by an enrich stage before this one"
+    source: Literal["documents", "enriched", "windows"] = Field(
+        "documents",
+        description="what is embedded: documents, their rewrites by an enrich stage before this one, or the windows of "
+        "a serialize stage, whose states are kept and folded",
     )
-    format: str = Field("compact", description="format of the documents that are embedded; not used for rewrites")
+    serialize: StageName | None = Field(
+        None, description="for source: windows: the serialize stage that wrote them; left out, the latest before this"
+    )
+    format: str = Field("compact", description="format of the documents that are embedded; for documents alone")
     enrich: StageName | None = Field(
         None, description="for source: enriched: the enrich stage; left out, the only one before this stage"
     )
@@ -62,11 +67,44 @@ class EmbedConf(EmbedSettings):
     definition: EmbeddingDefinition = Field(EmbeddingDefinition(), description="what the vector is")
     partitions: int | None = Field(None, ge=1, description="Spark tasks; left out, one for each 5,000 documents")
 
+    @model_validator(mode="after")
+    def _fits(self) -> EmbedConf:
+        if self.serialize and self.source != "windows":
+            raise ValueError(f"serialize names whose windows are read, but source is {self.source}")
+        if self.source == "windows" and self.definition.max_tokens is not None:
+            raise ValueError("definition.max_tokens reads the newest tokens of a document; windows are read whole")
+        return self
+
+    @property
+    def settings(self) -> EmbedSettings:
+        """How a worker runs."""
+        return EmbedSettings.model_validate(self.model_dump(include=set(EmbedSettings.model_fields)))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tables that are read."""
+        tables = {"documents": ("documents",), "enriched": ("documents", "enriched_documents")}
+        return tables.get(self.source, ("windows", "clients", "labels?", "changes?"))
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        """The tables that are written."""
+        return ("states", "embeddings") if self.source == "windows" else ("embeddings",)
+
+    @property
+    def part(self) -> Slice:
+        """What stands for the slice of each table, whose ids are only known when the backbone is there."""
+        return {
+            "backbone": (self.backbone or "finetune",),
+            "texts": (self.texts,),
+            "definition": (self.definition.json_text,),
+        }
+
     @property
     def texts(self) -> str:
         """What is embedded, in a word that tells it from anything else."""
-        own = self.format if self.source == "documents" else f"{self.enrich or ''}/{self.variant}"
-        return f"{self.source}/{own}"
+        own = {"documents": self.format, "enriched": f"{self.enrich or ''}/{self.variant}"}
+        return f"{self.source}/{own.get(self.source, self.serialize or '')}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,10 +142,13 @@ def document_texts(documents: DataFrame, format: str) -> Texts:
         )
     form = FORMATS.get(format)
     headed = form is not None and form.head(()) != ""
-    # The header of compact documents names the fields; other formats have no fields of one token each.
-    header = rows.select(F.substring_index("text", "\n", 1)).first() if format == "compact" else None
-    fields = () if header is None else tuple(header[0].split("|"))
-    return Texts(rows=rows, name=format, fields=fields, headed=headed)
+    return Texts(rows=rows, name=format, fields=fields_of(rows, format), headed=headed)
+
+
+def fields_of(texts: DataFrame, format: str) -> tuple[str, ...]:
+    """Names of an event's fields: the first line of compact texts; other formats have no fields of one token each."""
+    header = texts.select(F.substring_index("text", "\n", 1)).first() if format == "compact" else None
+    return () if header is None else tuple(header[0].split("|"))
 
 
 def rewrite_texts(rewrites: DataFrame, documents: DataFrame, conf: EmbedConf, enriched: Mapping[str, Any]) -> Texts:
@@ -224,19 +265,18 @@ def embed_texts(
     reused = 0 if old is None else old.count()
     rest = asked if old is None else asked.join(old.select("client_id", "as_of"), ["client_id", "as_of"], "left_anti")
     count = asked.count()
-    spread = rest.repartition(conf.partitions or tasks_for(count - reused, _ROWS_A_TASK), "client_id", "as_of")
-    settings = EmbedSettings.model_validate(conf.model_dump(include=set(EmbedSettings.model_fields)))
-    made = embed(spread, folder=str(backbone), backbone_id=backbone_id, definition=definition, settings=settings)
+    spread = rest.repartition(conf.partitions or tasks_for(count - reused, ROWS_A_TASK), "client_id", "as_of")
+    made = embed(spread, folder=str(backbone), backbone_id=backbone_id, definition=definition, settings=conf.settings)
     rows = keep(made)
     with progress.task("Embedding documents"):
-        figures = _figures(rows)
-    new = rows.where("reason IS NULL").select(*_VECTOR)
+        figures = figures_of(rows)
+    new = rows.where("reason IS NULL").select(*VECTOR)
     vectors = new if old is None else old.unionByName(new)
-    widths = _widths(vectors, definition)
-    components = _save_components(folder, definition, widths)
+    widths = widths_of(vectors, definition)
+    components = save_components(folder, definition, widths)
     return Embedded(
         vectors=vectors,
-        aside=_without_vector(rows),
+        aside=without_vector(rows),
         part=part,
         texts=count,
         reused=reused,
@@ -263,12 +303,12 @@ def _still_right(there: DataFrame, asked: DataFrame) -> DataFrame:
     """
     total = F.col("event_count_used") + F.col("event_count_cut")
     known = asked.select("client_id", "as_of", "input_hash", total.alias("_events"))
-    counted = there.select(*_VECTOR, total.alias("_events"))
+    counted = there.select(*VECTOR, total.alias("_events"))
     right = counted.join(known, ["client_id", "as_of", "input_hash", "_events"], how="left_semi")
-    return right.select(*_VECTOR)
+    return right.select(*VECTOR)
 
 
-def _figures(rows: DataFrame) -> dict[str, Any]:
+def figures_of(rows: DataFrame) -> dict[str, Any]:
     """Runs the model over kept rows, and tells what it read and how fast."""
     began, good = time.monotonic(), F.col("reason").isNull()
     row = rows.agg(
@@ -283,14 +323,15 @@ def _figures(rows: DataFrame) -> dict[str, Any]:
     return {**row.asDict(), "seconds": round(seconds, 2), "tokens_per_second": speed}
 
 
-def _widths(vectors: DataFrame, definition: EmbeddingDefinition) -> dict[str, int]:
+def widths_of(vectors: DataFrame, definition: EmbeddingDefinition) -> dict[str, int]:
     """Numbers in each part, the same in every vector; 0 where there is none."""
     sizes = [F.size(F.try_element_at("parts", F.lit(part))).alias(part) for part in definition.parts]
     row = vectors.select(*sizes).first()
     return {part: int(row[part]) if row is not None else 0 for part in definition.parts}
 
 
-def _without_vector(rows: DataFrame) -> DataFrame:
+def without_vector(rows: DataFrame) -> DataFrame:
+    """Rows for `quarantine` of what has a reason and so no vector."""
     return rows.where("reason IS NOT NULL").select(
         "reason",
         F.concat(F.lit("client "), F.col("client_id"), F.lit(" as of "), F.col("as_of").cast("string")).alias("detail"),
@@ -298,7 +339,7 @@ def _without_vector(rows: DataFrame) -> DataFrame:
     )
 
 
-def _save_components(folder: Path, definition: EmbeddingDefinition, widths: dict[str, int]) -> Path:
+def save_components(folder: Path, definition: EmbeddingDefinition, widths: dict[str, int]) -> Path:
     """Writes the name of each number of each part, for reports and other readers; returns the file."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{definition.definition_id}.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,16 @@ _ARROW = pa.schema(
     [("kind", pa.string()), ("split", pa.string()), ("client", pa.int64()), ("input_ids", pa.list_(pa.int32()))]
 )
 ENRICHED = "enriched"
+WINDOWED = "windows"
+"""Among the formats of a finetune: rewrites of documents, and the windows of a serialize stage."""
 _TOKENISED_AT_ONCE = 64  # documents
 
 
 def training_texts(
     clients: DataFrame,
-    documents: DataFrame,
+    documents: DataFrame | None,
     rewrites: DataFrame | None,
+    windows: DataFrame | None = None,
     *,
     formats: Sequence[str],
     variants: int | None = None,
@@ -47,22 +51,28 @@ def training_texts(
 
     Args:
         clients: the `clients` table.
-        documents: the `documents` table.
+        documents: the `documents` table; None when none are wanted.
         rewrites: the `enriched_documents` table; None when none are wanted.
-        formats: document formats; `enriched` among them is the rewrites.
+        windows: rows of the `windows` table; None when none are wanted.
+        formats: document formats; `enriched` and `windows` among them are no formats of documents.
         variants: rewrites of a document, the first ones; None for all.
         enriched_formats: formats of the rewrites; none for all.
 
     Returns:
-        client_id, kind (format, or `enriched`), text.
+        client_id, kind (format, `enriched` or `windows`), text.
     """
     train = clients.where("split = 'train'").select("client_id")
-    chosen = documents.where(F.col("format").isin([name for name in formats if name != ENRICHED]))
-    texts = chosen.select("client_id", F.col("format").alias("kind"), "text")
+    found = []
+    if documents is not None:
+        chosen = documents.where(F.col("format").isin([name for name in formats if name not in (ENRICHED, WINDOWED)]))
+        found.append(chosen.select("client_id", F.col("format").alias("kind"), "text"))
+    if windows is not None:
+        found.append(windows.select("client_id", F.lit(WINDOWED).alias("kind"), "text"))
     if rewrites is not None:
         some = rewrites if variants is None else rewrites.where(F.col("variant") < variants)
         some = some.where(F.col("format").isin(list(enriched_formats))) if enriched_formats else some
-        texts = texts.unionByName(some.select("client_id", F.lit(ENRICHED).alias("kind"), "text"))
+        found.append(some.select("client_id", F.lit(ENRICHED).alias("kind"), "text"))
+    texts = reduce(lambda left, right: left.unionByName(right), found)
     return texts.join(train, "client_id", how="left_semi")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import partial
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -70,3 +72,19 @@ class DocumentSums:
         if "max" in self._wanted:
             parts["max"] = self._max
         return {part: parts[part].float() for part in parts if part in self._wanted}
+
+    def blocks(self) -> dict[str, NDArray[np.float64]]:
+        """The sums as `StateLayout.blocks` names them, `[documents]` and `[documents, d]`."""
+        found = {}
+        if "mean" in self._sums:
+            found = {"weight": self._weights["mean"], "sum": self._sums["mean"]}
+        if "std" in self._wanted:
+            mean = self._sums["mean"] / self._weights["mean"][:, None]
+            found["spread"] = (self._squares - mean * self._sums["mean"]).clamp(min=0)
+        if "recent" in self._sums:
+            found |= {"recent_weight": self._weights["recent"], "recent": self._sums["recent"]}
+        for part in self._wanted & {"last_event", "last_token"}:
+            found[part] = self._sums[part] / self._weights[part][:, None]
+        if "max" in self._wanted:
+            found["max"] = self._max.double()
+        return {name: block.cpu().numpy() for name, block in found.items()}

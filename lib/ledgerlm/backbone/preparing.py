@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.backbone.finetune import (
     ENRICHED,
+    WINDOWED,
     cut_windows,
     in_order,
     sample_texts,
@@ -36,6 +37,7 @@ from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.files import push
 from ledgerlm.progress import Progress
 from ledgerlm.text.rewrites import rewrites_of
+from ledgerlm.text.windows import before_asked
 from ledgerlm.training.artefacts import aside, finish
 from ledgerlm.training.settings import WorkersConf, placed
 
@@ -54,11 +56,15 @@ class FinetuneConf(TrainingConf):
     formats: dict[str, float] = Field(
         {"compact": 1.0},
         min_length=1,
-        description="what is read how often in an epoch: document formats, and `enriched` for the rewrites; "
+        description="what is read how often in an epoch: document formats, `enriched` for the rewrites, and `windows` "
+        "for the windows of a serialize stage, of each client those before the newest time that is asked; "
         "0.25 reads another quarter each epoch; the first one's held-out loss is the curve",
     )
     enrich: StageName | None = Field(
         None, description="the enrich stage whose rewrites `enriched` stands for; left out, the only one there is"
+    )
+    serialize: StageName | None = Field(
+        None, description="the serialize stage whose windows `windows` stands for; left out, the latest before this"
     )
     variants: int | None = Field(
         None, ge=1, description="how many rewrites of a document `enriched` stands for; left out, all there are"
@@ -120,6 +126,10 @@ class FinetuneConf(TrainingConf):
             raise ValueError(
                 f"enrich, variants and enriched_formats choose rewrites, but formats {self.formats} read none"
             )
+        if self.serialize and WINDOWED not in self.formats:
+            raise ValueError(f"serialize names whose windows are read, but formats {self.formats} read none")
+        if self.more and WINDOWED in self.formats:
+            raise ValueError("more reads documents of other pipelines, not their windows; leave out one of the two")
         if self.lora is not None and self.base is None:
             raise ValueError("lora needs a base whose weights are frozen")
         context = self.context or CONTEXT
@@ -131,6 +141,14 @@ class FinetuneConf(TrainingConf):
         if self.published is not None and self.backbone is None:
             raise ValueError("published names settings of a file of conf/backbones; set backbone, too")
         return self
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tables that are read."""
+        documents = ("documents",) if set(self.formats) - {ENRICHED, WINDOWED} else ()
+        rewrites = ("enriched_documents",) if ENRICHED in self.formats else ()
+        windows = ("windows", "labels?") if WINDOWED in self.formats else ()
+        return ("clients", *documents, *rewrites, *windows)
 
     @property
     def more_lakes(self) -> list[str]:
@@ -158,16 +176,18 @@ def find_base(conf: FinetuneConf, folder_of: Callable[[ModelRef], Path]) -> Path
     )
 
 
-def gather_texts(lakes: Sequence[Callable[[str], DataFrame]], conf: FinetuneConf) -> DataFrame:
+def gather_texts(
+    lakes: Sequence[Callable[[str], DataFrame]], conf: FinetuneConf, windows: DataFrame | None = None
+) -> DataFrame:
     """The texts of training clients that a backbone learns from, of one lake or several.
 
     Args:
-        lakes: each gives a lake's table by its name: `clients`, `documents`, and `enriched_documents` where rewrites
-            are read.
+        lakes: each gives a lake's table by its name, of those that `conf.reads` names.
         conf: which formats and rewrites.
+        windows: from `windows_to_learn`, of the first lake; None when none are wanted.
 
     Returns:
-        client_id, kind (format, or `enriched`), text.
+        client_id, kind (format, `enriched` or `windows`), text.
 
     Raises:
         ConfigError: several stages wrote rewrites and none is named.
@@ -176,8 +196,9 @@ def gather_texts(lakes: Sequence[Callable[[str], DataFrame]], conf: FinetuneConf
     gathered = [
         training_texts(
             read("clients"),
-            read("documents"),
+            read("documents") if "documents" in conf.reads else None,
             rewrites_of(read("enriched_documents"), conf.enrich, key="enrich") if ENRICHED in conf.formats else None,
+            windows,
             formats=list(conf.formats),
             variants=conf.variants,
             enriched_formats=conf.enriched_formats,
@@ -185,6 +206,19 @@ def gather_texts(lakes: Sequence[Callable[[str], DataFrame]], conf: FinetuneConf
         for read in lakes
     ]
     return reduce(lambda left, right: left.unionByName(right), gathered)
+
+
+def windows_to_learn(windows: DataFrame, asked: DataFrame) -> DataFrame:
+    """The windows that a backbone learns from: of each client what lies before the newest time that is asked.
+
+    So it sees no more than documents would have shown it; and each event once, where a client with ten labels had ten
+    documents.
+
+    Args:
+        windows: rows of the windows table, of one format and windowing.
+        asked: client_id, as_of.
+    """
+    return before_asked(windows, asked.groupBy("client_id").agg(F.max("as_of").alias("as_of")))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

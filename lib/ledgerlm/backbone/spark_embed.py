@@ -18,7 +18,7 @@ from ledgerlm.errors import ArtefactError
 from ledgerlm.files import here, share
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame
+    from pyspark.sql import DataFrame, SparkSession
 
     from ledgerlm.backbone.embedder import Embedder
 
@@ -58,9 +58,6 @@ def embed(
         event_count_used, event_count_cut, input_hash, definition, and reason: null, or why the row has no vector (its
         `parts` is null then). Events that `max_tokens` left out count as cut.
     """
-    chosen = settings or EmbedSettings()
-    task_cpus = int(documents.sparkSession.conf.get("spark.task.cpus", "1") or "1")
-    opened = chosen.model_copy(update={"threads": chosen.threads or task_cpus})
     slim = documents.select(*CARRIED, "text")
     carried = ", ".join(f"{name} {slim.schema[name].dataType.simpleString()}" for name in CARRIED)
     work = partial(
@@ -68,7 +65,7 @@ def embed(
         folder=share(Path(folder)),
         backbone_id=backbone_id,
         definition=definition.json_text,
-        settings=opened,
+        settings=workers_settings(documents.sparkSession, settings),
     )
     rows = slim.mapInArrow(work, schema=f"{carried}, {_COMPUTED}")
     return rows.select(
@@ -86,16 +83,34 @@ def embed(
     )
 
 
+def workers_settings(spark: SparkSession, settings: EmbedSettings | None) -> EmbedSettings:
+    """How a worker of a session runs: as given, with as many threads as a task has cores."""
+    chosen = settings or EmbedSettings()
+    task_cpus = int(spark.conf.get("spark.task.cpus", "1") or "1")
+    return chosen.model_copy(update={"threads": chosen.threads or task_cpus})
+
+
 def _embed_partition(
     batches: Iterator[pa.RecordBatch], *, folder: str, backbone_id: str, definition: str, settings: EmbedSettings
 ) -> Iterator[pa.RecordBatch]:
     """Runs in a Python worker; the backbone stays open for the worker's next tasks."""
-    embedder = _embedder(folder, backbone_id, definition, settings)
+    embedder = open_embedder(folder, backbone_id, definition, settings)
     yield from embedder.embed_batches(batches, buffer_rows=settings.buffer_rows, buffer_chars=settings.buffer_chars)
 
 
 @lru_cache(maxsize=1)
-def _embedder(folder: str, backbone_id: str, definition: str, settings: EmbedSettings) -> Embedder:
+def open_embedder(folder: str, backbone_id: str, definition: str, settings: EmbedSettings) -> Embedder:
+    """The backbone, opened once in a worker process.
+
+    Args:
+        folder: as `share` gave it.
+        backbone_id: id that its weights must have.
+        definition: resolved, as JSON.
+        settings: how the worker runs.
+
+    Raises:
+        ArtefactError: the folder holds another backbone.
+    """
     # Before torch starts its threads: those that spin while they wait slow down every other worker of the machine.
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)

@@ -6,7 +6,9 @@ the last events' mean minus the whole) carry what a mean over hidden states lose
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,33 +41,50 @@ def token_surprise(states: Tensor, targets: Tensor, head: Tensor) -> Tensor:
 class SurpriseSums:
     """Running sums of token surprise per document and field, in fp64."""
 
-    def __init__(self, documents: int, fields: int, device: torch.device) -> None:
+    def __init__(self, documents: int, fields: int, last_events: int, device: torch.device) -> None:
         self._shape = (documents, fields)
-        self._sums = torch.zeros(5, documents * fields, dtype=torch.float64, device=device)
+        self._last_events = last_events
+        self._sums = torch.zeros(3, documents * fields, dtype=torch.float64, device=device)
+        self._recent = torch.zeros(2, documents * last_events * fields, dtype=torch.float64, device=device)
         self._max = torch.zeros(documents * fields, dtype=torch.float32, device=device)  # surprise is never negative
 
-    def add(self, surprise: Tensor, document: Tensor, field: Tensor, recent: Tensor) -> None:
+    def add(self, surprise: Tensor, document: Tensor, field: Tensor, age: Tensor) -> None:
         """Adds tokens.
 
         Args:
             surprise: `[N]` negative log-likelihoods.
             document: `[N]` row of each token's document.
             field: `[N]` field of each token; beyond the last it counts as the last.
-            recent: `[N]` whether the token is of the document's last events.
+            age: `[N]` how many events come after the token's event in its document.
         """
         fields = self._shape[1]
-        cell = document * fields + field.clamp(max=fields - 1)
+        field = field.clamp(max=fields - 1)
+        cell = document * fields + field
         wide = surprise.double()
         ones = torch.ones_like(wide)
-        for row, values in enumerate((ones, wide, wide * wide, recent.double(), wide * recent)):
+        for row, values in enumerate((ones, wide, wide * wide)):
             self._sums[row].index_add_(0, cell, values)
         self._max.scatter_reduce_(0, cell, surprise, "amax")
+        late = age < self._last_events
+        place = (document[late] * self._last_events + age[late]) * fields + field[late]
+        for row, values in enumerate((ones[late], wide[late])):
+            self._recent[row].index_add_(0, place, values)
 
     def profile(self) -> Tensor:
         """The components of `surprise_names`, `[documents, fields * 4]` in fp32; a field without tokens is zero."""
-        count, total, squares, recent_count, recent_total = self._sums
+        count, total, squares = self._sums
+        documents, fields = self._shape
+        recent_count, recent_total = self._recent.reshape(2, documents, self._last_events, fields).sum(2).flatten(1)
         mean = total / count.clamp(min=1)
         std = (squares / count.clamp(min=1) - mean * mean).clamp(min=0).sqrt()
         recent = torch.where(recent_count > 0, recent_total / recent_count.clamp(min=1) - mean, 0.0)
         components = torch.stack([mean, std, self._max.double(), recent], dim=1)
-        return components.reshape(self._shape[0], -1).float()
+        return components.reshape(documents, -1).float()
+
+    def blocks(self) -> dict[str, NDArray[np.float64]]:
+        """The sums as `StateLayout.blocks` names them: `[documents, fields, 4]`, `[documents, events, fields, 2]`."""
+        count, total, squares = self._sums
+        spread = (squares - total * total / count.clamp(min=1)).clamp(min=0)
+        of_fields = torch.stack([count, total, spread, self._max.double()], dim=1).reshape(*self._shape, 4)
+        of_events = self._recent.T.reshape(self._shape[0], self._last_events, self._shape[1], 2)
+        return {"surprise": of_fields.cpu().numpy(), "recent_surprise": of_events.cpu().numpy()}

@@ -64,6 +64,7 @@ class TokenBuffer:
         token_count: tokens read of each document, window starts not counted, int32 [D].
         pooled_count: tokens pooled of each document, int64 [D].
         events_dropped: oldest events of each document that `max_tokens` left out, int32 [D].
+        event_count: events of each document, those left out among them, int32 [D].
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class TokenBuffer:
         events = _joined([document.events for document in documents], np.int32)
         self._document = np.repeat(np.arange(len(documents)), lengths)
         newest = events[np.maximum(first[1:] - 1, 0)] if len(events) else np.zeros(len(documents), np.int32)
+        self.event_count = np.where(lengths > 0, newest + 1, 0).astype(np.int32)
         self._age = newest[self._document] - events
         self._in_scope = np.ones(len(events), bool) if definition.header else events >= 0
         self._last = np.zeros(len(events), bool)

@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from ledgerlm.enrich.estimate import Volume
 from ledgerlm.enrich.shards import Shard
 from ledgerlm.files import pull
-from ledgerlm.text.serialize import CHARACTERS_A_TOKEN
+from ledgerlm.text.rendering import CHARACTERS_A_TOKEN
 
 KEPT = ("client_id", "as_of", "variant", "format", "engine", "prompt_id", "seed", "text", "input_hash")
 

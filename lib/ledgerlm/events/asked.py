@@ -9,6 +9,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
+from ledgerlm.lake.differences import CHANGE, DELETE, INSERT, UPDATE
 
 _KEY = ("client_id", "as_of")
 
@@ -53,3 +54,30 @@ def asked(clients: DataFrame, labels: DataFrame | None, end: dt.datetime, conf: 
     if conf is not None and conf.everyone:
         return own.join(ids, on="client_id", how="leftsemi").unionByName(ids.withColumn("as_of", instant)).distinct()
     return ids.join(own, on="client_id", how="left").withColumn("as_of", F.coalesce("as_of", instant))
+
+
+def due(wanted: DataFrame, standing: DataFrame, dirty: DataFrame | None) -> DataFrame:
+    """What is to be made of what is asked, seen against what is there.
+
+    Args:
+        wanted: client_id, as_of; distinct.
+        standing: client_id, as_of of what is there; distinct.
+        dirty: client_id, earliest: whose events changed, and from which time on; None: everything is made again.
+
+    Returns:
+        client_id, as_of, CHANGE: `insert` what is asked and not there, `update` what is there and no longer right,
+        `delete` what is there, no longer right and not asked.
+    """
+    both = wanted.withColumn("_wanted", F.lit(True)).join(standing.withColumn("_there", F.lit(True)), [*_KEY], "full")
+    if dirty is None:
+        wrong = F.lit(True)
+    else:
+        both = both.join(dirty.select("client_id", "earliest"), on="client_id", how="left")
+        wrong = F.coalesce(F.col("as_of") > F.col("earliest"), F.lit(False))
+    change = (
+        F.when(F.col("_there").isNull(), INSERT)
+        .when(~wrong, F.lit(None))
+        .when(F.col("_wanted").isNull(), DELETE)
+        .otherwise(UPDATE)
+    )
+    return both.select(*_KEY, change.alias(CHANGE)).where(F.col(CHANGE).isNotNull())

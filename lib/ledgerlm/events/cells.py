@@ -53,7 +53,7 @@ class Uses:
 
 def event_uses(spec: DataSetSpec) -> Uses:
     """What a spec reads the columns of events as."""
-    codes = {spec.client, *spec.event_id.columns, *(join.key for join in spec.joins)}
+    codes = {spec.client, *spec.event_id.columns, *spec.event_id.deleted, *(join.key for join in spec.joins)}
     codes |= {field.column for field in spec.fields_of("categorical") if not field.flags}
     codes |= {spec.time.zone_column} if spec.time.zone_column else set()
     numbers: set[str] = set()

@@ -18,6 +18,7 @@ class IngestCounts:
         rows_in: rows read (headers and blank lines are none).
         rows_out: events.
         duplicates: rows dropped because their client and event id were there already.
+        withdrawn: rows that take an event away, and those that they take away.
         reasons: quarantined rows by reason.
         first: time of the earliest event; None without events.
         last: time of the latest event.
@@ -39,6 +40,7 @@ class IngestCounts:
     absent: Mapping[str, int]
     choices: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    withdrawn: int = 0
 
     @property
     def quarantined(self) -> int:
@@ -51,11 +53,12 @@ class IngestCounts:
         Raises:
             DataError: with the figures, and what to do.
         """
-        found = self.rows_out + self.quarantined + self.duplicates
+        found = self.rows_out + self.quarantined + self.duplicates + self.withdrawn
         if self.rows_in != found:
             raise DataError(
                 f"{source}: {self.rows_in} rows in, but {self.rows_out} out + {self.quarantined} quarantined + "
-                f"{self.duplicates} duplicates = {found}; were the files changed while they were read? Run it again"
+                f"{self.duplicates} duplicates + {self.withdrawn} withdrawn = {found}; were the files changed while "
+                "they were read? Run it again"
             )
         if not self.rows_in:
             raise DataError(f"{source}: no rows in its files; give others")

@@ -141,7 +141,7 @@ def _alternatives(path: str) -> Iterator[str]:
 def _wanted(one: Found, file: FileSpec) -> bool:
     parts = one.path.split("/")
     name = parts[-1]
-    if any(fnmatch.fnmatch(name, pattern) for pattern in file.leave_out):
+    if any(fnmatch.fnmatch(one.path if "/" in pattern else name, pattern) for pattern in file.leave_out):
         return False
     folders = [part for part in parts[:-1] if any(fnmatch.fnmatch(part, mark) for mark in ("_delta_log", "_temporary"))]
     if folders or any(fnmatch.fnmatch(name, mark) for mark in _MARKS):

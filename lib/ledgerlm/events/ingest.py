@@ -22,6 +22,7 @@ from ledgerlm.events.judging import NOTED, aside, counters, good_rows, judged_ro
 from ledgerlm.events.quality import Reason, pseudonymised
 from ledgerlm.events.spec import DataSetSpec, source_of
 from ledgerlm.events.spec_times import FILE_ORDER
+from ledgerlm.lake.schemas import EVENT_ORDER
 
 # What the ingest job needs, in one place.
 __all__ = [
@@ -48,24 +49,31 @@ class Ingested:
     """Events and what was set aside, neither computed yet.
 
     Attributes:
-        events: client_id, event_id, event_time, event_seq, amount, currency, one column a field, source_file; by
-            client, time and event_seq within each partition.
+        delivered: the events, and rows of ids that were taken away (`_gone`, of which client_id and event_id count).
         spec: the data set.
         rows: the judged rows; reads the files again when it is computed.
-        judged: counts before the shuffle, filled when `events` is computed (once).
+        judged: counts before the shuffle, filled when `delivered` is computed (once).
         kept: counts after it.
         partitions: partitions of the shuffle by client.
         empty: whether there is no event; then Spark has cut what was observed out of its plan, and rows are counted by
             themselves.
     """
 
-    events: DataFrame
+    delivered: DataFrame
     spec: DataSetSpec
     rows: DataFrame
     judged: Observation
     kept: Observation
     partitions: int | None = None
     empty: bool = False
+
+    @property
+    def events(self) -> DataFrame:
+        """client_id, event_id, event_time, event_seq, amount, currency, one column a field, source_file.
+
+        By client, time and event_seq within each partition.
+        """
+        return self.delivered.where(~F.col("_gone")).drop("_gone")
 
     @property
     def quarantine(self) -> DataFrame:
@@ -75,7 +83,7 @@ class Ingested:
             return found
         # Conflicts are known after the shuffle alone, and the raw rows were not carried through it.
         good, numbered = self._good()
-        keys = numbered.where("_conflict").select("client_id", "_id").distinct()
+        keys = numbered.where("_conflict AND NOT _withdrawn").select("client_id", "_id").distinct()
         rows = good.join(keys, ["client_id", "_id"], how="left_semi")
         detail = F.concat(F.lit("event_id: "), F.col("_id"))
         reason = F.lit(Reason.CONFLICTING_EVENT.value)
@@ -87,11 +95,12 @@ class Ingested:
         reasons = {reason.value: int(judged[f"reason_{reason}"]) for reason in Reason}
         reasons[Reason.CONFLICTING_EVENT.value] = int(kept["conflicts"])
         choices = {said: int(judged[name]) for name, said in _SAID.items()}
-        choices |= conflicts(self.events.sparkSession, self.spec)
+        choices |= conflicts(self.delivered.sparkSession, self.spec)
         return IngestCounts(
             rows_in=int(judged["rows"]),
             rows_out=int(kept["rows"]),
             duplicates=int(kept["duplicates"]),
+            withdrawn=int(kept["withdrawn"]),
             reasons={reason: count for reason, count in reasons.items() if count},
             first=kept["first"],
             last=kept["last"],
@@ -145,7 +154,7 @@ def ingest_events(spark: SparkSession, spec: DataSetSpec, partitions: int | None
     good = good_rows(counted).drop("reason", "detail", "payload", ODD, LEFT_OUT, *NOTED)
     numbered = _numbered(_hidden(good, spec), spec, partitions)
     return Ingested(
-        events=_placed(numbered, spec, kept), spec=spec, rows=rows, judged=judged, kept=kept, partitions=partitions
+        delivered=_placed(numbered, spec, kept), spec=spec, rows=rows, judged=judged, kept=kept, partitions=partitions
     )
 
 
@@ -161,24 +170,32 @@ def _hidden(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
 
 
 def _numbered(good: DataFrame, spec: DataSetSpec, partitions: int | None) -> DataFrame:
-    """The good rows by client, with `_again` (a duplicate), `_conflict` and `_nth`.
+    """The good rows by client, with `_again` (a duplicate), `_conflict`, `_nth`, `_withdrawn` and `_final`.
 
     Without id columns, equal raw rows are numbered within each file and an occurrence that several files have counts
     once: overlapping deliveries change nothing. With id columns, rows of one id that differ in what is kept of them are
-    a conflict, and equal ones duplicates.
+    a conflict, and equal ones duplicates. Rows that take an event away, and the rows of its id before them, are
+    withdrawn; `_final` is the last row of an id that ends so.
     """
     values = ["event_time", "_order", "amount", "currency", *(f"f_{field.name}" for field in spec.fields)]
-    rows = good.select("client_id", "_id", *values, FILE, PATH, BLOCK, PLACE)
+    rows = good.select("client_id", "_id", "_gone", *values, FILE, PATH, BLOCK, PLACE)
     rows = rows.repartition(partitions, "client_id") if partitions else rows.repartition("client_id")
     if not spec.event_id.columns and spec.event_id.repeats == "keep":
         here = Window.partitionBy("client_id", "_id", PATH).orderBy(BLOCK, PLACE)
         over = Window.partitionBy("client_id", "_id", "_nth").orderBy(PATH)
         numbered = rows.withColumn("_nth", F.row_number().over(here))
-        return numbered.withColumns({"_again": F.row_number().over(over) > 1, "_conflict": F.lit(False)})
+        again = F.row_number().over(over) > 1
+        never = {"_conflict": F.lit(False), "_withdrawn": F.lit(False), "_final": F.lit(False)}
+        return numbered.withColumns({"_again": again, **never})
     last = (F.col("_order").desc_nulls_last(), F.desc(PATH), F.desc(BLOCK), F.desc(PLACE))
     first = (F.col(PATH), F.col(BLOCK), F.col(PLACE))
+    rows = rows.withColumns(_withdrawn(spec))
+    if spec.event_id.deleted:
+        left = F.count_if(~F.col("_withdrawn")).over(Window.partitionBy("client_id", "_id"))
+        rows = rows.withColumn("_final", F.col("_final") & (left == 0))
     # One order for place and comparison, so that the rows are sorted once.
-    same = Window.partitionBy("client_id", "_id").orderBy(*(last if spec.event_id.conflicts == "last" else first))
+    key = ("client_id", "_id", *(("_withdrawn",) if spec.event_id.deleted else ()))
+    same = Window.partitionBy(*key).orderBy(*(last if spec.event_id.conflicts == "last" else first))
     nth = F.row_number().over(same)
     if spec.event_id.conflicts == "last":
         return rows.withColumn("_nth", nth).withColumns({"_again": F.col("_nth") > 1, "_conflict": F.lit(False)})
@@ -192,13 +209,35 @@ def _numbered(good: DataFrame, spec: DataSetSpec, partitions: int | None) -> Dat
     return found.withColumn("_again", (F.col("_nth") > 1) & ~F.col("_conflict")).drop("_content", "_least", "_most")
 
 
+def _withdrawn(spec: DataSetSpec) -> dict[str, Column]:
+    """Whether a row takes an event away or is taken away, and whether it is the one by which an id ends so.
+
+    A row takes away what comes before it: by time.order where it has one, else by file and line.
+    """
+    if not spec.event_id.deleted:
+        return {"_withdrawn": F.lit(False), "_final": F.lit(False)}
+    of_id = Window.partitionBy("client_id", "_id")
+    place = F.struct(PATH, BLOCK, PLACE)
+    ordered_place = F.struct(F.col("_order"), place)
+    without_order = F.max(F.when(F.col("_gone") & F.col("_order").isNull(), place)).over(of_id)
+    with_order = F.max(F.when(F.col("_gone") & F.col("_order").isNotNull(), ordered_place)).over(of_id)
+    taken = F.coalesce(place <= without_order, F.lit(False)) | F.coalesce(ordered_place <= with_order, F.lit(False))
+    return {"_withdrawn": taken, "_final": F.col("_gone") & (place == F.max(F.when(F.col("_gone"), place)).over(of_id))}
+
+
+def _unique() -> Column:
+    """Whether a numbered row is an event."""
+    return ~F.col("_again") & ~F.col("_conflict") & ~F.col("_withdrawn")
+
+
 def _kept_counters(spec: DataSetSpec) -> dict[str, Column]:
     """What is counted of numbered rows, by name."""
-    unique = ~F.col("_again") & ~F.col("_conflict")
+    unique = _unique()
     return {
         "rows": F.count_if(unique),
-        "duplicates": F.count_if(F.col("_again")),
-        "conflicts": F.count_if(F.col("_conflict")),
+        "duplicates": F.count_if(F.col("_again") & ~F.col("_withdrawn")),
+        "conflicts": F.count_if(F.col("_conflict") & ~F.col("_withdrawn")),
+        "withdrawn": F.count_if("_withdrawn"),
         "first": F.min(F.when(unique, F.col("event_time"))).cast("string"),
         "last": F.max(F.when(unique, F.col("event_time"))).cast("string"),
         **{f"absent_{field.name}": F.count_if(F.col(f"f_{field.name}").isNull() & unique) for field in spec.fields},
@@ -211,10 +250,11 @@ def _placed(numbered: DataFrame, spec: DataSetSpec, kept: Observation) -> DataFr
     by_file = (PATH, BLOCK, PLACE) if spec.time.order == FILE_ORDER else ()
     digits = F.when(F.col("_id").rlike("^[0-9]{1,38}$"), F.col("_id").try_cast("decimal(38,0)"))
     order = ("_order", *by_file, digits.asc_nulls_last(), "_id", "_nth")
-    same_time = Window.partitionBy("client_id", "event_time").orderBy(*order)
-    placed = counted.where(~F.col("_again") & ~F.col("_conflict")).withColumn(
-        "event_seq", (F.row_number().over(same_time) - 1).cast("long")
-    )
+    # A row that takes away has its place behind all events.
+    behind = ("_final",) if spec.event_id.deleted else ()
+    same_time = Window.partitionBy("client_id", "event_time").orderBy(*behind, *order)
+    left = counted.where(_unique() | F.col("_final"))
+    placed = left.withColumn("event_seq", (F.row_number().over(same_time) - 1).cast("long"))
     keep_repeats = not spec.event_id.columns and spec.event_id.repeats == "keep"
     return placed.select(
         "client_id",
@@ -225,4 +265,11 @@ def _placed(numbered: DataFrame, spec: DataSetSpec, kept: Observation) -> DataFr
         "currency",
         *(F.col(f"f_{field.name}").alias(field.name) for field in spec.fields),
         FILE,
+        *([F.col("_order").alias(EVENT_ORDER)] if ordered(spec) else []),
+        F.col("_final").alias("_gone"),
     )
+
+
+def ordered(spec: DataSetSpec) -> bool:
+    """Whether a column of the data says in which order events of one instant stand."""
+    return spec.time.order not in ("", None, FILE_ORDER)

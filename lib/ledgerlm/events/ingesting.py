@@ -28,12 +28,18 @@ from ledgerlm.events.labels import LabelCounts, Labelled, client_attributes, fir
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.events.splits import with_split
 from ledgerlm.lake.made import Made
-from ledgerlm.lake.slices import WHOLE
+from ledgerlm.lake.slices import WHOLE, Slice
 
 
 class IngestConf(Conf):
     """Reads the files that the data set spec names."""
 
+    append: bool = Field(
+        False,
+        description="take in files that were not taken before, and keep the events that are there, whose files may be "
+        "gone: rows of a known event id are repetitions or corrections, and event_id.deleted takes events away; false: "
+        "the tables are what the files say",
+    )
     max_quarantined_share: float = Field(
         0.05,
         ge=0.0,
@@ -94,9 +100,64 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
     ingested = replace(ingested, empty=not clients)
     counts = ingested.counts()
     counts.check(f"data set {spec.name}")
+    told = bank_of(spark, spec, events, firsts, keep)
+    made = Made(
+        rows_in=counts.rows_in,
+        rows_out=counts.rows_out,
+        quarantined=counts.quarantined,
+        duplicates=counts.duplicates,
+        withdrawn=counts.withdrawn,
+        tables=told.bank.tables(spec),
+        none=told.none,
+        main="events",
+        aside=set_aside(ingested, counts, told.labelled, damaged_attributes(spark, spec), keep),
+        facts={
+            **count_facts(counts, told),
+            "clients": clients,
+            **told.facts,
+            "unknown_codes": most_unknown(events, told.bank.dictionaries, spec, conf.unknown_codes),
+        },
+    )
+    return Ingestion(made=made, refusal=refusal_of(spec, counts, told, conf))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """A bank, and what became of its label rows.
+
+    Attributes:
+        bank: its tables.
+        labelled: labels and what was set aside of them; None of a data set without labels, or events.
+        tasks: counts of label rows, by task.
+        end: where the data end; None without events.
+        facts: `label_rows` and `labels`.
+    """
+
+    bank: Bank
+    labelled: Labelled | None
+    tasks: Mapping[str, LabelCounts]
+    end: End | None
+    facts: Mapping[str, Any]
+
+    @property
+    def none(self) -> dict[str, Slice]:
+        """Tables of which the data set has no rows: what they held before goes."""
+        return {} if self.bank.dictionaries is not None else {"dictionaries": WHOLE}
+
+
+def bank_of(spark: SparkSession, spec: DataSetSpec, events: DataFrame, firsts: DataFrame, keep: Keep) -> Told:
+    """Everything that a bank has beside its events.
+
+    Args:
+        spark: session in UTC.
+        spec: the data set.
+        events: the `events` table; kept.
+        firsts: from `first_events`; kept.
+        keep: holds dictionaries and labels.
+    """
     books = dictionaries(spark, spec)
     known = None if books is None else keep(books)
-    end = end_of_data(events, spec.time) if clients else None
+    end = None if firsts.isEmpty() else end_of_data(events, spec.time)
     labelled = labels_of(spark, spec, firsts, events, end.time).kept(keep) if spec.labels and end else None
     labels = labelled.labels if labelled else None
     by_class = {} if labels is None else count_labels(labels, spec)
@@ -108,36 +169,21 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
         clients=with_split(client_attributes(spark, spec, firsts), ids, spec.split),
         labels=labels,
     )
-    made = Made(
-        rows_in=counts.rows_in,
-        rows_out=counts.rows_out,
-        quarantined=counts.quarantined,
-        duplicates=counts.duplicates,
-        tables=bank.tables(spec),
-        none={} if known is not None else {"dictionaries": WHOLE},
-        main="events",
-        aside=_aside(ingested, counts, labelled, damaged_attributes(spark, spec), keep),
-        facts={
-            **_facts(counts, tasks, end),
-            "clients": clients,
-            "label_rows": _label_rows(tasks),
-            "labels": by_class,
-            "unknown_codes": _most_unknown(events, known, spec, conf.unknown_codes),
-        },
-    )
-    return Ingestion(made=made, refusal=_refusal(spec, counts, tasks, conf, end))
+    facts = {"label_rows": _label_rows(tasks), "labels": by_class}
+    return Told(bank=bank, labelled=labelled, tasks=tasks, end=end, facts=facts)
 
 
-def _facts(counts: IngestCounts, tasks: Mapping[str, LabelCounts], end: End | None) -> dict[str, Any]:
+def count_facts(counts: IngestCounts, told: Told) -> dict[str, Any]:
     """The counts of events, and among the choices what was decided about labels and the end of the data."""
+    tasks, end = told.tasks, told.end
     facts = facts_of(counts)
     choices = {"events beyond the end of the data": end.beyond if end else 0}
     for task, found in tasks.items():
         choices[f"task {task}: rows outside only"] = found.left_out
         choices[f"task {task}: labels that look beyond the end of the data"] = found.censored
         choices[f"task {task}: sums over events without an amount"] = found.unpriced
-    told = {name: count for name, count in choices.items() if count}
-    return facts | {"choices": facts["choices"] | told, "end_of_data": str(end.time) if end else None}
+    made = {name: count for name, count in choices.items() if count}
+    return facts | {"choices": facts["choices"] | made, "end_of_data": str(end.time) if end else None}
 
 
 def _label_rows(tasks: Mapping[str, LabelCounts]) -> dict[str, int]:
@@ -150,7 +196,7 @@ def _label_rows(tasks: Mapping[str, LabelCounts]) -> dict[str, int]:
     }
 
 
-def _aside(
+def set_aside(
     ingested: Ingested, counts: IngestCounts, labelled: Labelled | None, attributes: DataFrame | None, keep: Keep
 ) -> DataFrame | None:
     """What is set aside; event and label files are read again only if something in them is bad."""
@@ -167,15 +213,14 @@ def _aside(
     return found if rows else None
 
 
-def _refusal(
-    spec: DataSetSpec, counts: IngestCounts, tasks: Mapping[str, LabelCounts], conf: IngestConf, end: End | None
-) -> str | None:
+def refusal_of(spec: DataSetSpec, counts: IngestCounts, told: Told, conf: IngestConf) -> str | None:
     """Why the tables should not be believed; None when nothing speaks against it."""
     share, most = conf.max_quarantined_share, conf.max_unmatched_share
     remedy = "look at table quarantine, then mend the spec or raise it; all other tables are as they were"
-    if not counts.rows_out or counts.quarantined > share * counts.rows_in:
+    nothing = bool(counts.quarantined) and not counts.rows_out and not counts.withdrawn
+    if nothing or counts.quarantined > share * counts.rows_in:
         worst = sorted(counts.reasons.items(), key=lambda item: -item[1])
-        why = f"more than max_quarantined_share {share}" if counts.rows_out else "so that there is no event"
+        why = f"more than max_quarantined_share {share}" if not nothing else "so that there is no event"
         return (
             f"data set {spec.name}: {counts.quarantined} of {counts.rows_in} rows are bad "
             f"({', '.join(f'{reason}: {count}' for reason, count in worst)}), {why}; {remedy}"
@@ -187,10 +232,10 @@ def _refusal(
                 f"file, more than max_unmatched_share {most}; compare how both write it, or raise it; all other tables "
                 "are as they were"
             )
-    for task, found in tasks.items():
+    for task, found in told.tasks.items():
         bad = found.quarantined - found.lonely
         if not found.out and share < 1:
-            return f"data set {spec.name}: task {task} has no label: {_why_none(found, end)}; {remedy}"
+            return f"data set {spec.name}: task {task} has no label: {_why_none(found, told.end)}; {remedy}"
         if bad > share * found.rows:
             return (
                 f"data set {spec.name}: {bad} of {found.rows} label rows of task {task} are bad, more than "
@@ -210,7 +255,7 @@ def _why_none(found: LabelCounts, end: End | None) -> str:
     return f"of its labels {said}" if said else "its file has no row, or no client an event before as_of"
 
 
-def _most_unknown(events: DataFrame, known: DataFrame | None, spec: DataSetSpec, most: int) -> Mapping[str, Any]:
+def most_unknown(events: DataFrame, known: DataFrame | None, spec: DataSetSpec, most: int) -> Mapping[str, Any]:
     """The most frequent codes without a description, by field."""
     if not most or known is None:
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from functools import reduce
+from operator import and_
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -36,9 +37,9 @@ def judged_rows(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
     """The rows of all event files.
 
     Returns:
-        client_id, _id, event_time, _order, amount, currency, `f_NAME` of each field, source_file, reason and detail
-        (null for a good row), payload, PATH, BLOCK, PLACE, `_unmatched_N` of each join, ODD, LEFT_OUT, and the flags
-        of `NOTED`.
+        client_id, _id, _gone (the row takes the event of its id away), event_time, _order, amount, currency, `f_NAME`
+        of each field, source_file, reason and detail (null for a good row), payload, PATH, BLOCK, PLACE, `_unmatched_N`
+        of each join, ODD, LEFT_OUT, and the flags of `NOTED`.
 
     Raises:
         SpecError: no source, nothing at its path, or files that are not as the spec says.
@@ -115,6 +116,7 @@ def _keys(spec: DataSetSpec) -> dict[str, str]:
         needed[spec.time.hour] = "time.hour"
     if spec.time.zone_column:
         needed[spec.time.zone_column] = "time.zone_column"
+    needed |= dict.fromkeys(spec.event_id.deleted, "event_id.deleted")
     needed |= dict.fromkeys(spec.event_id.columns, "event_id.columns")
     if spec.amount is not None:
         needed[spec.amount.column] = "amount.column"
@@ -136,6 +138,7 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
         {
             "client_id": code(spec.client),
             "_id": _raw_id(spec),
+            "_gone": _gone(spec),
             **_time(rows, spec),
             "_order": _order(spec),
             **{f"_raw_{field.name}": without(field.nulls, raw(field.column)) for field in spec.fields_of("numeric")},
@@ -150,6 +153,7 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
     return rows.select(
         "client_id",
         "_id",
+        "_gone",
         "event_time",
         "_order",
         "amount",
@@ -215,6 +219,12 @@ def _raw_id(spec: DataSetSpec) -> Column:
         parts = [F.replace(F.replace(part, F.lit("\\"), F.lit("\\\\")), F.lit("|"), F.lit(r"\|")) for part in parts]
     # Unlike concat_ws, concat is null when a part is.
     return F.concat(parts[0], *(part for one in parts[1:] for part in (F.lit("|"), one)))
+
+
+def _gone(spec: DataSetSpec) -> Column:
+    """Whether the row takes the event of its id away."""
+    marks = [code(column).isin(*values) for column, values in spec.event_id.deleted.items()]
+    return F.coalesce(reduce(and_, marks), F.lit(False)) if marks else F.lit(False)
 
 
 def _money(spec: DataSetSpec) -> dict[str, Column]:
@@ -301,11 +311,14 @@ def _fault(spec: DataSetSpec) -> Column:
     flags = [(name, raw(name)) for field in spec.fields for name in field.flags]
     numeric = [(field.column, F.col(f"_raw_{field.name}")) for field in spec.fields_of("numeric")]
     ids = "event_id: " + ", ".join(spec.event_id.columns) + " absent"
-    return first_fault(
+    named = (
         (client.isNull(), Reason.NO_CLIENT, said(spec.client, raw(spec.client).cast("string"))),
         (damaged_client(client), Reason.DAMAGED_ID, said(spec.client, client)),
         (F.col("_id").isNull(), Reason.NO_EVENT_ID, F.lit(ids)),
         *((damaged_id(code(name)), Reason.DAMAGED_ID, said(name, code(name))) for name in spec.event_id.columns),
+    )
+    found = first_fault(
+        *named,
         (time.isNull(), Reason.BAD_TIME, raw_time),
         (time < midnight_of(spec.time.first_day), Reason.TIME_BEFORE_RANGE, raw_time),
         (time >= midnight_of(spec.time.far_future), Reason.TIME_IN_FAR_FUTURE, raw_time),
@@ -313,6 +326,8 @@ def _fault(spec: DataSetSpec) -> Column:
         *((text.isNotNull() & real(name).isNull(), Reason.BAD_NUMBER, said(name, text)) for name, text in numeric),
         *((~value.rlike(f"{_ONE}|{_ZERO}"), Reason.BAD_FLAG, said(name, value)) for name, value in flags),
     )
+    # What takes an event away need not say more than which.
+    return F.when(F.col("_gone"), first_fault(*named)).otherwise(found) if spec.event_id.deleted else found
 
 
 def _amount_faults(conf: AmountSpec) -> list[tuple[Column, Reason, Column]]:

@@ -17,7 +17,7 @@ from ledgerlm.events.files import is_url
 from ledgerlm.events.spec_files import ClientFileSpec, DictionarySpec, FileSpec, JoinSpec, SourceSpec, SpecPart
 from ledgerlm.events.spec_times import UTC_TIME, AsOfSpec, GridSpec, TimeSpec
 from ledgerlm.events.spec_yaml import check_words
-from ledgerlm.lake.schemas import EVENTS, FINEST
+from ledgerlm.lake.schemas import EVENT_ORDER, EVENTS, FINEST
 
 Kind = Literal["categorical", "numeric", "text"]
 TaskKind = Literal["binary", "multiclass", "regression"]
@@ -39,6 +39,17 @@ class EventIdSpec(SpecPart):
         description="rows of one id that differ: set all of them aside, or keep the last by time.order, then file and "
         "line (the others count as duplicates)",
     )
+    deleted: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="column -> values of the rows that take the event of their id away again, such as {op: [D]}; rows "
+        "of the id that come before it, by time.order, then file and line, go with it",
+    )
+
+    @model_validator(mode="after")
+    def _deleted_by_id(self) -> Self:
+        if self.deleted and not self.columns:
+            raise ValueError("event_id.deleted needs event_id.columns: a row can only take away what it can name")
+        return self
 
 
 class SignSpec(SpecPart):
@@ -317,7 +328,7 @@ class DataSetSpec(SpecPart):
     @classmethod
     def _fields_distinct(cls, fields: tuple[FieldSpec, ...]) -> tuple[FieldSpec, ...]:
         names = [field.name.lower() for field in fields]
-        taken = {column.name for column in EVENTS.columns} | {"run_id"}
+        taken = {column.name for column in EVENTS.columns} | {"run_id", EVENT_ORDER}
         wrong = sorted({name for name in names if names.count(name) > 1 or name in taken})
         if wrong:
             raise ValueError(f"field names {', '.join(wrong)} are used twice or belong to every event")

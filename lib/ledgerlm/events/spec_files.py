@@ -59,7 +59,9 @@ class FileSpec(SpecPart):
     glob: str = Field(description="file name or pattern below source.path; an absolute path or a URL stands for itself")
     format: Literal["csv", "json", "parquet", "delta"] = Field("csv", description="json: one object a line")
     leave_out: tuple[str, ...] = Field(
-        (), description="patterns of file names that the glob matches and that are not read, such as _backup*.csv"
+        (),
+        description="patterns of file names (with a /: of paths) that the glob matches and that are not read, such as "
+        "_backup*.csv",
     )
     separator: str = Field(
         ",", min_length=1, description="csv: what stands between columns; a first line `sep=;` wins over it"

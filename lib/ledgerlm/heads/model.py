@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -17,8 +18,9 @@ from ledgerlm.heads.head import MLLIB, HeadCard, load_card, load_trees, save_hea
 from ledgerlm.heads.mllib import score_mllib
 from ledgerlm.heads.publish import scored
 from ledgerlm.heads.scoring import score_rows
-from ledgerlm.heads.vectors import KEY, Source, is_finite, join_sources
-from ledgerlm.lake.made import Made
+from ledgerlm.heads.vectors import KEY, Source, is_finite, join_sources, newest_vectors
+from ledgerlm.lake.made import Made, Rows
+from ledgerlm.lake.slices import instant
 from ledgerlm.progress import Progress
 from ledgerlm.training.model import Model
 
@@ -115,6 +117,7 @@ def score(
     tables: Mapping[str, DataFrame],
     *,
     reasons: int = 3,
+    night: dt.datetime | None = None,
     keep: Keep,
     progress: Progress | None = None,
 ) -> Made:
@@ -127,12 +130,15 @@ def score(
         heads: saved heads.
         tables: `features` and `embeddings`, as far as the heads read them.
         reasons: features named as reasons for each score.
+        night: score each client once, as of this time, by its newest vectors; None: by all, as of their own times.
         keep: computes a frame once.
         progress: what the user sees.
 
     Returns:
-        See `publish.scored`; rows_in also counts the vectors set aside.
+        See `publish.scored`; rows_in also counts the vectors set aside. Of a night, the scores as of other times stay.
     """
+    if night is not None:
+        tables = {name: newest_vectors(rows, name, night) for name, rows in tables.items()}
     joined = {head.head_id: head.inputs(tables) for head in heads}
     said = {
         head.head_id: head.transform(joined[head.head_id].where(is_finite(head.card.blocks)), reasons=reasons)
@@ -147,7 +153,15 @@ def score(
     apart = [_aside(head, joined[head.head_id]) for head in heads]
     aside = keep(reduce(lambda one, other: one.unionByName(other), apart))
     strange = aside.count()
-    return replace(made, rows_in=(made.rows_in or 0) + strange, aside=aside, quarantined=strange)
+    made = replace(made, rows_in=(made.rows_in or 0) + strange, aside=aside, quarantined=strange)
+    return made if night is None else _of_night(made, night)
+
+
+def _of_night(made: Made, night: dt.datetime) -> Made:
+    """The scores of one time alone are replaced."""
+    rows = made.tables["scores"]
+    part = {**rows.slice, "as_of": (instant(night),)}
+    return replace(made, tables={"scores": Rows(frame=rows.frame, slice=part)})
 
 
 def _aside(head: Head, joined: DataFrame) -> DataFrame:

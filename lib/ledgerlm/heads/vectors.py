@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -159,6 +160,30 @@ def select_source(table: DataFrame, source: Source, index: int) -> DataFrame:
     rows = rows.where(F.col("definition_id") == source.definition_id)
     parts = [F.try_element_at("parts", F.lit(part)).alias(f"s{index}_{part}") for part in source.parts]
     return rows.select(*KEY, *parts)
+
+
+def newest_vectors(table: DataFrame, name: str, night: dt.datetime) -> DataFrame:
+    """Each client's newest vectors as of a time, under that time.
+
+    A vector serves every time after its own until an event comes, and whoever makes vectors makes one for each client
+    to whom an event came.
+
+    Args:
+        table: `features` or `embeddings`.
+        name: which of the two.
+        night: the time.
+
+    Returns:
+        Rows of the table, one for each client and kind of vector.
+    """
+    from pyspark.sql import functions as F
+
+    kinds = ("feature_set",) if name == "features" else ("backbone_id", "definition_id")
+    vectors = "features" if name == "features" else "parts"
+    instant = F.lit(night.isoformat(sep=" ")).cast("timestamp")
+    known = table.where(F.col("as_of") <= instant).groupBy("client_id", *kinds)
+    newest = known.agg(F.max_by(vectors, "as_of").alias(vectors))
+    return newest.withColumn("as_of", instant)
 
 
 def join_sources(sources: Sequence[Source], tables: Mapping[str, DataFrame], *, union: bool = False) -> DataFrame:

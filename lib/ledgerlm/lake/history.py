@@ -54,9 +54,15 @@ class Author:
     stage: str
     run_id: str
 
-    def signature(self, part: Slice) -> str:
-        """The text for `userMetadata`."""
-        return json.dumps({"ledgerlm": asdict(self) | {"slice": {name: list(part[name]) for name in part}}})
+    def signature(self, part: Slice, *, applied: bool = False) -> str:
+        """The text for `userMetadata`.
+
+        Args:
+            part: the slice that is written.
+            applied: differences are applied to the slice, which is not replaced.
+        """
+        kind = {"applied": True} if applied else {}
+        return json.dumps({"ledgerlm": asdict(self) | {"slice": {name: list(part[name]) for name in part}} | kind})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +84,7 @@ class Commit:
         slice: rows that it may have changed; the whole table where it was not ledgerlm.
         neutral: it changed no row.
         rows: rows that it wrote.
+        applied: it changed rows of the slice, and left the others as they were.
     """
 
     version: int
@@ -86,6 +93,7 @@ class Commit:
     slice: Slice
     neutral: bool = False
     rows: int = 0
+    applied: bool = False
 
     @property
     def state(self) -> State:
@@ -151,7 +159,7 @@ class History:
             oldest = commit.version
             if commit.neutral or any(dict(commit.slice) == dict(one.slice) for one in held):
                 continue
-            if not commit.attempt or any(overlap(commit.slice, one.slice) for one in held):
+            if not commit.attempt or commit.applied or any(overlap(commit.slice, one.slice) for one in held):
                 return None
             held.append(commit)
             if dict(commit.slice) == dict(WHOLE):
@@ -208,6 +216,13 @@ def _commit(version: int, operation: str | None, signature: str | None, metrics:
     try:
         signed = json.loads(signature or "{}")["ledgerlm"]
         part = {name: tuple(values) for name, values in signed["slice"].items()}
-        return Commit(version=version, attempt=signed["attempt"], stage=signed["stage"], slice=part, rows=rows)
+        return Commit(
+            version=version,
+            attempt=signed["attempt"],
+            stage=signed["stage"],
+            slice=part,
+            rows=rows,
+            applied=signed.get("applied", False),
+        )
     except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's commit
         return Commit(version=version, slice=WHOLE, neutral=operation in _NEUTRAL, rows=rows)

@@ -5,7 +5,8 @@ Everything goes through DataFrames and SQL, so that a Spark Connect session serv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pyspark.errors import PySparkException
@@ -16,6 +17,7 @@ from pyspark.sql import types as T
 from ledgerlm.config import nearest
 from ledgerlm.engines.frames import with_columns
 from ledgerlm.errors import DataError
+from ledgerlm.lake.differences import CHANGE, DELETE, INSERT
 from ledgerlm.lake.history import Author, History, State
 from ledgerlm.lake.home import Home
 from ledgerlm.lake.schemas import TABLES, Table, stored_type
@@ -28,6 +30,7 @@ _PROPERTIES = {
     "delta.columnMapping.mode": "none",
     "delta.dataSkippingNumIndexedCols": "4",
 }
+_SIGNATURE = "spark.databricks.delta.commitInfo.userMetadata"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,11 +126,8 @@ class Lake:
         definition, before = TABLES[table], self.history.newest(table)
         rows = conform(definition, frame.withColumn("run_id", F.lit(by.run_id)))
         there = None if before is None else self.read(table, before.version).schema
-        if part and there is not None and not _holds(there, rows.schema):
-            raise DataError(
-                f"table {table} at {path} has other columns ({', '.join(there.fieldNames())}) than this version of "
-                "ledgerlm writes; move the lake away and run again"
-            )
+        if part and there is not None:
+            self._refuse_other_columns(table, there, rows.schema)
         rows = rows if there is not None else _inside(rows, part)
         writer = rows.write.format("delta").mode("overwrite").option("userMetadata", by.signature(part))
         if self.home.is_catalog:
@@ -145,6 +145,88 @@ class Lake:
                 "let one run at a time work on a lake, then run again"
             )
         return Written(version=newest.version, rows=0, state=self.history.state(table, part))
+
+    def apply(self, table: str, differences: DataFrame, *, by: Author, part: Slice = WHOLE) -> Written:
+        """Applies differences to a table, or to a slice of it, in one commit; all other rows stay where they are.
+
+        New rows alone are appended; where rows change or go, Delta merges by the table's key. Nothing is written when
+        there is no difference, or when this attempt has written before.
+
+        Args:
+            differences: columns of the table's schema and CHANGE, at most one row a key; kept, since they are counted
+                first.
+            by: who writes; stands in the commit.
+            part: the slice that is written; every row must belong to it.
+
+        Returns:
+            What was left behind; `rows` are the differences.
+
+        Raises:
+            DataError: columns are missing or unknown, or another run wrote the slice at the same time.
+        """
+        done = self.history.by(table, by.attempt, part)
+        counts = {row[CHANGE]: row["count"] for row in differences.groupBy(CHANGE).count().collect()}
+        total, before = sum(counts.values()), self.history.newest(table)
+        if done is not None:
+            return Written(version=done.version, rows=total, state=self.history.state(table, part), repeated=True)
+        if before is None:
+            return self.write(table, differences.where(F.col(CHANGE) != DELETE).drop(CHANGE), by=by, part=part)
+        if not total:
+            return Written(version=before.version, rows=0, state=self.history.state(table, part))
+        rows = conform(TABLES[table], differences.withColumn("run_id", F.lit(by.run_id)), carried=(CHANGE,))
+        self._refuse_other_columns(table, self.read(table, before.version).schema, rows.drop(CHANGE).schema)
+        if counts.keys() == {INSERT}:
+            self._append(table, rows.drop(CHANGE), by, part)
+        else:
+            self._merge(table, rows, by, part)
+        written = self.history.by(table, by.attempt, part)
+        if written is None:
+            raise DataError(
+                f"table {table} at {self.path(table)}: the commit of stage {by.stage} was overwritten at once by "
+                "another; let one run at a time work on a lake, then run again"
+            )
+        return Written(version=written.version, rows=total, state=self.history.state(table, part))
+
+    def _refuse_other_columns(self, table: str, there: T.StructType, wanted: T.StructType) -> None:
+        if not _holds(there, wanted):
+            raise DataError(
+                f"table {table} at {self.path(table)} has other columns ({', '.join(there.fieldNames())}) than this "
+                "version of ledgerlm writes; move the lake away and run again"
+            )
+
+    def _append(self, table: str, rows: DataFrame, by: Author, part: Slice) -> None:
+        signature = by.signature(part, applied=True)
+        if self.home.is_catalog:
+            rows.writeTo(self.home.identifier(table)).option("userMetadata", signature).append()
+        else:
+            writer = rows.write.format("delta").mode("append").option("userMetadata", signature)
+            writer.save(self.path(table))
+
+    def _merge(self, table: str, rows: DataFrame, by: Author, part: Slice) -> None:
+        view = f"ledgerlm_{table}_differences"
+        rows.createOrReplaceTempView(view)
+        same = " AND ".join(f"t.`{name}` <=> s.`{name}`" for name in TABLES[table].key)
+        inside = f" AND {predicate(part, 't')}" if part else ""
+        with self._signed(by.signature(part, applied=True)):
+            self.spark.sql(
+                f"MERGE INTO {self.home.identifier(table)} t USING {view} s ON {same}{inside} "
+                f"WHEN MATCHED AND s.{CHANGE} = '{DELETE}' THEN DELETE WHEN MATCHED THEN UPDATE SET * "
+                f"WHEN NOT MATCHED AND s.{CHANGE} <> '{DELETE}' THEN INSERT *"
+            )
+        self.spark.catalog.dropTempView(view)
+
+    @contextmanager
+    def _signed(self, signature: str) -> Iterator[None]:
+        """SQL takes what goes into its commit from the session alone."""
+        before = self.spark.conf.get(_SIGNATURE, None)
+        self.spark.conf.set(_SIGNATURE, signature)
+        try:
+            yield
+        finally:
+            if before is None:
+                self.spark.conf.unset(_SIGNATURE)
+            else:
+                self.spark.conf.set(_SIGNATURE, before)
 
     def _schema_there(self) -> None:
         """Creates the catalog's schema where it is missing."""
@@ -225,15 +307,20 @@ def _properties(table: Table) -> dict[str, str]:
     return _PROPERTIES | checks
 
 
-def conform(table: Table, frame: DataFrame) -> DataFrame:
+def conform(table: Table, frame: DataFrame, carried: Sequence[str] = ()) -> DataFrame:
     """Selects and casts the columns of `table` in order, then the further columns if the table is open.
+
+    Args:
+        table: the table.
+        frame: rows for it.
+        carried: columns that are none of the table's and come last.
 
     Raises:
         DataError: naming the missing or unknown columns.
     """
     fixed, given = [column.name for column in table.schema], frame.schema
     missing = [name for name in fixed if name not in frame.columns and not table.schema[name].nullable]
-    unknown = [name for name in frame.columns if name not in fixed]
+    unknown = [name for name in frame.columns if name not in (*fixed, *carried)]
     if missing:
         raise DataError(f"table {table.name}: rows lack the columns {', '.join(missing)}")
     if unknown and not table.open:
@@ -247,7 +334,7 @@ def conform(table: Table, frame: DataFrame) -> DataFrame:
         for column in table.schema
         if column.name != "run_id"
     ]
-    return frame.select(*chosen, *unknown, "run_id")
+    return frame.select(*chosen, *unknown, "run_id", *carried)
 
 
 def _holds(one: T.StructType, other: T.StructType) -> bool:

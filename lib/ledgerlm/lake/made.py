@@ -20,10 +20,13 @@ class Rows:
     Attributes:
         frame: columns of the table's schema; `run_id` is added as they are written.
         slice: the part of the table that they replace; none: all of it.
+        differences: the rows do not replace the part but are applied to it, as `lake.differences` says; kept, since
+            they are read twice.
     """
 
     frame: DataFrame
     slice: Slice = field(default_factory=dict)
+    differences: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,8 +42,10 @@ class Made:
         rows_out: rows of the main table as the verb counted them; left out, those that were written. Another number
             written is an error.
         aside: rows for `quarantine` (`reason`, `detail`, `source_file`, `payload`); None where nothing can be bad.
+        aside_too: what the stage set aside before stays there as well: it read rows that are new alone.
         quarantined: rows set aside as the verb counted them; left out, those that were written.
         duplicates: rows dropped because their key was there already.
+        withdrawn: rows that take others away, and those that they take away.
         artefacts: folders written outside the lake.
         facts: JSON values for the report and for later stages (ids, hashes, curves).
         tell: further facts, read back from the rows written (table -> its slice).
@@ -53,8 +58,10 @@ class Made:
     main: str | None = None
     rows_out: int | None = None
     aside: DataFrame | None = None
+    aside_too: bool = False
     quarantined: int | None = None
     duplicates: int = 0
+    withdrawn: int = 0
     artefacts: Sequence[Path] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
     tell: Callable[[Mapping[str, DataFrame]], Mapping[str, Any]] | None = None

@@ -11,6 +11,10 @@ DOUBLE = T.DoubleType()
 AMOUNT = T.DecimalType(18, 4)
 FINEST = 18
 """Most decimal places that an amount may have."""
+EVENT_ORDER = "event_order"
+"""Column that events of a data set with a column of their order have: what stood there, decimal(38,9)."""
+BUCKETS = 64
+"""Into how many buckets clients are hashed: `pmod(xxhash64(client_id), 64)`, by which large tables are clustered."""
 # Containers may hold nulls by their type, since Spark refuses to cast the other way; no row of ours has any.
 VECTOR = T.ArrayType(T.FloatType())
 
@@ -100,6 +104,48 @@ LABELS = Table(
     columns=(CLIENT, _required("task", STRING), AS_OF, _required("label", DOUBLE), _optional("label_text", STRING)),
     key=("client_id", "task", "as_of"),
 )
+BATCHES = Table(
+    name="batches",
+    columns=(
+        _required("batch", T.LongType()),
+        _required("file", STRING),
+        _required("size", T.LongType()),
+        _required("content", STRING),
+        _required("taken", STRING),
+        _required("events", T.LongType()),
+        _required("batch_counts", T.MapType(STRING, T.LongType())),
+        _required("taken_at", T.TimestampType()),
+    ),
+    key=("batch", "file"),
+    checks={"taken_known": "taken IN ('read', 'renamed', 'joined')"},
+)
+CHANGES = Table(
+    name="changes",
+    columns=(
+        CLIENT,
+        _required("batch", T.LongType()),
+        _required("earliest", T.TimestampType()),
+        _required("appended", T.LongType()),
+        _required("corrected", T.LongType()),
+        _required("deleted", T.LongType()),
+    ),
+    key=("client_id", "batch"),
+)
+PUBLICATIONS = Table(
+    name="publications",
+    columns=(
+        _required("publication", T.LongType()),
+        _required("published_at", T.TimestampType()),
+        _required("pipeline", STRING),
+        AS_OF,
+        _required("tables", T.MapType(STRING, T.LongType())),
+        _required("heads", T.ArrayType(STRING)),
+        _required("gates", STRING),
+        _required("status", STRING),
+    ),
+    key=("publication",),
+    checks={"status_known": "status IN ('published', 'refused', 'rolled_back')"},
+)
 QUARANTINE = Table(
     name="quarantine",
     columns=(
@@ -144,6 +190,46 @@ ENRICHED_DOCUMENTS = Table(
         _required("input_hash", STRING),
     ),
     key=("client_id", "as_of", "stage", "variant"),
+)
+WINDOWS = Table(
+    name="windows",
+    columns=(
+        CLIENT,
+        _required("format", STRING),
+        _required("windowing", STRING),
+        _required("bucket", T.IntegerType()),
+        _required("period", T.DateType()),
+        _required("place", T.IntegerType()),
+        _optional("cut_at", T.TimestampType()),
+        _required("first_event_time", T.TimestampType()),
+        _required("last_event_time", T.TimestampType()),
+        _required("event_count", T.IntegerType()),
+        _required("token_estimate", T.IntegerType()),
+        _required("text", STRING),
+        _required("text_hash", STRING),
+        _required("serializer", STRING),
+    ),
+    key=("client_id", "format", "windowing", "period", "place", "cut_at"),
+    checks={
+        "ends_before_its_cut": "cut_at IS NULL OR last_event_time < cut_at",
+        "in_order": "first_event_time <= last_event_time AND place >= 0 AND event_count > 0",
+        "bucket_range": f"bucket BETWEEN 0 AND {BUCKETS - 1}",
+    },
+)
+STATES = Table(
+    name="states",
+    columns=(
+        CLIENT,
+        _required("bucket", T.IntegerType()),
+        _required("text_hash", STRING),
+        _required("backbone_id", STRING),
+        _required("definition_id", STRING),
+        _required("event_count", T.IntegerType()),
+        _required("token_count", T.IntegerType()),
+        _required("sums", VECTOR),
+    ),
+    key=("client_id", "text_hash", "backbone_id", "definition_id"),
+    checks={"bucket_range": f"bucket BETWEEN 0 AND {BUCKETS - 1}"},
 )
 EMBEDDINGS = Table(
     name="embeddings",
@@ -365,6 +451,9 @@ TABLES: dict[str, Table] = {
     table.name: table
     for table in (
         EVENTS,
+        BATCHES,
+        CHANGES,
+        PUBLICATIONS,
         DICTIONARIES,
         CLIENTS,
         SPLITS,
@@ -372,6 +461,8 @@ TABLES: dict[str, Table] = {
         QUARANTINE,
         DOCUMENTS,
         ENRICHED_DOCUMENTS,
+        WINDOWS,
+        STATES,
         EMBEDDINGS,
         FEATURES,
         SCORES,

@@ -39,11 +39,19 @@ class Writes:
     slice: Slice = field(default_factory=dict)
 
 
-def predicate(part: Slice) -> str:
-    """The SQL condition of a slice; values are quoted here and nowhere else. A column without values holds no row."""
+def predicate(part: Slice, table: str = "") -> str:
+    """The SQL condition of a slice; values are quoted here and nowhere else. A column without values holds no row.
+
+    Args:
+        part: the slice.
+        table: name of the table in the statement, where columns need one.
+    """
     if not all(part.values()):
         return "FALSE"
-    columns = (f"`{name.replace('`', '``')}` IN ({', '.join(map(literal, values))})" for name, values in part.items())
+    of = f"{table}." if table else ""
+    columns = (
+        f"{of}`{name.replace('`', '``')}` IN ({', '.join(map(literal, values))})" for name, values in part.items()
+    )
     return " AND ".join(columns)
 
 

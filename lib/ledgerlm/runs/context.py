@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ledgerlm.config import HeadRef, ModelRef
 from ledgerlm.errors import ConfigError, DataError
@@ -19,8 +19,9 @@ from ledgerlm.events.ends import end_of_data
 from ledgerlm.files import push, restore
 from ledgerlm.heads.scoring import heads_of
 from ledgerlm.heads.tasks import Task, declared_tasks, find_tasks
+from ledgerlm.lake.differences import CHANGE, INSERT
 from ledgerlm.lake.made import Made
-from ledgerlm.lake.slices import WHOLE, Slice
+from ledgerlm.lake.slices import WHOLE, Slice, predicate
 from ledgerlm.progress import Progress
 from ledgerlm.runs.job import StageResult
 from ledgerlm.runs.record import StageRecord
@@ -31,13 +32,18 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from ledgerlm.engines.ray import RayEngine
+    from ledgerlm.events.files import Found
     from ledgerlm.events.spec import DataSetSpec
-    from ledgerlm.lake.lake import Written
+    from ledgerlm.lake.lake import Lake, Written
     from ledgerlm.runs.engines import Engines
     from ledgerlm.runs.given import Given
+    from ledgerlm.runs.hashes import Hashes
     from ledgerlm.runs.pipeline import Pipeline
     from ledgerlm.runs.plan import StagePlan
     from ledgerlm.runs.tables import Tables
+
+
+Asking = TypeVar("Asking", bound=AsOfConf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +58,8 @@ class Context:
         tables: what the stages before it wrote, and its own writes.
         given: facts and folders of the stages before it.
         engines: Spark and Ray.
+        hashes: content of files of this machine.
+        night: the time as of which everybody is scored, on a night of rescoring; None in a study.
         progress: what the user sees.
     """
 
@@ -62,6 +70,8 @@ class Context:
     tables: Tables
     given: Given
     engines: Engines
+    hashes: Hashes
+    night: dt.datetime | None = None
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -99,6 +109,52 @@ class Context:
         """The same, or None when the table is not there."""
         return self.tables.maybe(table)
 
+    @property
+    def since(self) -> int | None:
+        """The newest batch that this stage's standing rows reflect; None: it starts from nothing."""
+        return self.record.since
+
+    @cached_property
+    def batch(self) -> int | None:
+        """The newest batch that there is for a stage that follows batches; None where there are none."""
+        from pyspark.sql import functions as F
+
+        changes = self.maybe("changes") if self.follows_batches else None
+        row = None if changes is None else changes.agg(F.max("batch").alias("batch")).first()
+        return None if row is None else row["batch"]
+
+    @property
+    def follows_batches(self) -> bool:
+        """Whether the stage reads which clients changed."""
+        return any(one.table == "changes" for one in self.plan.reads)
+
+    def dirty(self) -> DataFrame | None:
+        """The clients whose events changed since this stage's standing rows were made.
+
+        Returns:
+            client_id, earliest: the earliest time that was touched; None where all rows are to be made.
+        """
+        from pyspark.sql import functions as F
+
+        changes = None if self.since is None else self.maybe("changes")
+        if changes is None or self.since is None:
+            return None
+        newer = changes.where(F.col("batch") > self.since)
+        return newer.groupBy("client_id").agg(F.min("earliest").alias("earliest"))
+
+    def content(self, file: Found) -> str | None:
+        """Hash of a file of this machine; None of one elsewhere."""
+        return self.hashes.content(Path(file.path)) if file.local else None
+
+    def pin(self, table: str) -> int | None:
+        """The version of a table that this stage sees; None when the table is not there."""
+        return self.tables.pin(table)
+
+    @property
+    def lake(self) -> Lake:
+        """The lake, for verbs that work on versions of tables; what they read is to be pinned first."""
+        return self.tables.lake
+
     def own(self, table: str) -> DataFrame:
         """The rows that this attempt has written of a table."""
         return self.tables.own(table)
@@ -107,16 +163,47 @@ class Context:
         """Rows of a slice that this stage is about to replace, as earlier attempts left them; no input of the stage."""
         return self.tables.standing(table, part)
 
+    def before(self, table: str) -> DataFrame | None:
+        """A table as it was before this attempt wrote of it, even where the attempt goes on after a kill."""
+        return self.tables.before(table)
+
+    def before_slice(self, table: str, part: Slice) -> DataFrame:
+        """A slice of a table as it was before this attempt wrote of it.
+
+        Raises:
+            DataError: there was no such table.
+        """
+        found = self.before(table)
+        if found is None:
+            raise DataError(f"stage {self.stage}: there was no table {table} before; run it again with --fresh")
+        return found.where(predicate(part))
+
     def write(self, table: str, frame: DataFrame, part: Slice = WHOLE) -> Written:
         """Replaces a table, or a slice of it, in one commit that this attempt does not repeat."""
         return self.tables.write(table, frame, part)
 
     def quarantine(self, frame: DataFrame) -> Written:
         """Sets rows aside: `reason`, `detail`, `source_file`, `payload`; replaces this stage's earlier ones."""
+        return self.write("quarantine", self._quarantined(frame), {"stage": (self.stage,)})
+
+    def _quarantined(self, frame: DataFrame) -> DataFrame:
         from pyspark.sql import functions as F
 
-        rows = frame.withColumn("stage", F.lit(self.stage)).withColumn("quarantined_at", F.current_timestamp())
-        return self.write("quarantine", rows, {"stage": (self.stage,)})
+        return frame.withColumn("stage", F.lit(self.stage)).withColumn("quarantined_at", F.current_timestamp())
+
+    def set_aside(self, made: Made) -> int:
+        """Rows that were set aside of what a verb made; what an earlier attempt set aside goes, unless it stays too."""
+        from pyspark.sql import functions as F
+
+        if made.aside_too:
+            if made.aside is None:
+                return 0
+            rows = self._quarantined(made.aside).withColumn(CHANGE, F.lit(INSERT))
+            return self.tables.apply("quarantine", self.keep(rows), {"stage": (self.stage,)}).rows
+        if made.aside is None:
+            self._clear("quarantine", {"stage": (self.stage,)})
+            return 0
+        return self.quarantine(made.aside).rows
 
     def publish(self, made: Made) -> StageResult:
         """Writes what a verb made, checks that no row vanished, and tells what was done.
@@ -125,15 +212,17 @@ class Context:
             DataError: when other numbers of rows were written than the verb counted, or rows vanished.
         """
         # What is set aside comes first: whoever sees a table of this stage finds what it left out.
-        aside = 0 if made.aside is None else self.quarantine(made.aside).rows
-        nothing_aside = {"quarantine": {"stage": (self.stage,)}} if made.aside is None else {}
-        for table, part in {**made.none, **nothing_aside}.items():
+        aside = self.set_aside(made)
+        for table, part in made.none.items():
             self._clear(table, part)
         for table, rows in made.tables.items():
-            self.write(table, rows.frame, rows.slice)
+            write = self.tables.apply if rows.differences else self.tables.write
+            write(table, rows.frame, rows.slice)
         main = made.main or next(iter(made.tables), None)
         written = self.tables.written[main].rows if main is not None else made.rows_out
         rows_out = made.rows_out if made.rows_out is not None else written or 0
+        if main is not None and made.tables[main].differences:
+            written = rows_out  # a row that comes may move others, which are differences as well
         rows_in = rows_out if made.rows_in is None else made.rows_in
         wanted = aside if made.quarantined is None else made.quarantined
         if (written if main is not None else rows_out) != rows_out or aside < wanted:
@@ -141,10 +230,10 @@ class Context:
                 f"stage {self.stage}: {rows_out:,} rows and {wanted:,} to set aside were made, but {written:,} were "
                 f"written to {main} and {aside:,} set aside; were its inputs changed meanwhile? Run it again"
             )
-        if self.plan.stage.job.rows == "balance" and rows_in != rows_out + wanted + made.duplicates:
+        if self.plan.stage.job.rows == "balance" and rows_in != (rows_out + wanted + made.duplicates + made.withdrawn):
             raise DataError(
-                f"stage {self.stage}: {rows_in:,} rows in, but {rows_out:,} out, {wanted:,} quarantined and "
-                f"{made.duplicates:,} duplicates; run it again"
+                f"stage {self.stage}: {rows_in:,} rows in, but {rows_out:,} out, {wanted:,} quarantined, "
+                f"{made.duplicates:,} duplicates and {made.withdrawn:,} withdrawn; run it again"
             )
         told = {} if made.tell is None else made.tell({table: self.own(table) for table in made.tables})
         report = {"report": list(made.report)} if made.report else {}
@@ -153,6 +242,7 @@ class Context:
             rows_out=rows_out,
             quarantined=wanted,
             duplicates=made.duplicates,
+            withdrawn=made.withdrawn,
             artefacts=[str(one) for one in made.artefacts],
             facts={**made.facts, **told, **report},
         )
@@ -190,12 +280,15 @@ class Context:
     def end(self, as_of: dt.datetime | None) -> dt.datetime:
         """End of the histories of clients without a label: as given, the data set's, or the end of its data.
 
-        A time without a zone is in the data set's. Where a split by time stands, the end is the instant from which it
-        tests: tokenizers, backbones, encoders and scales learn from these histories.
+        On a night of rescoring it is that night's. A time without a zone is in the data set's. Where a split by time
+        stands, the end is the instant from which it tests: tokenizers, backbones, encoders and scales learn from these
+        histories.
 
         Raises:
             ConfigError: an `as_of` after that instant.
         """
+        if self.night is not None:
+            return self.night
         time, until = self.spec.time, self._tested_from()
         if as_of is not None and until is not None and _utc(aware(as_of, time.zone)) > until:
             raise ConfigError(
@@ -213,13 +306,21 @@ class Context:
         found = self.facts(splits[-1].stage.name).get("until") if splits else None
         return None if found is None else datetime.datetime.fromisoformat(found)
 
+    def tonight(self, conf: Asking) -> Asking:
+        """The settings, with everybody asked as of tonight on a night of rescoring."""
+        return conf if self.night is None else conf.model_copy(update={"everyone": True})
+
     def asked(self, conf: AsOfConf) -> DataFrame:
         """Whose history is told as of when: `client_id`, `as_of`; the one rule of all jobs, see `events.asked`."""
-        return asked(self.read("clients"), self.maybe("labels"), self.end(conf.as_of), conf)
+        return asked(self.read("clients"), self.maybe("labels"), self.end(conf.as_of), self.tonight(conf))
 
     def facts(self, name: str) -> Mapping[str, Any]:
         """Facts of the latest finished stage before this one with that stage name, or else of that job."""
         return self.given.facts(name)
+
+    def stages_of(self, job: str) -> list[str]:
+        """Names of the stages of a job before this one."""
+        return [one.stage.name for one in self.given.planned(job)]
 
     def heads(self, ref: HeadRef | str) -> list[str]:
         """Ids of the heads of a stage, or of the one that is named."""

@@ -65,3 +65,8 @@ class Given:
 def answer(record: StageRecord | None) -> str:
     """Identity of what a stage has left."""
     return "none" if record is None else f"{record.name}@{record.attempt}"
+
+
+def origin(record: StageRecord | None) -> str:
+    """Identity of what a stage has left and kept up to date since, batch by batch."""
+    return "none" if record is None else f"{record.name}@{record.origin or record.attempt}"

@@ -60,6 +60,7 @@ class StageResult:
         rows_out: rows written to its main output.
         quarantined: rows set aside with a reason.
         duplicates: rows dropped because their key was there already.
+        withdrawn: rows that take others away, and those that they take away.
         artefacts: what this stage wrote outside the lake; when one is gone the stage is done again.
         facts: JSON values for the report and for later stages (ids, hashes, curves).
     """
@@ -68,6 +69,7 @@ class StageResult:
     rows_out: int
     quarantined: int = 0
     duplicates: int = 0
+    withdrawn: int = 0
     artefacts: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -89,6 +91,11 @@ class Job:
         uses: packages whose versions decide the result, besides ledgerlm itself.
         results: raised whenever the job's results change for the same inputs and settings.
         rows: `balance`: rows in = rows out + quarantined + duplicates, or the stage fails; `free`: they need not.
+        follows: tables whose changes it follows client by client, from the batch that its rows reflect on, and
+            `sources` for new files; where anything else that it consumed changes, it starts from nothing. None: it
+            always does.
+        fits: it learns something on the way, which a night takes as it stands.
+        learns: what it makes is learnt from data and kept: a night of rescoring takes it as it stands.
         sources: paths, globs and URLs that it reads from outside the lake; a function of the stage.
         finds: its sections of the report say what the run found, and so come first.
         expect: lines for --dry-run on what the stage would take; it reads tables and changes nothing.
@@ -104,6 +111,9 @@ class Job:
     uses: tuple[str, ...] = ()
     results: int = 1
     rows: Literal["balance", "free"] = "free"
+    follows: tuple[str, ...] = ()
+    fits: bool = False
+    learns: bool = False
     sources: ReadsOf | None = None
     finds: bool = False
     expect: Callable[[Context, Any], Sequence[str]] | None = None

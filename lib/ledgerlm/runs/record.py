@@ -147,11 +147,13 @@ class Inputs:
         tables: table -> the newest commit of each slice that it saw, in the order of the stages that wrote them;
             null for a slice (or an optional table) that was not there.
         stages: name that was asked for -> STAGE@ATTEMPT whose facts or folders were used.
+        origins: name that was asked for -> the attempt that made all that stage's rows; later ones followed batches.
         files: name of a file or a source -> its content hash, or its version.
     """
 
     tables: Mapping[str, Sequence[State | None]] = field(default_factory=dict)
     stages: Mapping[str, str] = field(default_factory=dict)
+    origins: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -172,6 +174,10 @@ class StageRecord:
         rows_out: rows written.
         quarantined: rows set aside with a reason.
         duplicates: rows dropped because their key was there already.
+        withdrawn: rows that take others away, and those that they take away.
+        since: newest batch that its rows reflected before this attempt; None where it starts from nothing.
+        origin: the attempt that started from nothing and that this one goes on from; itself, or an earlier one.
+        batch: newest batch that its rows reflect, of a stage that follows batches.
         tables: what it wrote.
         inputs: what it consumed.
         artefacts: what it wrote outside the lake; relative to `out` where it lies below it.
@@ -191,6 +197,10 @@ class StageRecord:
     rows_out: int = 0
     quarantined: int = 0
     duplicates: int = 0
+    withdrawn: int = 0
+    since: int | None = None
+    origin: str = ""
+    batch: int | None = None
     tables: Mapping[str, TableRecord] = field(default_factory=dict)
     inputs: Inputs = field(default_factory=Inputs)
     artefacts: Sequence[str] = field(default_factory=list)
@@ -214,7 +224,7 @@ def _read(content: Mapping[str, Any]) -> StageRecord:
         for name, one in content["tables"].items()
     }
     seen = {name: [_state(state) for state in states] for name, states in content["inputs"]["tables"].items()}
-    inputs = Inputs(tables=seen, stages=content["inputs"]["stages"], files=content["inputs"]["files"])
+    inputs = Inputs(**{**content["inputs"], "tables": seen})
     return StageRecord(**{**content, "tables": tables, "inputs": inputs})
 
 

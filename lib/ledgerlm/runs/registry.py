@@ -64,5 +64,20 @@ class Registry:
         return Path(next(iter(spec.submodule_search_locations)))
 
 
-SHIPPED = Registry(package="ledgerlm.jobs", commands=frozenset({"check", "cli", "doctor", "quarantine", "run"}))
+_COMMANDS = frozenset(
+    {
+        "check",
+        "cli",
+        "deliveries",
+        "doctor",
+        "explain",
+        "maintain",
+        "quarantine",
+        "rescore",
+        "rollback",
+        "run",
+        "status",
+    }
+)
+SHIPPED = Registry(package="ledgerlm.jobs", commands=_COMMANDS)
 """The jobs that come with ledgerlm. This room knows them by name alone; a pipeline may be given others."""

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 from ledgerlm.errors import ConfigError, LedgerError
 from ledgerlm.files import is_there, pull, push, remove
 from ledgerlm.lake.history import Author, History, State
+from ledgerlm.lake.slices import overlap
 from ledgerlm.progress import Progress
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.engines import Engines
 from ledgerlm.runs.faults import as_ledger_error
-from ledgerlm.runs.given import Given, answer
+from ledgerlm.runs.given import Given, answer, origin
 from ledgerlm.runs.hashes import Hashes
 from ledgerlm.runs.job import Scope, StageResult
 from ledgerlm.runs.lock import held
@@ -43,6 +44,7 @@ from ledgerlm.runs.tables import Tables, views
 if TYPE_CHECKING:
     from ledgerlm.lake.lake import Lake
 
+_NIGHT = "night"  # among the files that a stage consumes: the time as of which everybody is asked
 Before = Sequence[tuple[StagePlan, StageRecord | None]]
 
 
@@ -74,11 +76,14 @@ class Runner:
     Args:
         pipeline: the checked pipeline.
         progress: what the user sees.
+        night: rescore everybody as of this time, with what the stages that learn have left; None: a study, in which
+            every stage is done again whose inputs are others than they were.
     """
 
-    def __init__(self, pipeline: Pipeline, progress: Progress) -> None:
+    def __init__(self, pipeline: Pipeline, progress: Progress, night: datetime | None = None) -> None:
         self.pipeline = pipeline
         self.progress = progress
+        self.night = night
         self.records = Records(pipeline.out)
         self.engines = Engines(pipeline)
         self.history = History(pipeline.home, lambda: self.engines.spark)
@@ -145,13 +150,18 @@ class Runner:
 
     def _stage(self, plan: StagePlan, position: int, count: int, fresh: bool) -> Finished:
         head = f"[bold]{position}/{count} {plan.stage.name}[/bold]"
+        if self.night is not None and plan.stage.job.learns:
+            self.progress.say(f"{head}  learnt before: taken as it stands")
+            return Finished(record=self._learnt(plan), skipped=True)
+        if self.night is not None and plan.stage.job.fits:
+            self._learnt(plan, done=False)
         last = None if fresh else self.finished(plan)
         if last is not None:
             self.progress.say(f"{head}  finished before, unchanged: skipped")
             return Finished(record=last, skipped=True)
         self.progress.say(f"{head}  {plan.stage.job.engine} ...")
         began = time.monotonic()
-        work = _Attempt(self, plan, self._begin(plan))
+        work = _Attempt(self, plan, self._begin(plan, fresh))
         result = work.run()
         done = work.finished(result, time.monotonic() - began)
         self.records.save(done)
@@ -160,7 +170,25 @@ class Runner:
         self.progress.say(f"{head}  {summary(done)}")
         return Finished(record=done, skipped=False)
 
-    def _begin(self, plan: StagePlan) -> StageRecord:
+    def _learnt(self, plan: StagePlan, *, done: bool = True) -> StageRecord:
+        """The record of a stage that learns, however long ago it did.
+
+        Args:
+            plan: the stage's.
+            done: it must have come to its end: it does nothing but learn.
+
+        Raises:
+            ConfigError: it has not finished under these settings.
+        """
+        record = self.records.load(plan.stage.name)
+        if record is None or (done and not record.done) or record.definition != self.definition(plan):
+            raise ConfigError(
+                f"stage {plan.stage.name} has not learnt under these settings, and a night learns nothing; "
+                f"run `ledgerlm run {self.pipeline.file}` first, or take the change back"
+            )
+        return record
+
+    def _begin(self, plan: StagePlan, fresh: bool) -> StageRecord:
         """Records that the stage starts.
 
         An attempt that was cut off goes on under its identity while its definition and what it has consumed are the
@@ -168,20 +196,65 @@ class Runner:
         """
         stage, definition = plan.stage, self.definition(plan)
         last = self.records.load(stage.name)
+        since = None if fresh else self._since(plan, last, definition)
         if last is not None and not last.done and last.definition == definition and self._consumed_stands(plan, last):
-            record = replace(last, run_id=self.run_id)
+            goes_on = last.origin if since is not None else last.attempt
+            record = replace(last, run_id=self.run_id, since=since, origin=goes_on)
         else:
+            attempt = uuid.uuid4().hex
+            follows = last is not None and since is not None
             record = StageRecord(
                 name=stage.name,
                 job=stage.job.name,
                 engine=stage.job.engine,
                 definition=definition,
-                attempt=uuid.uuid4().hex,
+                attempt=attempt,
                 run_id=self.run_id,
-                inputs=Inputs(files=self._files(plan)),
+                since=since,
+                origin=last.origin if last is not None and follows else attempt,
+                # What was consumed before and is not read again is to be the same at the next look.
+                inputs=replace(
+                    self._not_followed(plan, last) if last is not None and follows else Inputs(),
+                    files=self._files(plan),
+                ),
             )
         self.records.save(record)
         return record
+
+    def _since(self, plan: StagePlan, last: StageRecord | None, definition: str) -> int | None:
+        """The newest batch that the stage's rows reflect, so that it need not make them all again.
+
+        They do while the stage is what it was, nobody has written over its rows, and nothing else that it consumed is
+        another than it was: what it cannot follow client by client makes it start from nothing.
+        """
+        follows = plan.stage.job.follows
+        if last is None or last.definition != definition or not follows:
+            return None
+        own = self._own_stands(last) if last.done else self._only_own_commits(plan)
+        given = Given(plan, self.before(plan), self.pipeline.file)
+        if any(origin(given.record(name)) != used for name, used in last.inputs.origins.items()):
+            return None
+        before = replace(last, inputs=self._not_followed(plan, last))
+        stands = own and self._consumed_stands(plan, before, files=False)
+        if "sources" not in follows:
+            stands = stands and _but_night(self._files(plan)) == _but_night(last.inputs.files)
+        return (last.batch if last.done else last.since) if stands else None
+
+    def _not_followed(self, plan: StagePlan, last: StageRecord) -> Inputs:
+        """What an earlier attempt consumed and the stage cannot follow."""
+        tables = {name: one for name, one in last.inputs.tables.items() if name not in plan.stage.job.follows}
+        return replace(last.inputs, tables=tables, stages={})
+
+    def _only_own_commits(self, plan: StagePlan) -> bool:
+        """Whether the newest changes of the tables that a stage writes are its own, of whichever attempt."""
+        own = f"{self.pipeline.name}/{plan.stage.name}"
+        newest = [
+            next(
+                (one for one in self.history.commits(w.table) if not one.neutral and overlap(w.slice, one.slice)), None
+            )
+            for w in plan.writes
+        ]
+        return all(one is None or one.stage == own for one in newest)
 
     def definition(self, plan: StagePlan) -> str:
         """Hash of what a stage is, whatever it is given: the job's results version, settings, seed, data, packages."""
@@ -216,10 +289,10 @@ class Runner:
             return False
         return all(self.history.state(table, one.slice, one.state) == one.state for table, one in record.tables.items())
 
-    def _consumed_stands(self, plan: StagePlan, record: StageRecord) -> bool:
-        """Whether a look at what the stage consumed finds the same again."""
+    def _consumed_stands(self, plan: StagePlan, record: StageRecord, *, files: bool = True) -> bool:
+        """Whether a look at what the stage consumed finds the same again; also at its files, if `files`."""
         before, inputs = self.before(plan), record.inputs
-        if self._files(plan) != dict(inputs.files):
+        if files and self._files(plan) != dict(inputs.files):
             return False
         given = Given(plan, before, self.pipeline.file)
         if any(answer(given.record(name)) != used for name, used in inputs.stages.items()):
@@ -236,7 +309,8 @@ class Runner:
         scope = Scope(name=stage.name, conf=stage.conf, spec=self.pipeline.spec)
         places = {one: one for one in (stage.job.sources(scope) if stage.job.sources else ())}
         places |= {name: str(path) for name, path in {**plan.files, **plan.folders}.items()}
-        return {name: self.hashes.of(place) for name, place in places.items()}
+        night = {} if self.night is None else {_NIGHT: self.night.isoformat()}
+        return {name: self.hashes.of(place) for name, place in places.items()} | night
 
     def expectation(self, plan: StagePlan) -> Sequence[str]:
         """What the stage would take, as far as its job can tell; nothing is recorded."""
@@ -281,6 +355,8 @@ class _Attempt:
             tables=self.tables,
             given=Given(plan, before, runner.pipeline.file, self._stage),
             engines=runner.engines,
+            hashes=runner.hashes,
+            night=runner.night,
             progress=runner.progress,
         )
 
@@ -318,6 +394,8 @@ class _Attempt:
             rows_out=result.rows_out,
             quarantined=result.quarantined,
             duplicates=result.duplicates,
+            withdrawn=result.withdrawn,
+            batch=result.facts.get("batch", self.context.batch),
             tables=self.tables.written,
             artefacts=[self._relative(one) for one in result.artefacts],
             facts=dict(result.facts),
@@ -343,7 +421,11 @@ class _Attempt:
                 pull(self._runner.pipeline.out / one)
             self._fetched.add(used)
         if self.record.inputs.stages.get(name) != used:
-            self._note(stages={**self.record.inputs.stages, name: used})
+            found = self._runner.records.load(used.partition("@")[0])
+            self._note(
+                stages={**self.record.inputs.stages, name: used},
+                origins={**self.record.inputs.origins, name: origin(found)},
+            )
 
     def _note(self, **consumed: Mapping[str, Any]) -> None:
         self.record = replace(self.record, inputs=replace(self.record.inputs, **consumed))
@@ -351,9 +433,15 @@ class _Attempt:
             self._runner.records.save(self.record)
 
 
+def _but_night(files: Mapping[str, str]) -> dict[str, str]:
+    """The files; the time as of which everybody is asked moves every night, and is followed."""
+    return {name: content for name, content in files.items() if name != _NIGHT}
+
+
 def summary(record: StageRecord) -> str:
     """One line for the terminal: rows and time."""
     parts = [f"{record.rows_in:,} in", f"{record.rows_out:,} out"]
     parts += [f"{record.quarantined:,} quarantined"] if record.quarantined else []
     parts += [f"{record.duplicates:,} duplicates dropped"] if record.duplicates else []
+    parts += [f"{record.withdrawn:,} withdrawn"] if record.withdrawn else []
     return f"{', '.join(parts)}  ({record.seconds:.0f} s)"

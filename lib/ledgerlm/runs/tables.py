@@ -92,9 +92,14 @@ class Tables:
         self._pins: dict[str, int | None] = {}
         self.written: dict[str, TableRecord] = {}
 
+    @property
+    def lake(self) -> Lake:
+        """The lake."""
+        return self._lake()
+
     def maybe(self, table: str) -> DataFrame | None:
         """A table as the stages before left it, or None when it is not there."""
-        version = self._pin(table)
+        version = self.pin(table)
         if version is None:
             return None
         rows = self._seen[table].of(self._lake().read(table, version))
@@ -128,10 +133,28 @@ class Tables:
         newest = self._history.newest(table)
         return None if newest is None else View(slices=(part,)).of(self._lake().read(table, newest.version))
 
+    def before(self, table: str) -> DataFrame | None:
+        """All rows of a table as they were before this attempt wrote of it; None where there were none.
+
+        What the stage makes of them is then the same when it goes on after a kill, whatever it had written before it.
+        """
+        self._declared(table)
+        commits = self._history.commits(table)
+        version = next((one.version for one in commits if one.attempt != self._author.attempt), None)
+        return None if version is None else self._lake().read(table, version)
+
     def write(self, table: str, frame: DataFrame, part: Slice = WHOLE) -> Written:
         """Replaces a table, or a slice of it, in one commit; what this attempt has written is not written again."""
         self._declared(table)
         written = self._lake().write(table, frame, by=self._author, part=part)
+        self.written[table] = TableRecord(version=written.version, rows=written.rows, slice=part, state=written.state)
+        self._failpoint(f"after_{table}")
+        return written
+
+    def apply(self, table: str, differences: DataFrame, part: Slice = WHOLE) -> Written:
+        """Applies differences to a table, or a slice of it, in one commit, which this attempt does not repeat."""
+        self._declared(table)
+        written = self._lake().apply(table, differences, by=self._author, part=part)
         self.written[table] = TableRecord(version=written.version, rows=written.rows, slice=part, state=written.state)
         self._failpoint(f"after_{table}")
         return written
@@ -144,7 +167,7 @@ class Tables:
         """Whether anybody has written the slice before."""
         return self._history.state(table, part) is not None
 
-    def _pin(self, table: str) -> int | None:
+    def pin(self, table: str) -> int | None:
         """The version that this stage reads of a table, the same one each time."""
         if table not in self._seen:
             raise DataError(f"job {self._plan.stage.job.name} reads table {table} without declaring it")
@@ -157,7 +180,7 @@ class Tables:
     def _with_split(self, clients: DataFrame) -> DataFrame:
         """The clients with the split of the newest split stage before this one, in place of the data set's own."""
         slices = self._seen[SPLITS].slices
-        version = None if slices is None else self._pin(SPLITS)
+        version = None if slices is None else self.pin(SPLITS)
         if slices is None or version is None:
             return clients
         splits = View(slices=slices[-1:]).of(self._lake().read(SPLITS, version)).select("client_id", "split")

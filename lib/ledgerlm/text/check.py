@@ -1,4 +1,4 @@
-"""Whether documents hold what the events say, counted again from the events themselves."""
+"""Whether documents and windows hold what the events say, counted again from the events themselves."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ledgerlm.errors import DataError
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.text.formats import FORMATS
 from ledgerlm.text.serialize import DocumentConf, shown_fields, with_as_of
+from ledgerlm.text.windows import WindowConf, period_of
 
 _KEY = ("client_id", "as_of")
 _FROM_EVENTS = ("events_before", "events_after")
@@ -125,6 +126,83 @@ def sum_up(checked: DataFrame) -> Checked:
     if counts["events_used"] + counts["events_cut"] != counts["events_before_as_of"]:
         raise DataError(f"events used and cut do not add up to the events before as_of: {counts}")
     return Checked(counts=counts, typical=typical)
+
+
+def check_windows(windows: DataFrame, events: DataFrame, *, spec: DataSetSpec, windowing: WindowConf) -> DataFrame:
+    """Counts again, from the events, what the windows of every client and period must hold.
+
+    Args:
+        windows: windows of one format and windowing.
+        events: the events that they were made of.
+        spec: the data set.
+        windowing: as it was given to `windows`.
+
+    Returns:
+        One row a client and period: client_id, period, events, windows (whole ones), cut_windows, told (events in
+        whole windows), tokens (estimated, of whole windows), and `fault`: null, `missing` (no window), `unknown` (a
+        window, but no event), `doubled` (more events than there are), `lost` (fewer), `places` (not filled in order) or
+        `text` (not as many lines in a text as events counted).
+    """
+    period = period_of(F.col("event_time"), windowing.period, spec.time.zone).alias("period")
+    whole, count = F.col("cut_at").isNull(), F.col("event_count")
+    counted = {
+        "windows": whole,
+        "cut_windows": ~whole,
+        "told": F.when(whole, count).otherwise(0),
+        "tokens": F.when(whole, F.col("token_estimate")).otherwise(0),
+        "short": whole & (count < windowing.events),
+        "short_places": F.when(whole & (count < windowing.events), F.col("place") + 1).otherwise(0),
+        "places": F.when(whole, F.col("place")).otherwise(0),
+        "broken": _line_breaks(F.col("text")) != count,
+    }
+    seen = events.select("client_id", period, *_whole({"events": F.lit(1), **dict.fromkeys(counted, F.lit(0))}))
+    told = windows.select("client_id", "period", *_whole({"events": F.lit(0), **counted}))
+    sums = [F.sum(name).alias(name) for name in ("events", *counted)]
+    rows = seen.unionByName(told).groupBy("client_id", "period").agg(*sums)
+    number = F.col("windows")
+    # The places are 0 to one less than their number, and no window is short but the last.
+    in_order = (F.col("places") * 2 == number * (number - 1)) & (F.col("short_places") == F.col("short") * number)
+    in_order &= F.col("short") <= 1
+    fault = (
+        F.when(F.col("events") == 0, F.lit("unknown"))
+        .when(number == 0, F.lit("missing"))
+        .when(F.col("told") > F.col("events"), F.lit("doubled"))
+        .when(F.col("told") < F.col("events"), F.lit("lost"))
+        .when(~in_order, F.lit("places"))
+        .when(F.col("broken") > 0, F.lit("text"))
+    )
+    return rows.select(
+        "client_id", "period", "events", "windows", "cut_windows", "told", "tokens", fault.alias("fault")
+    )
+
+
+def sum_up_windows(checked: DataFrame) -> dict[str, int]:
+    """Sums up the check of windows.
+
+    Args:
+        checked: from `check_windows`.
+
+    Returns:
+        `clients_with_events`, `events`, `windows`, `cut_windows`, `tokens` (estimated, of whole windows).
+
+    Raises:
+        DataError: for an event that is not in exactly one whole window, naming the kind, the number and one client.
+    """
+    row = checked.agg(
+        F.count_distinct("client_id").alias("clients_with_events"),
+        *(_total(name).alias(name) for name in ("events", "windows", "cut_windows", "tokens")),
+        F.count("fault").alias("faults"),
+        F.min(F.when(F.col("fault").isNotNull(), F.struct("fault", "client_id", "period"))).alias("first"),
+    ).first()
+    counts: dict[str, Any] = {} if row is None else row.asDict()
+    first, faults = counts.pop("first", None), counts.pop("faults", None)
+    if faults and first is not None:
+        raise DataError(
+            f"windows of {faults} clients and periods do not hold what the events say; the first: fault "
+            f"'{first['fault']}', client {first['client_id']}, period {first['period']}; run the stage again, and "
+            "ingest if it stays"
+        )
+    return counts
 
 
 def _whole(columns: dict[str, Column]) -> list[Column]:

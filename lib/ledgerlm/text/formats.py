@@ -73,6 +73,14 @@ class Format:
         """Name and version."""
         return f"{self.name}/{self.version}"
 
+    @property
+    def line_by_line(self) -> bool:
+        """Whether a text is one line that names the fields and then one line an event, and nothing else."""
+        own = self.head(()).count("\n") == 1 and not self.foot
+        return (
+            own and self.joiner == "\n" and not any("\n" in one for one in (self.opening, self.between, self.closing))
+        )
+
 
 _MARKUP = (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;"), ("'", "&#39;"))
 _QUOTED = (("\\", "\\\\"), ('"', '\\"'))

@@ -11,30 +11,21 @@ order when the session sets `spark.sql.execution.replaceHashWithSortAgg`; withou
 from __future__ import annotations
 
 import datetime as dt
-import math
-from collections.abc import Collection, Mapping, Sequence
-from functools import reduce
-from operator import add, or_
+from collections.abc import Collection, Sequence
 
 from pydantic import Field
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import DataFrame, Window
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import ConfigError
-from ledgerlm.events.clock import aware, local
+from ledgerlm.events.clock import aware
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.text.formats import FORMATS, FieldKind, Format, FormatName, Shown
-from ledgerlm.text.numbers import e12, plain_amount, plain_number
 from ledgerlm.text.published import as_published, published_shown
-from ledgerlm.text.sanitise import SEPARATOR, sanitise, suspicious
+from ledgerlm.text.rendering import KEYS, frame_tokens, line, line_tokens, render, text_hash, whole_text
 
-CHARACTERS_A_TOKEN = 4  # of running text, for the estimates
-_GAP_LENGTH = 6  # `+123d` and its surroundings, for the estimates
-_HOUR, _DAY = 3600, 86_400  # seconds
-_KEYS = ("client_id", "event_time", "event_seq", "event_id")
 _KINDS: dict[str, FieldKind] = {"categorical": "word", "text": "text", "numeric": "number"}
-_WEEKDAYS = "Thu,Fri,Sat,Sun,Mon,Tue,Wed"  # from 1 January 1970
 
 
 class DocumentConf(Conf):
@@ -159,14 +150,44 @@ def serialize(
         ConfigError: for fields that the data set lacks.
     """
     shown = shown_fields(spec, conf)
-    named = {field.name for field in spec.fields if field.dictionary} if described is None else set(described)
-    coded = [one.name for one in shown if one.name in named] if dictionaries is not None else []
     if conf.format == "published":
         events = as_published(events, spec, events if ranked_on is None else ranked_on)
-    rows = events if dictionaries is None else _describe(events, dictionaries, coded, conf.max_value_length)
-    lines = _render(rows, shown, coded, conf, spec.time.zone)
+    lines = rendered(events, spec, conf, dictionaries=dictionaries, described=described)
     histories = with_as_of(lines, labels, aware(as_of, spec.time.zone)).where(F.col("event_time") < F.col("as_of"))
     return _assemble(_rank(histories, shown, conf, spec.time.zone), shown, FORMATS[conf.format])
+
+
+def rendered(
+    events: DataFrame,
+    spec: DataSetSpec,
+    conf: DocumentConf,
+    *,
+    dictionaries: DataFrame | None = None,
+    described: Collection[str] | None = None,
+    carried: Sequence[str] = (),
+) -> DataFrame:
+    """Each event as `rendering.render` leaves it, under the settings of a document.
+
+    Args:
+        events: the events table; for the format published, from `as_published`.
+        spec: the data set.
+        conf: format and fields.
+        dictionaries: as for `serialize`.
+        described: as for `serialize`.
+        carried: further columns of `events` that are kept.
+    """
+    shown = shown_fields(spec, conf)
+    named = {field.name for field in spec.fields if field.dictionary} if described is None else set(described)
+    return render(
+        events,
+        shown,
+        FORMATS[conf.format],
+        spec.time.zone,
+        max_length=conf.max_value_length,
+        dictionaries=dictionaries,
+        coded=[one.name for one in shown if one.name in named] if dictionaries is not None else [],
+        carried=carried,
+    )
 
 
 def with_as_of(events: DataFrame, labels: DataFrame | None, as_of: dt.datetime) -> DataFrame:
@@ -187,145 +208,6 @@ def with_as_of(events: DataFrame, labels: DataFrame | None, as_of: dt.datetime) 
     return joined.withColumn("as_of", F.coalesce("_own", default)).drop("_own")
 
 
-def _describe(events: DataFrame, dictionaries: DataFrame, fields: Sequence[str], max_length: int) -> DataFrame:
-    """Adds `_of_FIELD`, the description of the code in FIELD; sanitised here, once for a code.
-
-    Broadcast hash joins: a lookup costs the same for ten codes and for a million, where a map literal is searched
-    from its first key to its last for each event.
-    """
-    for name in fields:
-        codes = dictionaries.where(F.col("field") == name).select(
-            F.col("code").alias(name),
-            F.nullif(sanitise(F.col("description"), max_length), F.lit("")).alias(f"_of_{name}"),
-        )
-        events = events.join(F.broadcast(codes), on=name, how="left")
-    return events
-
-
-def _render(
-    events: DataFrame, shown: Sequence[Shown], coded: Collection[str], conf: DocumentConf, zone: str
-) -> DataFrame:
-    """Renders each event: `_KEYS`, `_tail` (its text beside the gap) and `_characters` (those of free text)."""
-    form = FORMATS[conf.format]
-    fixed = [one for one in shown if one.kind != "gap"]
-    words = [one for one in fixed if one.kind in ("word", "text")]
-    values = [(_word(one, coded) if one in words else _plain(one, form, zone)).alias(f"_{one.name}") for one in fixed]
-    # Columns used more than once get a projection of their own: Spark then computes them once.
-    rows = events.select(*_KEYS, *values)
-    rows = rows.withColumn("_clean", _cleaned([F.col(f"_{one.name}") for one in words], form, conf.max_value_length))
-    place = {one.name: index for index, one in enumerate(words)}
-    cells = {one.name: _value(one, place.get(one.name)) for one in fixed}
-    free = [F.coalesce(F.length(f"_{one.name}"), F.lit(0)) for one in words if one.kind == "text"]
-    characters = reduce(add, free, F.lit(0))
-    return rows.select(*_KEYS, _tail(shown, form, cells).alias("_tail"), characters.alias("_characters"))
-
-
-def _word(shown: Shown, coded: Collection[str]) -> Column:
-    """A category or free text as it came, without blanks around; null when nothing is left."""
-    value = F.nullif(F.trim(shown.name), F.lit(""))
-    if shown.name not in coded:
-        return value
-    return F.coalesce(f"_of_{shown.name}", F.concat(F.lit("code "), value))
-
-
-def _plain(shown: Shown, form: Format, zone: str) -> Column:
-    """A time, as a clock in the zone shows it, or a number as text that needs no sanitising."""
-    time = local(F.col("event_time"), zone)
-    day = F.unix_date(F.to_date(time))
-    if shown.kind == "number":
-        number = F.col(shown.name)
-        if not form.exact:
-            return e12(number.cast("double"))
-        return plain_amount(number) if shown.name == "amount" else plain_number(number)
-    if shown.name == "weekday":
-        return F.get(F.split(F.lit(_WEEKDAYS), ","), F.pmod(day, F.lit(7)))
-    if shown.name == "hour":
-        return F.concat(F.hour(time).cast("string"), F.lit("h"))
-    return F.date_format(time, "yyyy-MM-dd HH:mm" if shown.title == "time" else "yyyy-MM-dd")
-
-
-def _cleaned(words: Sequence[Column], form: Format, max_length: int) -> Column:
-    """The words of an event sanitised and escaped, in order; null, without further work, when they need neither."""
-    if not words:
-        return F.lit(None).cast("array<string>")
-    escaped = "".join(sign.strip() for sign, _ in form.escapes)
-    doubtful = reduce(or_, (F.octet_length(word) > max_length for word in words))
-    doubtful = suspicious(F.concat_ws(",", *words), escaped) | F.coalesce(doubtful, F.lit(False))
-    present = [F.coalesce(F.replace(word, F.lit(SEPARATOR), F.lit(" ")), F.lit("")) for word in words]
-    text = sanitise(F.concat_ws(SEPARATOR, *present), max_length)
-    for sign, replacement in form.escapes:
-        text = F.replace(text, F.lit(sign), F.lit(replacement))
-    return F.when(doubtful, F.split(text, SEPARATOR))
-
-
-def _value(shown: Shown, place: int | None) -> Column:
-    """The text of a value: cleaned where the event needed it, else as it came. `place` is that in `_clean`."""
-    value = F.col(f"_{shown.name}")
-    if place is None:
-        return value
-    cleaned = F.nullif(F.get("_clean", F.lit(place)), F.lit(""))
-    return F.when(F.col("_clean").isNull(), value).otherwise(cleaned)
-
-
-def _tail(shown: Sequence[Shown], form: Format, values: Mapping[str, Column]) -> Column:
-    """Text of an event but for its gap: from behind that on, or, where it stands last, up to the value before."""
-    pieces: list[Column] = []
-    pending = form.opening
-    for place, one in enumerate(shown):
-        cell = form.cell(one)
-        if one.kind == "gap":
-            pending = cell.after
-            if place:
-                return F.concat(*pieces)
-            continue
-        pieces.append(F.lit(pending + form.between * (place > 0)))
-        framed = F.concat(F.lit(cell.before), values[one.name], F.lit(cell.after))
-        pieces.append(F.coalesce(framed if cell.before or cell.after else values[one.name], F.lit(cell.absent)))
-        pending = ""
-    return F.concat(*pieces, F.lit(pending + form.closing))
-
-
-def _line(shown: Sequence[Shown], form: Format, before: Column, zone: str) -> Column:
-    """Text of an event whose `_tail` is rendered; `before` is the time of the event before, null for the first."""
-    first, last = (shown[place].kind == "gap" for place in (0, -1))
-    if not first and not last:
-        return F.col("_tail")
-    gap = shown[0 if first else -1]
-    cell = form.cell(gap)
-    value = _gap(gap, before, zone)
-    if first:
-        return F.concat(F.lit(f"{form.opening}{cell.before}+"), value, F.col("_tail"))
-    return F.concat(F.col("_tail"), F.lit(f"{form.between}{cell.before}+"), value, F.lit(cell.after + form.closing))
-
-
-def _gap(shown: Shown, before: Column, zone: str) -> Column:
-    """Number and unit of the time since the event before: `3d`; of a pause also `12m` and `5h`."""
-    if shown.name == "days":
-        return F.concat(
-            F.coalesce(F.datediff(local(F.col("event_time"), zone), local(before, zone)), F.lit(0)), F.lit("d")
-        )
-    seconds = F.coalesce(F.unix_timestamp("event_time") - F.unix_timestamp(before), F.lit(0))
-    minutes, hours, days = (F.floor(seconds / unit).cast("string") for unit in (60, _HOUR, _DAY))
-    return (
-        F.when(seconds < _HOUR, F.concat(minutes, F.lit("m")))
-        .when(seconds < 2 * _DAY, F.concat(hours, F.lit("h")))
-        .otherwise(F.concat(days, F.lit("d")))
-    )
-
-
-def _tokens(shown: Sequence[Shown], form: Format) -> Column:
-    """Estimated tokens of an event."""
-    if not form.exact:
-        return (F.lit(len(shown)) + F.col("_characters") / CHARACTERS_A_TOKEN).cast("int")
-    gaps = sum(len(form.opening + form.cell(one).before) + _GAP_LENGTH for one in shown if one.kind == "gap")
-    return F.ceil((F.length("_tail") + len(form.joiner) + gaps) / CHARACTERS_A_TOKEN).cast("int")
-
-
-def _frame_tokens(shown: Sequence[Shown], form: Format) -> int:
-    """Estimated tokens of head and foot."""
-    return math.ceil(len(form.head(shown) + form.foot) / CHARACTERS_A_TOKEN) if form.exact else len(shown)
-
-
 def _rank(histories: DataFrame, shown: Sequence[Shown], conf: DocumentConf, zone: str) -> DataFrame:
     """Puts the newest events first and drops what is over budget.
 
@@ -334,18 +216,18 @@ def _rank(histories: DataFrame, shown: Sequence[Shown], conf: DocumentConf, zone
         others stay as rows of nulls, to be counted.
     """
     form = FORMATS[conf.format]
-    newest = Window.partitionBy("client_id", "as_of").orderBy(*(F.col(key).desc() for key in _KEYS[1:]))
+    newest = Window.partitionBy("client_id", "as_of").orderBy(*(F.col(key).desc() for key in KEYS[1:]))
     up_to_here = newest.rowsBetween(Window.unboundedPreceding, Window.currentRow)
-    ranked = histories.withColumn("_tokens", _tokens(shown, form)).select(
+    ranked = histories.withColumn("_tokens", line_tokens(shown, form)).select(
         "client_id",
         "as_of",
         "event_time",
         "_tokens",
         F.row_number().over(newest).alias("_rank"),
         F.sum("_tokens").over(up_to_here).alias("_sum"),
-        _line(shown, form, F.lead("event_time").over(newest), zone).alias("_text"),
+        line(shown, form, F.lead("event_time").over(newest), zone).alias("_text"),
     )
-    affordable = (F.col("_rank") <= conf.max_events) & (F.col("_sum") <= conf.max_tokens - _frame_tokens(shown, form))
+    affordable = (F.col("_rank") <= conf.max_events) & (F.col("_sum") <= conf.max_tokens - frame_tokens(shown, form))
     kept = affordable | (F.col("_rank") == 1)
     return ranked.select(
         "client_id",
@@ -363,13 +245,11 @@ def _assemble(ranked: DataFrame, shown: Sequence[Shown], form: Format) -> DataFr
         (F.count(F.lit(1)) - F.count("_line")).cast("int").alias("event_count_cut"),
         F.min("event_time").alias("first_event_time"),
         F.max("event_time").alias("last_event_time"),
-        (F.sum("_tokens") + _frame_tokens(shown, form)).cast("int").alias("token_estimate"),
+        (F.sum("_tokens") + frame_tokens(shown, form)).cast("int").alias("token_estimate"),
     )
     # The order of a collected list is promised by nobody, so it is sorted by rank: runs already in order cost little.
     oldest_first = F.sort_array("_lines", asc=False).getField("_text")
-    text = F.concat(F.lit(form.head(shown)), F.array_join(oldest_first, form.joiner), F.lit(form.foot))
-    hashed = F.sha2(F.concat(F.lit(f"{form.serializer}\n"), F.col("text")), 256)
-    return histories.withColumn("text", text).select(
+    return histories.withColumn("text", whole_text(shown, form, oldest_first)).select(
         "client_id",
         "as_of",
         F.lit(form.name).alias("format"),
@@ -379,6 +259,6 @@ def _assemble(ranked: DataFrame, shown: Sequence[Shown], form: Format) -> DataFr
         "first_event_time",
         "last_event_time",
         "token_estimate",
-        hashed.alias("input_hash"),
+        text_hash(form, F.col("text")).alias("input_hash"),
         F.lit(form.serializer).alias("serializer"),
     )

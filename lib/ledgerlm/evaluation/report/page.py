@@ -18,10 +18,7 @@ Facts = Mapping[str, Any]
 
 
 def render(facts: Facts) -> str:
-    """The report as one self-contained HTML page: no script, no request, fonts of the reader's system."""
-    environment = Environment(
-        loader=PackageLoader("ledgerlm.evaluation.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    """The report as one self-contained HTML page."""
     sections = [
         *judgement.sections(facts),
         *_of_jobs(facts),
@@ -29,8 +26,19 @@ def render(facts: Facts) -> str:
         _lake(facts),
         _made_with(facts),
     ]
+    commit = f" · commit {facts['commit']}" if facts["commit"] else ""
+    subtitle = f"Pipeline {facts['pipeline']} · run {facts['run_id']} · {facts['finished_at']}{commit}"
+    return page(facts["title"], subtitle, sections, _cards(facts))
+
+
+def page(title: str, subtitle: str, sections: Sequence[Section], cards: Sequence[Card] = ()) -> str:
+    """A page of sections: no script, no request, fonts of the reader's system."""
+    environment = Environment(
+        loader=PackageLoader("ledgerlm.evaluation.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
     named = [replace(section, anchor=_anchor(section.title)) for section in sections if section.blocks]
-    return environment.get_template("report.html.j2").render(facts=facts, sections=named, cards=_cards(facts))
+    template = environment.get_template("report.html.j2")
+    return template.render(title=title, subtitle=subtitle, sections=named, cards=cards)
 
 
 def _anchor(title: str) -> str:

@@ -1,0 +1,44 @@
+"""Publishes a night: one row that names the versions of all tables, once the scores have passed the gates."""
+
+from __future__ import annotations
+
+import sys
+
+from ledgerlm.applications.gates import PublishConf
+from ledgerlm.applications.publishing import publication
+from ledgerlm.errors import DataError
+from ledgerlm.lake.publications import PUBLICATIONS
+from ledgerlm.lake.schemas import TABLES
+from ledgerlm.runs.context import Context
+from ledgerlm.runs.job import Job, StageResult
+
+
+def run(ctx: Context, conf: PublishConf) -> StageResult:
+    """Judges the scores as of tonight and writes the publication; refused by a gate, readers stay with the last."""
+    made = publication(
+        ctx.lake,
+        {name: version for name in TABLES if name != PUBLICATIONS and (version := ctx.pin(name)) is not None},
+        conf,
+        pipeline=ctx.pipeline.name,
+        as_of=ctx.end(None),
+        heads=[head for stage in ctx.stages_of("fit") for head in ctx.heads(stage)],
+        keep=ctx.keep,
+    )
+    result = ctx.publish(made.made)
+    if made.refusal is not None:
+        raise DataError(made.refusal)
+    return result
+
+
+JOB = Job(
+    name="publish",
+    engine="spark",
+    conf=PublishConf,
+    run=run,
+    reads=tuple(f"{name}?" for name in TABLES if name != PUBLICATIONS),
+    writes=(PUBLICATIONS,),
+)
+main = JOB.main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Publishes an earlier publication again: readers see its tables from then on, and nothing is deleted."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+import uuid
+from collections.abc import Sequence
+
+from pyspark.sql import functions as F
+
+from ledgerlm.lake.differences import CHANGE, INSERT
+from ledgerlm.lake.history import Author
+from ledgerlm.lake.lake import Lake
+from ledgerlm.lake.publications import PUBLICATIONS, publications, published
+from ledgerlm.progress import Progress
+from ledgerlm.runs.engines import Engines
+from ledgerlm.runs.lock import held
+from ledgerlm.runs.pipeline import load_pipeline
+
+
+def roll_back(file: str, overrides: Sequence[str] = (), *, to: int | None = None) -> int:
+    """Publishes the publication before the newest one, or the one named, again.
+
+    Args:
+        file: pipeline file.
+        overrides: `key.sub=value` items that win over the file.
+        to: number of the publication; left out, the one that readers saw before the present one.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        DataError: there is no such publication.
+    """
+    pipeline = load_pipeline(file, overrides)
+    progress, engines = Progress(), Engines(pipeline)
+    try:
+        with held(pipeline.out, pipeline.name):
+            lake = Lake(pipeline.home.root, engines.spark)
+            now = published(lake)
+            wanted = published(lake, to if to is not None else before(lake, now.number))
+            again = wanted.again(publications(lake)[0].number + 1, dt.datetime.now(dt.UTC))
+            by = Author(attempt=uuid.uuid4().hex, stage=f"{pipeline.name}/rollback", run_id=f"rollback-{again.number}")
+            lake.apply(PUBLICATIONS, again.row(lake.spark).withColumn(CHANGE, F.lit(INSERT)), by=by)
+    finally:
+        engines.stop()
+    progress.say(
+        f"Publication [bold]{again.number}[/bold]: the tables of publication {wanted.number}, as of "
+        f"{wanted.as_of.isoformat(sep=' ')}; {now.number} is kept"
+    )
+    return 0
+
+
+def before(lake: Lake, number: int) -> int:
+    """The newest publication below a number that readers have seen; the number itself where there is none."""
+    seen = [one.number for one in publications(lake) if one.status == "published" and one.number < number]
+    return seen[0] if seen else number
+
+
+if __name__ == "__main__":
+    from ledgerlm.jobs.cli import main
+
+    sys.exit(main(["rollback", *sys.argv[1:]]))

@@ -1,0 +1,165 @@
+"""What newly delivered rows change in the events that are there: new ones, corrections, deletions, and new places.
+
+The dirty set of a night comes from here, from what files brought, and never from when an event happened: an event that
+comes a year late is as much of a change as one of yesterday.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pyspark.sql import Window
+from pyspark.sql import functions as F
+
+from ledgerlm.events.ingest import ordered
+from ledgerlm.events.spec_times import FILE_ORDER
+from ledgerlm.lake.differences import CHANGE, DELETE, INSERT, UPDATE
+from ledgerlm.lake.schemas import EVENT_ORDER
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+    from ledgerlm.engines.frames import Keep
+    from ledgerlm.events.spec import DataSetSpec
+
+_KEY = ("client_id", "event_id")
+_PLACE = ("event_seq", "source_file")
+_ID_LENGTH = 32  # of a hashed id, before its occurrence number
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Appended:
+    """What a batch changes.
+
+    Attributes:
+        differences: of `events`, as `lake.differences` has them; kept.
+        changes: client_id, batch, earliest (time touched), appended, corrected, deleted; kept.
+        counts: `appended`, `corrected` and `deleted` events, `repeated` rows of events that were there as they are, and
+            `unknown_deletions` of events that were not.
+    """
+
+    differences: DataFrame
+    changes: DataFrame
+    counts: Mapping[str, int]
+
+
+def append(delivered: DataFrame, standing: DataFrame, spec: DataSetSpec, *, batch: int, keep: Keep) -> Appended:
+    """Finds what a batch changes.
+
+    An event whose client and id are there with equal content is a repetition; with other content a correction: the
+    later delivery wins, unless it says itself, by time.order, that it is the older one. Events of one instant are
+    numbered anew where one comes or goes.
+
+    Args:
+        delivered: from `ingest.Ingested`, the batch alone; kept.
+        standing: the `events` table before it.
+        spec: the data set.
+        batch: its number.
+        keep: computes a frame once.
+    """
+    columns = [name for name in delivered.columns if name != "_gone"]
+    judged = keep(_judged(delivered, standing, columns, ordered(spec)))
+    counted = {row["_kind"]: row["count"] for row in judged.groupBy("_kind").count().collect()}
+    changed = judged.where(F.col("_kind").isin(INSERT, UPDATE, DELETE))
+    found = keep(_placed(changed, standing, columns, spec))
+    return Appended(
+        differences=found,
+        changes=keep(_by_client(changed, batch)),
+        counts={
+            "appended": counted.get(INSERT, 0),
+            "corrected": counted.get(UPDATE, 0),
+            "deleted": counted.get(DELETE, 0),
+            "repeated": counted.get("repeated", 0),
+            "unknown_deletions": counted.get("unknown", 0),
+        },
+    )
+
+
+def _judged(delivered: DataFrame, standing: DataFrame, columns: Sequence[str], by_order: bool) -> DataFrame:
+    """The delivered rows with `_kind`, and `_before`: when the event of their id is now."""
+    content = [name for name in columns if name not in (*_KEY, *_PLACE)]
+    mine = standing.join(delivered.select("client_id").distinct(), "client_id", how="left_semi")
+    seat = F.col(EVENT_ORDER) if by_order else F.lit(None)
+    old = mine.select(*_KEY, F.col("event_time").alias("_before"), _hash(content).alias("_old"), seat.alias("_seat"))
+    both = delivered.withColumn("_new", _hash(content)).join(old, list(_KEY), how="left")
+    there = F.col("_old").isNotNull()
+    older = F.coalesce(F.col(EVENT_ORDER) < F.col("_seat"), F.lit(False)) if by_order else F.lit(False)
+    kind = (
+        F.when(F.col("_gone"), F.when(there & ~older, DELETE).otherwise("unknown"))
+        .when(~there, INSERT)
+        .when((F.col("_old") == F.col("_new")) | older, "repeated")
+        .otherwise(UPDATE)
+    )
+    return both.select(*columns, "_before", kind.alias("_kind"))
+
+
+def _hash(columns: Sequence[str]) -> Column:
+    # A hash of several columns passes over nulls, so they are hashed as such; two of them, since one has 64 bits.
+    nulls = [F.col(name).isNull() for name in columns]
+    return F.struct(F.xxhash64(*columns, *nulls), F.hash(*columns, *nulls))
+
+
+def _placed(changed: DataFrame, standing: DataFrame, columns: Sequence[str], spec: DataSetSpec) -> DataFrame:
+    """The differences of `events`: what changed, and what has another place among events of its instant for it."""
+    instants = changed.select("client_id", F.col("event_time").alias("event_time")).unionByName(
+        changed.select("client_id", F.col("_before").alias("event_time"))
+    )
+    touched = standing.join(instants.distinct(), ["client_id", "event_time"], how="left_semi")
+    stay = touched.join(changed.select(*_KEY), list(_KEY), how="left_anti")
+    comes = changed.where(F.col("_kind") != DELETE)
+    rows = stay.select(*columns, F.lit(None).cast("string").alias(CHANGE), F.lit(False).alias("_new")).unionByName(
+        comes.select(*columns, F.col("_kind").alias(CHANGE), F.lit(True).alias("_new"))
+    )
+    same_time = Window.partitionBy("client_id", "event_time").orderBy(*_order(spec))
+    seated = rows.withColumn("_seq", (F.row_number().over(same_time) - 1).cast("long"))
+    moved = F.when(F.col("_seq") != F.col("event_seq"), UPDATE)
+    seated = seated.withColumn(CHANGE, F.coalesce(CHANGE, moved)).where(F.col(CHANGE).isNotNull())
+    seated = seated.withColumn("event_seq", F.col("_seq")).select(*columns, CHANGE)
+    gone = changed.where(F.col("_kind") == DELETE).select(*columns, F.lit(DELETE).alias(CHANGE))
+    return seated.unionByName(gone)
+
+
+def _order(spec: DataSetSpec) -> list[Column]:
+    """The order of events of one instant, as `ingest` has it for all files at once."""
+    if spec.time.order == FILE_ORDER:
+        return [F.col("_new"), F.col("event_seq")]  # a later file stands behind
+    first = [F.col(EVENT_ORDER).asc_nulls_first()] if ordered(spec) else []
+    if not spec.event_id.columns and spec.event_id.repeats == "keep":
+        nth = F.substring("event_id", _ID_LENGTH + 2, _ID_LENGTH).try_cast("long")
+        base = F.substring("event_id", 1, _ID_LENGTH)
+        return [*first, _digits(base), base, nth]
+    return [*first, _digits(F.col("event_id")), F.col("event_id")]
+
+
+def _digits(event_id: Column) -> Column:
+    return F.when(event_id.rlike("^[0-9]{1,38}$"), event_id.try_cast("decimal(38,0)")).asc_nulls_last()
+
+
+def _by_client(changed: DataFrame, batch: int) -> DataFrame:
+    kinds = {"appended": INSERT, "corrected": UPDATE, "deleted": DELETE}
+    # A row that takes an event away need not say when it was.
+    touched = F.when(F.col("_kind") == DELETE, F.col("_before")).otherwise(F.least("event_time", "_before"))
+    return changed.groupBy("client_id").agg(
+        F.lit(batch).cast("long").alias("batch"),
+        F.min(touched).alias("earliest"),
+        *(F.count_if(F.col("_kind") == kind).cast("long").alias(name) for name, kind in kinds.items()),
+    )
+
+
+def first_changes(events: DataFrame, batch: int) -> DataFrame:
+    """The changes of a batch that reads everything anew: every client, from its first event on.
+
+    Args:
+        events: the `events` table.
+        batch: its number.
+    """
+    zero = F.lit(0).cast("long")
+    return events.groupBy("client_id").agg(
+        F.lit(batch).cast("long").alias("batch"),
+        F.min("event_time").alias("earliest"),
+        F.count(F.lit(1)).alias("appended"),
+        zero.alias("corrected"),
+        zero.alias("deleted"),
+    )

@@ -1,0 +1,96 @@
+"""Upkeep of tables: how large they are, and what compaction and removal of old files make of them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ledgerlm.lake.publications import PUBLICATIONS, Publication, publications
+from ledgerlm.lake.schemas import TABLES
+
+if TYPE_CHECKING:
+    from ledgerlm.lake.lake import Lake
+
+SMALL = 32 << 20
+"""Bytes below which a file is small: reading it costs as much in opening as in content."""
+_MANY = 8  # small files of a table, on average, from which compaction pays
+_LEAST_HOURS = 168  # Delta's own: a reader, or a writer of another machine, may be at work for days
+_CLOCKS = dt.timedelta(hours=1)  # by which clocks of machines may differ
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableSize:
+    """A table as it lies there.
+
+    Attributes:
+        name: the table.
+        version: newest version.
+        files: of the newest version.
+        bytes: of these.
+    """
+
+    name: str
+    version: int
+    files: int
+    bytes: int
+
+    @property
+    def fragmented(self) -> bool:
+        """Whether it lies in many small files."""
+        return self.files >= _MANY and self.bytes / self.files < SMALL
+
+
+def sizes(lake: Lake) -> list[TableSize]:
+    """All tables that are there, by name."""
+    found = []
+    for name in sorted(TABLES):
+        commit = lake.history.newest(name)
+        if commit is None:
+            continue
+        detail = (
+            lake.spark.sql(f"DESCRIBE DETAIL {lake.home.identifier(name)}").select("numFiles", "sizeInBytes").first()
+        )
+        assert detail is not None, "a table has a detail"
+        found.append(
+            TableSize(name=name, version=commit.version, files=detail["numFiles"], bytes=detail["sizeInBytes"])
+        )
+    return found
+
+
+def compact(lake: Lake, table: str) -> None:
+    """Puts small files together; no row changes, and readers go on."""
+    lake.spark.sql(f"OPTIMIZE {lake.home.identifier(table)}")
+
+
+def kept(lake: Lake, most: int, days: int) -> list[Publication]:
+    """The publications that stay readable: the newest ones, and all of the last days.
+
+    Args:
+        most: how many of the newest.
+        days: how many days.
+    """
+    since = dt.datetime.now(dt.UTC) - dt.timedelta(days=days)
+    seen = [one for one in publications(lake) if one.status != "refused"]
+    return [one for place, one in enumerate(seen) if place < most or one.published_at >= since]
+
+
+def hours_kept(publications: Sequence[Publication], now: dt.datetime | None = None) -> int:
+    """Hours of history that must not be removed, so that the oldest of these publications can be read."""
+    oldest = min((one.published_at for one in publications), default=None)
+    if oldest is None:
+        return _LEAST_HOURS
+    # A file that the publication reads may have been taken out of the table the moment after.
+    age = (now or dt.datetime.now(dt.UTC)) - oldest + _CLOCKS
+    return max(_LEAST_HOURS, -(-int(age.total_seconds()) // 3600))
+
+
+def remove_old(lake: Lake, table: str, hours: int) -> None:
+    """Removes files that no version of the last hours reads."""
+    lake.spark.sql(f"VACUUM {lake.home.identifier(table)} RETAIN {hours} HOURS")
+
+
+def maintained() -> list[str]:
+    """Tables that upkeep looks after: all but the publications, which are a few rows."""
+    return [name for name in sorted(TABLES) if name != PUBLICATIONS]

@@ -1,0 +1,131 @@
+"""Where a lake stands: publications, freshness, whose scores wait, sizes of tables."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ledgerlm.lake.publications import Publication, publications
+from ledgerlm.lake.upkeep import TableSize, sizes
+
+if TYPE_CHECKING:
+    from ledgerlm.lake.lake import Lake
+    from ledgerlm.runs.pipeline import Pipeline
+    from ledgerlm.runs.record import Records
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """The state of a lake.
+
+    Attributes:
+        publications: newest first.
+        newest_event: time of the newest event; None without events.
+        batch: number of the newest batch; None where files are not taken in by batches.
+        taken_at: when it came.
+        waiting: stage -> clients whose changes it has not followed yet.
+        stages: stage -> when it last finished; None of one that has not.
+        tables: sizes.
+    """
+
+    publications: Sequence[Publication]
+    newest_event: dt.datetime | None
+    batch: int | None
+    taken_at: dt.datetime | None
+    waiting: Mapping[str, int]
+    stages: Mapping[str, str | None]
+    tables: Sequence[TableSize]
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        return [*self._published(), *self._fresh(), *self._waiting(), *self._sizes()]
+
+    def _published(self) -> list[str]:
+        seen = next((one for one in self.publications if one.status != "refused"), None)
+        lines = ["readers see nothing yet: nothing is published"]
+        if seen is not None:
+            back = " (published again)" if seen.status == "rolled_back" else ""
+            when = f"as of {_time(seen.as_of)}, published {_time(seen.published_at)}"
+            lines = [f"readers see publication {seen.number}{back}, {when}"]
+        newest = self.publications[0] if self.publications else None
+        if newest is not None and newest.status == "refused":
+            failed = ", ".join(name for name, one in newest.gates.items() if not one["passed"])
+            lines.append(f"publication {newest.number}, as of {_time(newest.as_of)}, was refused by {failed}")
+        return lines
+
+    def _fresh(self) -> list[str]:
+        newest = "no event" if self.newest_event is None else f"newest event {_time(self.newest_event)}"
+        batch = "" if self.batch is None else f"; batch {self.batch}, taken in {_time(self.taken_at)}"
+        return [f"{newest}{batch}"]
+
+    def _waiting(self) -> list[str]:
+        never = [name for name, when in self.stages.items() if when is None]
+        waiting = [f"{name} {count:,}" for name, count in self.waiting.items() if count]
+        lines = [f"not finished: {', '.join(never)}"] if never else []
+        return [*lines, f"clients that wait: {', '.join(waiting) or 'none'}"]
+
+    def _sizes(self) -> list[str]:
+        lines = [
+            f"  {one.name}: {one.bytes / 1e6:,.1f} MB in {one.files} files, version {one.version}"
+            + ("; many small files" if one.fragmented else "")
+            for one in self.tables
+        ]
+        due = any(one.fragmented for one in self.tables)
+        return [*lines, "upkeep is due: ledgerlm maintain" if due else "no upkeep is due"]
+
+
+def standing(pipeline: Pipeline, records: Records, lake: Lake) -> Standing:
+    """Looks at a lake.
+
+    Args:
+        pipeline: its pipeline.
+        records: of the pipeline's stages.
+        lake: its tables.
+    """
+    known = {plan.stage.name: records.load(plan.stage.name) for plan in pipeline.plans}
+    done = {name: record for name, record in known.items() if record is not None and record.done}
+    batch, taken_at = _newest_batch(lake)
+    reflected = {name: record.batch for name, record in done.items() if record.batch is not None}
+    return Standing(
+        publications=publications(lake),
+        newest_event=_newest_event(lake),
+        batch=batch,
+        taken_at=taken_at,
+        waiting={name: _changed_since(lake, one) for name, one in reflected.items()},
+        stages={name: done[name].finished_at if name in done else None for name in known},
+        tables=sizes(lake),
+    )
+
+
+def _newest_event(lake: Lake) -> dt.datetime | None:
+    from pyspark.sql import functions as F
+
+    row = lake.read("events").agg(F.max("event_time")).first() if lake.exists("events") else None
+    return None if row is None or row[0] is None else row[0].replace(tzinfo=dt.UTC)
+
+
+def _newest_batch(lake: Lake) -> tuple[int | None, dt.datetime | None]:
+    from pyspark.sql import functions as F
+
+    row = None
+    if lake.exists("batches"):
+        row = lake.read("batches").agg(F.max("batch"), F.max("taken_at")).first()
+    return (None, None) if row is None or row[0] is None else (row[0], row[1].replace(tzinfo=dt.UTC))
+
+
+def _changed_since(lake: Lake, batch: int) -> int:
+    from pyspark.sql import functions as F
+
+    if not lake.exists("changes"):
+        return 0
+    return lake.read("changes").where(F.col("batch") > batch).select("client_id").distinct().count()
+
+
+def _time(value: dt.datetime | None) -> str:
+    return "never" if value is None else value.isoformat(sep=" ", timespec="seconds")

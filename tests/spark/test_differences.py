@@ -1,0 +1,70 @@
+"""Differences are applied in one commit, leave all other rows in place, and are not applied twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ledgerlm.lake.differences import CHANGE, applied, differences
+from ledgerlm.lake.history import Author
+from ledgerlm.lake.lake import Lake
+
+KEY = ("client_id", "batch")
+COLUMNS = "client_id string, batch long, earliest timestamp, appended long, corrected long, deleted long"
+
+
+def by(attempt: str) -> Author:
+    return Author(attempt=attempt, stage="test/ingest", run_id="run-1")
+
+
+def rows(spark: SparkSession, *found: tuple[str, int | None, int]) -> DataFrame:
+    frame = spark.createDataFrame([(one, batch, count) for one, batch, count in found], "c string, b long, n long")
+    return frame.select(
+        F.col("c").alias("client_id"),
+        F.col("b").alias("batch"),
+        F.lit("2024-01-01").cast("timestamp").alias("earliest"),
+        F.col("n").alias("appended"),
+        F.lit(0).cast("long").alias("corrected"),
+        F.lit(0).cast("long").alias("deleted"),
+    )
+
+
+def held(frame: DataFrame) -> set[tuple[str, int | None, int]]:
+    return {(row["client_id"], row["batch"], row["appended"]) for row in frame.collect()}
+
+
+def test_differences_name_what_is_new_changed_and_gone_and_nothing_else(spark: SparkSession) -> None:
+    old = rows(spark, ("a", 1, 5), ("b", 1, 5), ("c", None, 5), ("d", None, 5))
+    new = rows(spark, ("a", 1, 5), ("b", 1, 6), ("c", None, 5), ("e", 1, 7))
+    found = differences(old, new, KEY, ("appended",))
+    kinds = {(row["client_id"], row["batch"]): row[CHANGE] for row in found.collect()}
+    assert kinds == {("b", 1): "update", ("d", None): "delete", ("e", 1): "insert"}
+    assert held(applied(old, found, KEY)) == held(new)
+
+
+def test_applied_differences_leave_the_table_as_if_it_were_written_anew(spark: SparkSession, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path), spark)
+    old = rows(spark, ("a", 1, 5), ("b", 1, 5), ("d", 1, 5))
+    first = lake.apply("changes", differences(rows(spark), old, KEY, ("appended",)), by=by("1"))
+    assert (first.rows, held(lake.read("changes"))) == (3, held(old))
+    new = rows(spark, ("a", 1, 5), ("b", 1, 6), ("e", 1, 7))
+    found = differences(lake.read("changes"), new, KEY, ("appended",)).cache()
+    second = lake.apply("changes", found, by=by("2"))
+    assert (second.rows, second.repeated, held(lake.read("changes"))) == (3, False, held(new))
+    assert second.state is not None and second.state.attempt == "2"
+    assert spark.conf.get("spark.databricks.delta.commitInfo.userMetadata", None) is None
+    again = lake.apply("changes", found, by=by("2"))
+    assert (again.repeated, again.version, lake.version("changes")) == (True, second.version, second.version)
+
+
+def test_new_rows_alone_are_appended_and_no_difference_is_no_commit(spark: SparkSession, tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path), spark)
+    lake.write("changes", rows(spark, ("a", 1, 5)), by=by("1"))
+    more = differences(rows(spark, ("a", 1, 5)), rows(spark, ("a", 1, 5), ("b", 1, 5)), KEY, ("appended",))
+    lake.apply("changes", more.cache(), by=by("2"))
+    kinds = [row["operation"] for row in spark.sql(f"DESCRIBE HISTORY delta.`{tmp_path}/changes`").collect()]
+    assert (kinds[0], lake.history.rows("changes"), lake.rows("changes")) == ("WRITE", None, 2)
+    none = differences(lake.read("changes"), lake.read("changes"), KEY, ("appended",)).cache()
+    assert lake.apply("changes", none, by=by("3")).version == lake.version("changes") == 1

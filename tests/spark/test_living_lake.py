@@ -1,0 +1,216 @@
+"""After any sequence of what nights bring, the tables hold what a run from nothing over the final events holds.
+
+The model is a stand-in that costs nothing: the state of a text is numbers drawn from its hash, so that a text that
+should have been read anew, or a window that should not be in a fold, shows.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ledgerlm.backbone import embedding_nights, embedding_windows
+from ledgerlm.backbone.definition import EmbeddingDefinition
+from ledgerlm.backbone.embedding import EmbedConf
+from ledgerlm.backbone.layout import StateLayout
+from ledgerlm.backbone.states import fold
+from ledgerlm.baselines.agg import Agg
+from ledgerlm.config import load_yaml
+from ledgerlm.events.asked import AsOfConf, asked
+from ledgerlm.events.clock import aware, with_clock
+from ledgerlm.events.ingesting import IngestConf, ingest_files
+from ledgerlm.events.spec import DataSetSpec, load_spec
+from ledgerlm.heads.vectors import newest_vectors
+from ledgerlm.lake.lake import Lake
+from ledgerlm.lake.publications import published
+from ledgerlm.progress import Progress
+from ledgerlm.runs import context
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.runner import Runner
+from ledgerlm.text.documents import SerializeConf
+from ledgerlm.text.windows import windows
+from tests.living import FIRST_NIGHT, LivingBank
+
+BACKBONE = "standin"
+
+
+def stand_in(rows: DataFrame, *, definition: EmbeddingDefinition, **_: Any) -> DataFrame:
+    """`states.state_rows` without a model."""
+    size = StateLayout(definition, 2).size
+    drawn = F.transform(
+        F.sequence(F.lit(1), F.lit(size)), lambda i: F.pmod(F.xxhash64("text", i), F.lit(1000)) / 500.0 + 1
+    )
+    return rows.select(
+        "client_id",
+        "bucket",
+        "text_hash",
+        F.lit(BACKBONE).alias("backbone_id"),
+        F.lit(definition.definition_id).alias("definition_id"),
+        (F.size(F.split("text", "\n")) - 1).cast("int").alias("event_count"),
+        F.length("text").cast("int").alias("token_count"),
+        drawn.cast("array<float>").alias("sums"),
+        F.lit(None).cast("string").alias("reason"),
+    )
+
+
+@pytest.fixture
+def without_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    from ledgerlm.backbone import model
+
+    def definition(_own: DataFrame, told: Any, conf: EmbedConf, _backbone: Path) -> EmbeddingDefinition:
+        return conf.definition.resolve(
+            layer_count=1, context=64, dtype="fp32", text_format=told.name, fields=("days", "mcc")
+        )
+
+    for module in (embedding_nights, embedding_windows):
+        monkeypatch.setattr(module, "state_rows", stand_in)
+        monkeypatch.setattr(module, "definition_of", definition)
+    monkeypatch.setattr(model, "backbone_id", lambda _: BACKBONE)
+    yield
+
+
+class Truth:
+    """The tables as a run from nothing makes them, by the verbs of the library alone."""
+
+    def __init__(self, spark: SparkSession, bank: LivingBank, runner: Runner, night: dt.datetime) -> None:
+        self.spec: DataSetSpec = load_spec(bank.root / "bank.yaml")
+        made = ingest_files(spark, self.spec, IngestConf(max_quarantined_share=1.0), keep=DataFrame.cache).made
+        self.tables = {name: rows.frame for name, rows in made.tables.items()}
+        self.night = night
+        conf = SerializeConf.model_validate(load_yaml(runner.pipeline.file)["stages"]["serialize"])
+        self.spec = with_clock(self.spec, self.tables["events"])
+        self.asked = asked(self.tables["clients"], self.tables["labels"], night, AsOfConf(everyone=True)).cache()
+        assert conf.windows is not None
+        self.windows = windows(
+            self.tables["events"],
+            self.spec,
+            conf,
+            conf.windows,
+            cuts=self.asked,
+            dictionaries=self.tables["dictionaries"],
+        ).cache()
+
+    def embeddings(self, definition: EmbeddingDefinition) -> DataFrame:
+        states = stand_in(self.windows.dropDuplicates(["client_id", "text_hash"]), definition=definition)
+        return fold(self.windows, states, self.asked, definition=definition, backbone_id=BACKBONE)
+
+    def features(self, folder: Path) -> DataFrame:
+        return Agg.load(folder).transform(self.tables["events"], self.asked)
+
+
+def same(found: DataFrame, wanted: DataFrame, columns: list[str], what: str) -> None:
+    """Whether two frames hold the same rows, with every bit."""
+    texts = [
+        sorted(map(repr, frame.select(*[F.to_json(F.struct(F.col(one))).alias(one) for one in columns]).collect()))
+        for frame in (found, wanted)
+    ]
+    more = [row for row in texts[0] if row not in set(texts[1])][:3]
+    less = [row for row in texts[1] if row not in set(texts[0])][:3]
+    assert texts[0] == texts[1], f"{what}: there, but not in a run from nothing: {more}; missing: {less}"
+
+
+def hold_together(spark: SparkSession, bank: LivingBank, runner: Runner, night: dt.datetime) -> None:
+    """The published tables against the truth."""
+    lake = Lake(str(bank.root / "out" / "lake"), spark)
+    seen, truth = published(lake), Truth(spark, bank, runner, night)
+    read = partial(seen.read, lake)
+    events = [name for name in truth.tables["events"].columns if name != "source_file"]
+    same(read("events"), truth.tables["events"], events, "events")
+    same(read("clients"), truth.tables["clients"], truth.tables["clients"].columns, "clients")
+    same(read("labels"), truth.tables["labels"], truth.tables["labels"].columns, "labels")
+    same(read("windows"), truth.windows, truth.windows.columns, "windows")
+    vectors = read("embeddings")
+    row = vectors.select("definition").first()
+    assert row is not None
+    wanted = truth.embeddings(EmbeddingDefinition.model_validate_json(row["definition"]))
+    tonight = F.col("as_of") == F.lit(night.isoformat(sep=" ")).cast("timestamp")
+    columns = ["client_id", "as_of", "parts"]
+    same(newest_vectors(vectors, "embeddings", night), wanted.where(tonight), columns, "embeddings of tonight")
+    told = truth.tables["labels"].select("client_id", "as_of").distinct()
+    of_labels = [frame.join(told, ["client_id", "as_of"], "left_semi") for frame in (vectors, wanted)]
+    same(*of_labels, [*columns, "input_hash", "token_count", "event_count_used"], "embeddings of labels")
+    features = read("features").join(truth.asked, ["client_id", "as_of"], "left_semi")
+    folder = runner.pipeline.out / "artefacts" / "features" / "agg"
+    listed = F.sort_array(F.map_entries("features")).alias("features")
+    pairs = [frame.select("client_id", "as_of", listed) for frame in (features, truth.features(folder))]
+    same(*pairs, ["client_id", "as_of", "features"], "features")
+
+
+def run(bank: LivingBank, file: Path, night: int | None) -> Runner:
+    time = None if night is None else aware(FIRST_NIGHT + dt.timedelta(days=night), "Europe/Berlin")
+    runner = Runner(load_pipeline(str(file)), Progress(), time)
+    try:
+        runner.run()
+    except AssertionError:
+        print(bank.sequences())
+        raise
+    return runner
+
+
+KILLS = (
+    "ingest:after_changes",
+    "ingest:after_events",
+    "serialize:after_windows",
+    "embed:after_states",
+    "publish:start",
+)
+
+
+class Killed(BaseException):
+    """In place of `kill -9`, which would take the test along."""
+
+
+def nights(
+    spark: SparkSession, root: Path, monkeypatch: pytest.MonkeyPatch, *, clients: int, seed: int, count: int
+) -> None:
+    """Lets a bank live for some nights, and holds it against the truth after each."""
+    bank = LivingBank(root, clients, seed)
+    (root / BACKBONE).mkdir()
+    file = bank.pipeline(root / BACKBONE)
+    run(bank, file, None)
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    for number in range(1, count + 1):
+        bank.night(number)
+        if number == 2:
+            bank.describe("groceries")
+            changed = dict(sorted(bank.labels.items())[1:])
+            bank.label({**changed, "c0": (1, "2024-12-20")})
+        if number == 3:
+            copy = (bank.files / "1-night.csv").read_bytes()
+            (bank.files / "copy-of-1.csv").write_bytes(copy)
+        before = published(Lake(str(root / "out" / "lake"), spark)).number
+        monkeypatch.setenv("LEDGERLM_FAILPOINT", KILLS[(seed + number) % len(KILLS)])
+        with monkeypatch.context() as patch:
+            patch.setattr(context.os, "kill", kill)
+            with pytest.raises(Killed):
+                run(bank, file, number)
+        assert published(Lake(str(root / "out" / "lake"), spark)).number == before, (
+            "a night that was killed is not seen"
+        )
+        monkeypatch.delenv("LEDGERLM_FAILPOINT")
+        runner = run(bank, file, number)
+        hold_together(spark, bank, runner, aware(FIRST_NIGHT + dt.timedelta(days=number), "Europe/Berlin"))
+
+
+def test_a_lake_that_lives_equals_a_run_from_nothing(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_model: None
+) -> None:
+    nights(spark, tmp_path, monkeypatch, clients=24, seed=1, count=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2, 8))
+def test_three_hundred_sequences(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_model: None, seed: int
+) -> None:
+    nights(spark, tmp_path, monkeypatch, clients=50, seed=seed, count=6)

@@ -1,0 +1,164 @@
+"""Files that arrive: a batch adds, corrects and takes away, and the tables are as if all files were read at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pyspark.sql import SparkSession
+
+from ledgerlm.errors import DataError
+from ledgerlm.lake.lake import Lake
+from ledgerlm.progress import Progress
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.record import StageRecord
+from ledgerlm.runs.runner import Runner
+
+SPEC: dict[str, Any] = {
+    "name": "bank",
+    "client": "who",
+    "time": {"column": "at", "format": "yyyy-MM-dd HH:mm", "zone": "Europe/Berlin"},
+    "event_id": {"columns": ["id"], "conflicts": "last", "deleted": {"op": ["D"]}},
+    "amount": {"column": "sum"},
+    "fields": [{"name": "mcc"}],
+}
+HEAD = "id,who,at,sum,mcc,op\n"
+
+
+class Bank:
+    """A folder of deliveries, and a pipeline that takes them in."""
+
+    def __init__(self, root: Path, spark: SparkSession, **spec: Any) -> None:
+        self.root, self.spark = root, spark
+        self.files = root / "files"
+        self.files.mkdir()
+        source = {"path": str(self.files), "files": [{"glob": "*.csv"}]}
+        (root / "bank.yaml").write_text(yaml.safe_dump(SPEC | {"source": source} | spec))
+
+    def deliver(self, name: str, *rows: str) -> None:
+        (self.files / name).write_text(HEAD + "".join(f"{row}\n" for row in rows))
+
+    def ingest(self, out: str = "out", **conf: Any) -> StageRecord:
+        file = self.root / f"{out}.yaml"
+        stages = {"ingest": {"append": out == "out", "max_quarantined_share": 1.0, **conf}}
+        content = {"pipeline": out, "out": str(self.root / out), "data": str(self.root / "bank.yaml"), "stages": stages}
+        file.write_text(yaml.safe_dump(content))
+        runner = Runner(load_pipeline(str(file)), Progress())
+        return runner.run().stages[0].record
+
+    def rows(self, table: str, out: str = "out", without: tuple[str, ...] = ("run_id", "quarantined_at")) -> list[Any]:
+        frame = Lake(str(self.root / out / "lake"), self.spark).read(table)
+        return sorted((tuple(row) for row in frame.drop(*without).collect()), key=repr)
+
+    def equals_a_run_from_nothing(self) -> None:
+        name = f"whole{len(list(self.root.iterdir()))}"
+        self.ingest(name)
+        # Which of two deliveries of one event is named is no matter.
+        without = ("run_id", "source_file")
+        assert self.rows("events", without=without) == self.rows("events", name, without)
+        assert self.rows("clients") == self.rows("clients", name)
+
+    def changes(self, batch: int) -> dict[str, tuple[str, int, int, int]]:
+        frame = Lake(str(self.root / "out" / "lake"), self.spark).read("changes").where(f"batch = {batch}")
+        return {
+            row["client_id"]: (str(row["earliest"]), row["appended"], row["corrected"], row["deleted"])
+            for row in frame.selectExpr("*", "cast(earliest as string) as e").collect()
+        }
+
+
+@pytest.fixture
+def bank(tmp_path: Path, spark: SparkSession) -> Iterator[Bank]:
+    made = Bank(tmp_path, spark)
+    made.deliver(
+        "day1.csv", "1,a,2024-01-01 10:00,5,food,", "2,a,2024-01-02 10:00,6,fuel,", "3,b,2024-01-01 09:00,7,food,"
+    )
+    first = made.ingest()
+    assert (first.rows_out, first.batch) == (3, 1)
+    yield made
+
+
+def test_a_batch_adds_corrects_and_takes_away_as_if_all_were_read_at_once(bank: Bank) -> None:
+    bank.deliver(
+        "day2.csv",
+        "4,a,2024-01-03 10:00,8,food,",  # new
+        "2,a,2024-01-02 10:00,66,fuel,",  # another amount
+        "3,b,,,,D",  # taken away, without saying more
+        "1,a,2024-01-01 10:00,5,food,",  # the same again
+        "5,c,2023-06-01 10:00,1,food,",  # a new client, long ago
+        "6,c,2023-06-31 10:00,1,food,",  # no such day
+    )
+    second = bank.ingest()
+    assert (second.rows_in, second.rows_out, second.duplicates, second.withdrawn, second.quarantined) == (6, 3, 1, 1, 1)
+    assert second.batch == 2
+    facts = second.facts
+    assert (facts["appended"], facts["corrected"], facts["deleted"], facts["repeated"]) == (2, 1, 1, 1)
+    assert {client: one[1:] for client, one in bank.changes(2).items()} == {
+        "a": (1, 1, 0),
+        "b": (0, 0, 1),
+        "c": (1, 0, 0),
+    }
+    assert bank.changes(2)["a"][0].startswith("2024-01-02 09:00"), "the earliest time that was touched, in UTC"
+    assert bank.changes(2)["b"][0].startswith("2024-01-01 08:00"), "when the event was that went"
+    bank.equals_a_run_from_nothing()
+
+
+def test_what_was_set_aside_stays_when_the_next_batch_sets_aside_more(bank: Bank) -> None:
+    bank.deliver("day2.csv", "7,a,never,5,food,")
+    bank.deliver("day2b.csv", "8,a,2024-01-09 10:00,5,food,")
+    bank.ingest()
+    bank.deliver("day3.csv", "9,a,nowhen,5,food,")
+    bank.ingest()
+    assert [row[2] for row in bank.rows("quarantine")] == ["at: never", "at: nowhen"]
+
+
+def test_files_are_known_by_their_content(bank: Bank) -> None:
+    before = bank.rows("events")
+    (bank.files / "copy.csv").write_bytes((bank.files / "day1.csv").read_bytes())
+    copy = bank.ingest()
+    assert (copy.rows_in, copy.rows_out, copy.facts["renamed"]) == (0, 0, 1)
+    (bank.files / "day1.csv").unlink()
+    (bank.files / "copy.csv").unlink()
+    bank.deliver("day2.csv", "4,a,2024-01-03 10:00,8,food,")
+    assert bank.ingest().rows_out == 1, "what was taken may be archived"
+    assert len(bank.rows("events")) == len(before) + 1
+    bank.deliver("day2.csv", "4,a,2024-01-03 10:00,9,food,")
+    with pytest.raises(DataError, match=r"day2.csv was taken before with another content.*--fresh"):
+        bank.ingest()
+
+
+def test_reading_anew_refuses_to_forget_what_is_gone(bank: Bank) -> None:
+    (bank.files / "day1.csv").unlink()
+    bank.deliver("day2.csv", "4,a,2024-01-03 10:00,8,food,")
+    with pytest.raises(DataError, match=r"1 files that were taken before are gone, such as .*day1.csv"):
+        bank.ingest(unknown_codes=3)
+    assert len(bank.rows("events")) == 3
+
+
+def test_an_event_of_an_instant_takes_its_place_among_the_others(tmp_path: Path, spark: SparkSession) -> None:
+    time = SPEC["time"] | {"order": "nr"}
+    bank = Bank(tmp_path, spark, time=time)
+    head = "id,who,at,sum,mcc,op,nr\n"
+    (bank.files / "1.csv").write_text(f"{head}1,a,2024-01-01 00:00,5,food,,2\n2,a,2024-01-01 00:00,6,food,,9\n")
+    bank.ingest()
+    (bank.files / "2.csv").write_text(f"{head}3,a,2024-01-01 00:00,7,food,,3\n4,a,2024-01-01 00:00,7,food,,1\n")
+    bank.ingest()
+    seats = {row[1]: row[3] for row in bank.rows("events")}
+    assert seats == {"4": 0, "1": 1, "3": 2, "2": 3}
+    bank.equals_a_run_from_nothing()
+    (bank.files / "3.csv").write_text(f"{head}1,a,2024-01-01 00:00,,,D,2\n")
+    bank.ingest()
+    assert {row[1]: row[3] for row in bank.rows("events")} == {"4": 0, "3": 1, "2": 2}
+    bank.equals_a_run_from_nothing()
+
+
+def test_rows_without_an_id_are_counted_over_batches_as_over_files(tmp_path: Path, spark: SparkSession) -> None:
+    bank = Bank(tmp_path, spark, event_id={})
+    bank.deliver("1.csv", "1,a,2024-01-01 10:00,5,food,", "1,a,2024-01-01 10:00,5,food,")
+    bank.ingest()
+    bank.deliver("2.csv", *["1,a,2024-01-01 10:00,5,food,"] * 3, "2,a,2024-01-02 10:00,5,food,")
+    record = bank.ingest()
+    assert (record.rows_in, record.rows_out, record.duplicates) == (4, 2, 2)
+    bank.equals_a_run_from_nothing()
