@@ -32,8 +32,9 @@ class SerializeConf(DocumentConf, AsOfConf):
 
     windows: WindowConf | None = Field(
         None,
-        description="writes windows that stay (period, events) instead of documents, which shift with every event; "
-        "embed reads them with source: windows, finetune as the format `windows`",
+        description="writes windows that stay instead of documents, which shift with every event: `period` (month, "
+        "quarter, year or none; month) anchors them, `events` (32) is the most that one holds; embed reads them with "
+        "source: windows, finetune as the format `windows`",
     )
     only: str | None = Field(None, description="SQL condition on columns of the events; others are not told")
     until: dt.datetime | None = Field(
