@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from ledgerlm.backbone.model import load_backbone
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.events.spec import load_spec
-from ledgerlm.instruct.head import ADAPTER, MODEL, load_instructed
+from ledgerlm.instruct.head import MODEL
 from ledgerlm.instruct.model import InstructedHead
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
@@ -77,18 +77,17 @@ def test_from_events_to_scores_of_an_unseen_bank(spark: SparkSession, ray_engine
 
     folder = tmp_path / "out" / "artefacts" / "instruct"
     [head] = tuned["heads"]
-    card = load_instructed(folder, head["head_id"])
-    assert card.adapter and not (folder / head["head_id"] / MODEL).exists()
-    opened = PeftModel.from_pretrained(load_backbone(card.base), str(folder / head["head_id"] / ADAPTER))
+    model = InstructedHead.load(folder, head["head_id"])
+    assert model.card.adapter and not (folder / head["head_id"] / MODEL).exists()
+    opened = PeftModel.from_pretrained(load_backbone(model.card.base), str(model.adapter))
     assert opened.peft_config["default"].r == 16
-    assert not load_instructed(folder, facts["zero_shot"]["heads"][0]["head_id"]).adapter
+    assert not InstructedHead.load(folder, facts["zero_shot"]["heads"][0]["head_id"]).card.adapter
 
     lake = Lake(str(tmp_path / "out" / "lake"), spark)
     labels = lake.read("labels").where("task = 'next_category'")
     scores = lake.read("scores").where("task = 'next_category'")
     heads = scores.groupBy("head_id").count().collect()
     assert len(heads) == 2 + 5 and {row["count"] for row in heads} == {labels.count()}
-    model = InstructedHead.load(folder, head["head_id"])
     asked, spec = labels.where("client_id LIKE 'B%'").select("client_id", "as_of").limit(20), load_spec(content["data"])
     tables = {name: lake.read(name) for name in ("events", "clients", "dictionaries")}
     prompts = model.inputs(asked, tables["events"], tables["clients"], spec=spec, dictionaries=tables["dictionaries"])
