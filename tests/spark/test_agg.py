@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from math import log, log1p
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
@@ -237,16 +238,19 @@ def test_data_without_amounts(spark: SparkSession, tmp_path: Path) -> None:
     clients = spark.createDataFrame([("a", "train"), ("b", "train")], "client_id string, split string")
     for table, rows in {"events": frame, "clients": clients}.items():
         lake.write(table, rows, by=BEFORE)
-    for name, settings, expected in (
+    cases: list[tuple[str, dict[str, Any], dict[str, float]]] = [
         ("movielens_100k", {"categorical": ["kind"]}, {"kind=LAB:count": 2.0}),
         ("mimic", {"categorical": ["code"], "numeric": ["value"]}, {"code=50912:value:mean": 2.0, "value:sum": 4.0}),
-    ):
+    ]
+    for name, settings, expected in cases:
+        # Clients here have none of the attributes that the data set's own protocol asks for.
+        settings |= {"attributes": [], "feature_set": name, "as_of": END.replace(tzinfo=None).isoformat()}
         content = {
             "pipeline": name,
             "out": str(tmp_path),
             "data": f"datasets/{name}.yaml",
             "source": {"path": str(tmp_path)},
-            "stages": {"aggregate": {**settings, "feature_set": name, "as_of": END.replace(tzinfo=None).isoformat()}},
+            "stages": {"aggregate": settings},
         }
         (tmp_path / f"{name}.yaml").write_text(json.dumps(content))
         Runner(load_pipeline(tmp_path / f"{name}.yaml"), Progress()).run()

@@ -183,6 +183,18 @@ def test_labels_that_would_be_something_else_are_refused(label: dict[str, Any], 
         DataSetSpec.model_validate(content)
 
 
+def test_a_misspelt_as_of_is_told_by_its_own_kind(tmp_path: Path) -> None:
+    label = "{name: y, kind: regression, future: {days: 30}, as_of: {every: mnth, form: 2024-01-01}}"
+    file = tmp_path / "small.yaml"
+    file.write_text(SPEC.split("labels:", maxsplit=1)[0] + f"amount: {{column: a}}\nlabels:\n  - {label}\n")
+    with pytest.raises(SpecError) as caught:
+        load_spec(file)
+    said = str(caught.value)
+    assert "'labels.0.as_of.grid.from' is missing" in said
+    assert "'labels.0.as_of.grid.every': Input should be 'week'" in said
+    assert "column" not in said.replace(str(tmp_path), "")
+
+
 def test_sums_without_amounts_are_refused() -> None:
     content = {"name": "small", "fields": [{"name": "mcc"}], "labels": [FUTURE]}
     with pytest.raises(ValidationError, match="no 'amount' to be summed; give it, or 'value: events'"):

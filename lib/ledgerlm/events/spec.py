@@ -15,7 +15,7 @@ from ledgerlm.errors import ConfigError, SpecError
 from ledgerlm.events.clock import aware
 from ledgerlm.events.files import is_url
 from ledgerlm.events.spec_files import ClientFileSpec, DictionarySpec, FileSpec, JoinSpec, SourceSpec, SpecPart
-from ledgerlm.events.spec_times import UTC_TIME, AsOfSpec, GridSpec, TimeSpec
+from ledgerlm.events.spec_times import UTC_TIME, AsOf, AsOfSpec, GridSpec, TimeSpec
 from ledgerlm.events.spec_yaml import check_words
 from ledgerlm.lake.schemas import EVENT_ORDER, EVENTS, FINEST
 
@@ -199,7 +199,7 @@ class LabelSpec(SpecPart):
         (), description="class = how many of these the number reaches; needed for the classes of `future`"
     )
     classes: tuple[str, ...] = Field((), description="names of the classes, from class 0")
-    as_of: dt.datetime | AsOfSpec | GridSpec | None = Field(
+    as_of: AsOf | None = Field(
         None, description="instant, the column of it, or (with `future`) a grid; left out, spec as_of"
     )
     only: dict[str, tuple[str, ...]] = Field(

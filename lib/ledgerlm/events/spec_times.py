@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from ledgerlm.events.clock import aware
 from ledgerlm.events.patterns import EPOCH_DIGITS, check_format, check_zone
@@ -142,3 +143,16 @@ class AsOfSpec(SpecPart):
         if self.format in ("days", "days_clock", "days_before") and self.origin is None:
             raise ValueError(f"format {self.format} counts from a day: give 'origin', such as 2015-01-01")
         return self
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, GridSpec) or (isinstance(value, Mapping) and "every" in value):
+        return "grid"
+    return "column" if isinstance(value, AsOfSpec | Mapping) else "time"
+
+
+AsOf = Annotated[
+    Annotated[dt.datetime, Tag("time")] | Annotated[AsOfSpec, Tag("column")] | Annotated[GridSpec, Tag("grid")],
+    Discriminator(_kind),
+]
+"""An instant, the column of it, or a grid (which has `every`)."""
