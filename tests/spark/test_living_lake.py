@@ -193,7 +193,7 @@ def nights(
             bank.label({**changed, "c0": (1, "2024-12-20")})
         if number == count:
             copy = (bank.files / "1-night.csv").read_bytes()
-            (bank.files / "copy-of-1.csv").write_bytes(copy)
+            (bank.files / "1-night-again.csv").write_bytes(copy)
         before = published(Lake(str(root / "out" / "lake"), spark)).number
         monkeypatch.setenv("LEDGERLM_FAILPOINT", KILLS[(seed + number) % len(KILLS)])
         with monkeypatch.context() as patch:
