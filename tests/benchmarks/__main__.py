@@ -23,6 +23,7 @@ from tests.benchmarks import (
     bench_embed,
     bench_finetune,
     bench_first_run,
+    bench_night,
     bench_predict,
     bench_serialize,
 )
@@ -32,6 +33,7 @@ BENCHMARKS = {
     "serialize": bench_serialize,
     "embed": bench_embed,
     "backtests": bench_backtests,
+    "night": bench_night,
     "finetune": bench_finetune,
     "predict": bench_predict,
 }

@@ -32,11 +32,11 @@ def run(spark: SparkSession, workdir: Path) -> list[dict[str, Any]]:
     clients = spark.range(CLIENTS).selectExpr("concat('c', id) AS client_id")
     asked = clients.crossJoin(spark.createDataFrame([(one,) for one in times], "as_of timestamp"))
     newest = clients.withColumn("as_of", F.lit(times[-1]))
-    cut = windows(_events(spark), SPEC, DocumentConf(), WINDOWING, cuts=asked)
+    cut = windows(events(spark), SPEC, DocumentConf(), WINDOWING, cuts=asked)
     path = str(workdir / "windows")
     cut.write.mode("overwrite").parquet(path)
     cut = spark.read.parquet(path)
-    folder, definition = _backbone(cut, workdir / "backbone")
+    folder, definition = backbone(cut, workdir / "backbone")
     # The first turn starts Python workers and opens the backbone in them; its time does not count.
     _, (many, long), (one, short) = (
         _embedded(cut, which, folder, definition, workdir) for which in (newest, asked, newest)
@@ -57,12 +57,12 @@ def run(spark: SparkSession, workdir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _events(spark: SparkSession) -> DataFrame:
-    """As many events of each client, at any hour of the year."""
+def events(spark: SparkSession, until: str = "2025-01-01") -> DataFrame:
+    """As many events of each client, at any hour of the year that ends so."""
     return spark.range(CLIENTS * EVENTS).selectExpr(
         f"concat('c', id % {CLIENTS}) AS client_id",
         "concat('e', id) AS event_id",
-        "timestamp_seconds(1704067200 + pmod(xxhash64(id, 1), 366 * 86400)) AS event_time",
+        f"TIMESTAMP '{until}' - make_interval(0, 0, 0, 0, 0, 0, 1 + pmod(xxhash64(id, 1), 366 * 86400)) AS event_time",
         "0L AS event_seq",
         "CAST(pmod(xxhash64(id, 2), 500) AS decimal(18,4)) AS amount",
         "concat('CATEGORY ', pmod(xxhash64(id, 3), 40)) AS category",
@@ -70,7 +70,7 @@ def _events(spark: SparkSession) -> DataFrame:
     )
 
 
-def _backbone(cut: DataFrame, folder: Path) -> tuple[Path, EmbeddingDefinition]:
+def backbone(cut: DataFrame, folder: Path) -> tuple[Path, EmbeddingDefinition]:
     """A Llama with random weights: what it costs does not depend on what it learnt."""
     sample = cut.where("cut_at IS NULL").orderBy("text_hash").limit(300).select("text").collect()
     tokenizer = train_tokenizer([row["text"] for row in sample], vocabulary_size=2048)

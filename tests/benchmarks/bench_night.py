@@ -1,0 +1,111 @@
+"""A night over windows: what new events cost the model and Spark against a full pass over the same histories."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from ledgerlm.backbone.definition import EmbeddingDefinition
+from ledgerlm.backbone.model import backbone_id
+from ledgerlm.backbone.states import fold, state_rows
+from ledgerlm.text.serialize import DocumentConf
+from ledgerlm.text.windows import windows
+from tests.benchmarks.bench_backtests import CLIENTS, EVENTS, SPEC, WINDOWING, backbone, events
+
+NIGHT = "2025-01-16"  # the middle of a month, whose window is half full
+_KEY = ["client_id", "text_hash"]
+
+
+def run(spark: SparkSession, workdir: Path) -> list[dict[str, Any]]:
+    """Measures; returns rows of what, against, ratio, target, better and detail."""
+    before = _kept(events(spark, until=NIGHT), workdir / "events")
+    told = _kept(_told(before), workdir / "told")
+    folder, definition = backbone(told, workdir / "backbone")
+    asked = spark.range(CLIENTS).selectExpr("concat('c', id) AS client_id", f"TIMESTAMP '{NIGHT}' AS as_of")
+    # The first turn starts Python workers and opens the backbone in them; its time does not count.
+    states, *_ = _pass(told, None, asked, folder, definition, workdir / "first")
+    rows = []
+    for share, most_tokens, most_time in ((60, 0.06, 0.15), (10, 0.01, 0.08)):
+        new = _kept(_new_events(spark, share), workdir / f"new-{share}")
+        now = before.unionByName(new)
+        dirty = new.groupBy("client_id").agg(F.min("event_time").alias("earliest"))
+        tomorrow = asked.withColumn("as_of", F.expr(f"TIMESTAMP '{NIGHT}' + INTERVAL 1 DAY"))
+        mine = tomorrow.join(dirty.select("client_id"), "client_id", how="left_semi")
+        began = time.perf_counter()
+        changed = _kept(_told(now, dirty), workdir / f"changed-{share}")
+        start = F.trunc(F.lit(NIGHT).cast("date"), "month")
+        whole = changed.unionByName(told.where(F.col("period") < start)).join(dirty, "client_id", how="left_semi")
+        _, tokens, _ = _pass(whole, states, mine, folder, definition, workdir / f"night-{share}")
+        night = time.perf_counter() - began
+        began = time.perf_counter()
+        _, every, _ = _pass(_told(now), None, tomorrow, folder, definition, workdir / f"full-{share}")
+        full = time.perf_counter() - began
+        what = f"a night of {CLIENTS} clients with {EVENTS} events in the year, {share} % with 1 to 3 new ones"
+        rows += [
+            _row(f"{what}, model tokens", tokens / every, most_tokens, f"{tokens:,} against {every:,} tokens"),
+            _row(f"{what}, windows to vectors, seconds", night / full, most_time, f"{night:.1f} against {full:.1f} s"),
+        ]
+    return rows
+
+
+def _row(what: str, ratio: float, target: float, detail: str) -> dict[str, Any]:
+    return {
+        "what": what,
+        "against": "a full pass",
+        "ratio": ratio,
+        "target": target,
+        "better": "lower",
+        "detail": detail,
+    }
+
+
+def _told(rows: DataFrame, since: DataFrame | None = None) -> DataFrame:
+    return windows(rows, SPEC, DocumentConf(), WINDOWING, since=since)
+
+
+def _kept(rows: DataFrame, path: Path) -> DataFrame:
+    rows.write.mode("overwrite").parquet(str(path))
+    return rows.sparkSession.read.parquet(str(path))
+
+
+def _new_events(spark: SparkSession, share: int) -> DataFrame:
+    """One to three events of a share of the clients, on the day of the night."""
+    clients = spark.range(CLIENTS).where(f"pmod(xxhash64(id, 9), 100) < {share}")
+    each = clients.selectExpr("id", "explode(sequence(1, 1 + pmod(xxhash64(id, 8), 3))) AS n")
+    return each.selectExpr(
+        "concat('c', id) AS client_id",
+        "concat('n', id, '-', n) AS event_id",
+        f"TIMESTAMP '{NIGHT}' + make_interval(0, 0, 0, 0, n * 5, 0, 0) AS event_time",
+        "0L AS event_seq",
+        "CAST(pmod(xxhash64(id, n), 500) AS decimal(18,4)) AS amount",
+        "concat('CATEGORY ', pmod(xxhash64(id, n, 3), 40)) AS category",
+        "concat('s', pmod(xxhash64(id, n, 4), 200)) AS store",
+    )
+
+
+def _pass(
+    told: DataFrame,
+    there: DataFrame | None,
+    asked: DataFrame,
+    folder: Path,
+    definition: EmbeddingDefinition,
+    workdir: Path,
+) -> tuple[DataFrame, int, DataFrame]:
+    """States of the texts that have none, tokens read for them, and vectors."""
+    identity = backbone_id(folder)
+    texts = told.dropDuplicates(_KEY)
+    if there is not None:
+        texts = texts.join(there.select(*_KEY), _KEY, how="left_anti")
+    made = state_rows(
+        texts.repartition(4, "text_hash"), folder=str(folder), backbone_id=identity, definition=definition
+    )
+    new = _kept(made, workdir)
+    states = new if there is None else new.unionByName(there.join(told.select(*_KEY), _KEY, how="left_semi"))
+    vectors = fold(told, states, asked, definition=definition, backbone_id=identity)
+    vectors.write.mode("overwrite").format("noop").save()
+    (read,) = new.agg(F.coalesce(F.sum("token_count"), F.lit(0)).alias("tokens")).collect()
+    return states, read["tokens"], vectors
