@@ -6,7 +6,7 @@ import sys
 from functools import partial
 
 from ledgerlm.backbone.embedding import EmbedConf, document_texts, embed_texts, rewrite_texts
-from ledgerlm.backbone.embedding_nights import Since, embed_told
+from ledgerlm.backbone.embedding_windows import Since, embed_windows
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 from ledgerlm.text.windows import ToldWindows
@@ -18,7 +18,7 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
         stage = conf.serialize or "serialize"
         told = ToldWindows.of(ctx.facts(stage), stage)
         dirty = ctx.dirty()
-        made = embed_told(
+        made = embed_windows(
             ctx.read("windows"),
             told.asked(ctx.read("clients"), ctx.maybe("labels")),
             told,

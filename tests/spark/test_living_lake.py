@@ -16,7 +16,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from ledgerlm.backbone import embedding_nights, embedding_windows
+from ledgerlm.backbone import embedding_windows
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.embedding import EmbedConf
 from ledgerlm.backbone.layout import StateLayout
@@ -70,9 +70,8 @@ def without_model(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             layer_count=1, context=64, dtype="fp32", text_format=told.name, fields=("days", "mcc")
         )
 
-    for module in (embedding_nights, embedding_windows):
-        monkeypatch.setattr(module, "state_rows", stand_in)
-        monkeypatch.setattr(module, "definition_of", definition)
+    monkeypatch.setattr(embedding_windows, "state_rows", stand_in)
+    monkeypatch.setattr(embedding_windows, "definition_of", definition)
     monkeypatch.setattr(model, "backbone_id", lambda _: BACKBONE)
     yield
 

@@ -1,10 +1,12 @@
-"""Embeds windows: a state for each text that has none yet, and the fold of a client's states for each time asked."""
+"""Embeds windows: a state for each text that has none yet, and the fold of a client's states for each time that is due.
+
+A vector serves every time after its own until an event comes. So on a night the clients without a new event keep the
+vectors that they have, whatever the date, and the model reads new texts alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import functions as F
@@ -20,61 +22,44 @@ from ledgerlm.backbone.embedding import (
     without_vector,
 )
 from ledgerlm.backbone.states import fold, state_rows
-from ledgerlm.engines.frames import Keep, tasks_for
+from ledgerlm.engines.frames import tasks_for
 from ledgerlm.errors import DataError
+from ledgerlm.events.asked import due
+from ledgerlm.lake.differences import CHANGE, DELETE, INSERT
 from ledgerlm.lake.made import Made, Rows
-from ledgerlm.lake.slices import Slice
-from ledgerlm.progress import Progress
-from ledgerlm.text.windows import ToldWindows, before_asked
+from ledgerlm.text.windows import before_asked
 
 if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
     from pyspark.sql import DataFrame
 
     from ledgerlm.backbone.definition import EmbeddingDefinition
+    from ledgerlm.engines.frames import Keep
+    from ledgerlm.lake.slices import Slice
+    from ledgerlm.progress import Progress
+    from ledgerlm.text.windows import ToldWindows
 
-_KEY = ["client_id", "text_hash"]
-STATE = ("client_id", "bucket", "text_hash", "backbone_id", "definition_id", "event_count", "token_count", "sums")
+_PAIR = ("client_id", "as_of")
+_TEXT = ["client_id", "text_hash"]
+_STATE = ("client_id", "bucket", "text_hash", "backbone_id", "definition_id", "event_count", "token_count", "sums")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EmbeddedWindows:
-    """States of windows, and the vectors that they fold to.
+class Since:
+    """What stands, and what has changed since it was made.
 
     Attributes:
-        states: rows of the `states` table, reused and new ones.
-        vectors: rows of the `embeddings` table.
-        aside: rows for `quarantine`: times whose history holds a text without a state.
-        part: their slice of both tables.
-        asked: times that have an event before them.
-        without: those that have no vector.
-        components: file that names each number of each part.
-        facts: definition, tokens, speed, widths.
+        before: gives a slice of `states` or `embeddings` as it stands.
+        dirty: client_id, earliest: whose events changed, from when on.
+        night: everybody is asked as of it; None in a study.
     """
 
-    states: DataFrame
-    vectors: DataFrame
-    aside: DataFrame
-    part: Slice
-    asked: int
-    without: int
-    components: Path
-    facts: Mapping[str, Any]
-
-    def made(self) -> Made:
-        """For the lake: the states first, so that whoever finds a vector finds what it was made of."""
-        return Made(
-            rows_in=self.asked,
-            rows_out=self.asked - self.without,
-            tables={
-                "states": Rows(frame=self.states, slice=self.part),
-                "embeddings": Rows(frame=self.vectors, slice=self.part),
-            },
-            main="embeddings",
-            aside=self.aside,
-            quarantined=self.without,
-            artefacts=[self.components],
-            facts=self.facts,
-        )
+    before: Callable[[str, Slice], DataFrame]
+    dirty: DataFrame
+    night: dt.datetime | None
 
 
 def embed_windows(
@@ -88,8 +73,9 @@ def embed_windows(
     standing: Callable[[Slice], DataFrame | None],
     keep: Keep,
     progress: Progress,
-) -> EmbeddedWindows:
-    """Reads the windows that have no state yet, and folds the states of each client for each time that is asked.
+    since: Since | None = None,
+) -> Made:
+    """Reads the windows that have no state yet, and folds the states of each client for each time that is due.
 
     Args:
         windows: the `windows` table.
@@ -101,6 +87,12 @@ def embed_windows(
         standing: gives what the lake holds of a slice of `states`, or None.
         keep: for frames that are read again: the model must run once.
         progress: what the user sees.
+        since: vectors that are there, of which those are made again that are no longer right; None: all are made.
+
+    Returns:
+        `states` and `embeddings` of the backbone and definition, or with `since` what changes in them; the states
+        first, so that whoever finds a vector finds what it was made of. Rows in are the times that were folded; a time
+        whose history holds a text without a state is set aside.
 
     Raises:
         DataError: there are no such windows.
@@ -110,48 +102,110 @@ def embed_windows(
     own = told.of_table(windows)
     backbone_id, definition = model.backbone_id(backbone), definition_of(own, told, conf, backbone)
     part: Slice = {"backbone_id": (backbone_id,), "definition_id": (definition.definition_id,)}
-    texts = before_asked(own, asked).select("client_id", "bucket", "text_hash", "text").dropDuplicates(_KEY)
-    there = standing(part)
-    old = None if there is None else there.join(texts, _KEY, how="left_semi").select(*STATE)
-    rest = texts if old is None else texts.join(old, _KEY, how="left_anti")
-    spread = rest.repartition(conf.partitions or tasks_for(rest.count(), ROWS_A_TASK), *_KEY)
+    pairs = None if since is None else keep(_due(asked, own, since, part))
+    wanted = asked if pairs is None else pairs.where(F.col(CHANGE) != DELETE).select(*_PAIR)
+    own = own if pairs is None else own.join(wanted.select("client_id").distinct(), "client_id", how="left_semi")
+    texts = before_asked(own, wanted).select("client_id", "bucket", "text_hash", "text").dropDuplicates(_TEXT)
+    there = standing(part) if since is None else since.before("states", part)
+    old = None if there is None else there.join(texts, _TEXT, how="left_semi").select(*_STATE)
+    rest = keep(texts if old is None else texts.join(old, _TEXT, how="left_anti"))
+    spread = rest.repartition(conf.partitions or tasks_for(rest.count(), ROWS_A_TASK), *_TEXT)
     made = state_rows(
         spread, folder=str(backbone), backbone_id=backbone_id, definition=definition, settings=conf.settings
     )
-    rows = keep(made)
+    read = keep(made)
     with progress.task("Embedding windows"):
-        figures = figures_of(rows)
-    new = rows.where("reason IS NULL").select(*STATE)
-    reused = 0 if old is None else old.count()
+        figures = figures_of(read)
     # Texts without a state go into the fold as well: what is told of a client then says why it has no vector.
-    known = rows if old is None else rows.unionByName(old, allowMissingColumns=True)
-    folded = keep(fold(own, known, asked, definition=definition, backbone_id=backbone_id))
+    known = read if old is None else read.unionByName(old, allowMissingColumns=True)
+    folded = keep(fold(own, known, wanted, definition=definition, backbone_id=backbone_id))
     with progress.task("Folding states"):
         answered = folded.agg(F.count("*").alias("asked"), F.count("reason").alias("without")).first()
     assert answered is not None, "an aggregate of all rows is one row"
-    vectors = folded.where("reason IS NULL").select(*VECTOR)
-    widths = widths_of(vectors, definition)
+    new = answered["asked"] - answered["without"]
+    vectors = folded.where("reason IS NULL")
+    widths = widths_of(vectors if new or since is None else since.before("embeddings", part), definition)
     components = save_components(folder, definition, widths)
-    return EmbeddedWindows(
-        states=new if old is None else old.unionByName(new),
-        vectors=vectors,
+    return Made(
+        rows_in=answered["asked"],
+        rows_out=new,
+        tables=_all(read, old, folded, part) if pairs is None else _changes(read, folded, pairs, part, keep),
+        main="embeddings",
         aside=without_vector(folded),
-        part=part,
-        asked=answered["asked"],
-        without=answered["without"],
-        components=components,
+        quarantined=answered["without"],
+        artefacts=[components],
         facts={
-            "definition": definition.model_dump(mode="json"),
-            "definition_id": definition.definition_id,
-            "backbone": str(backbone),
-            "backbone_id": backbone_id,
-            "reused": reused,
+            **_identity(definition, backbone, backbone_id),
+            **({"reused": 0 if old is None else old.count()} if since is None else {}),
             **figures,
-            "folded": answered["asked"] - answered["without"],
+            "folded": new,
             "widths": widths,
             "components": str(components),
         },
     )
+
+
+def _identity(definition: EmbeddingDefinition, backbone: Path, backbone_id: str) -> dict[str, Any]:
+    return {
+        "definition": definition.model_dump(mode="json"),
+        "definition_id": definition.definition_id,
+        "backbone": str(backbone),
+        "backbone_id": backbone_id,
+    }
+
+
+def _all(read: DataFrame, old: DataFrame | None, folded: DataFrame, part: Slice) -> Mapping[str, Rows]:
+    """States and vectors of the slice."""
+    new = read.where("reason IS NULL").select(*_STATE)
+    vectors = folded.where("reason IS NULL").select(*VECTOR)
+    states = new if old is None else old.unionByName(new)
+    return {"states": Rows(frame=states, slice=part), "embeddings": Rows(frame=vectors, slice=part)}
+
+
+def _changes(read: DataFrame, folded: DataFrame, pairs: DataFrame, part: Slice, keep: Keep) -> Mapping[str, Rows]:
+    """What changes in the slice."""
+    new = read.where("reason IS NULL").select(*_STATE).withColumn(CHANGE, F.lit(INSERT))
+    both = pairs.join(folded.where("reason IS NULL").select(*VECTOR), list(_PAIR), how="left")
+    # What was there and folds to nothing any more goes: all its events were taken away.
+    change = F.when(F.col("parts").isNotNull(), F.col(CHANGE)).when(F.col(CHANGE) != INSERT, F.lit(DELETE))
+    changes = both.select(*VECTOR, change.alias(CHANGE)).where(F.col(CHANGE).isNotNull())
+    return {
+        "states": Rows(frame=keep(new), slice=part, differences=True),
+        "embeddings": Rows(frame=keep(changes), slice=part, differences=True),
+    }
+
+
+def _due(asked: DataFrame, own: DataFrame, since: Since, part: Slice) -> DataFrame:
+    vectors = since.before("embeddings", part).select(*_PAIR)
+    return due_vectors(asked, vectors, own, dirty=since.dirty, night=since.night)
+
+
+def due_vectors(
+    asked: DataFrame, standing: DataFrame, windows: DataFrame, *, dirty: DataFrame, night: dt.datetime | None
+) -> DataFrame:
+    """Which vectors are to be made, made again, or taken away.
+
+    Args:
+        asked: client_id, as_of.
+        standing: client_id, as_of of the vectors that are there.
+        windows: of the format and windowing.
+        dirty: client_id, earliest: whose events changed, from when on.
+        night: everybody is asked as of it; a vector that stands and was followed by no event serves for it.
+
+    Returns:
+        As `asked.due`.
+    """
+    pairs = due(asked, standing, dirty)
+    if night is None:
+        return pairs
+    tonight = F.lit(night.isoformat(sep=" ")).cast("timestamp")
+    newest = standing.where(F.col("as_of") <= tonight).groupBy("client_id").agg(F.max("as_of").alias("_newest"))
+    last = windows.where("cut_at IS NULL").groupBy("client_id").agg(F.max("last_event_time").alias("_last"))
+    served = newest.join(last, "client_id").where(F.col("_last") < F.col("_newest")).select("client_id")
+    # Whoever is touched gets a new vector, wherever in the past that was.
+    served = served.join(dirty.select("client_id"), "client_id", how="left_anti").withColumn("_served", F.lit(True))
+    skipped = (F.col(CHANGE) == INSERT) & (F.col("as_of") == tonight) & F.coalesce("_served", F.lit(False))
+    return pairs.join(served, "client_id", how="left").where(~skipped).drop("_served")
 
 
 def definition_of(own: DataFrame, told: ToldWindows, conf: EmbedConf, backbone: Path) -> EmbeddingDefinition:
