@@ -217,7 +217,7 @@ def refusal_of(spec: DataSetSpec, counts: IngestCounts, told: Told, conf: Ingest
     """Why the tables should not be believed; None when nothing speaks against it."""
     share, most = conf.max_quarantined_share, conf.max_unmatched_share
     remedy = "look at table quarantine, then mend the spec or raise it; all other tables are as they were"
-    nothing = bool(counts.quarantined) and not counts.rows_out and not counts.withdrawn
+    nothing = bool(counts.quarantined) and told.end is None
     if nothing or counts.quarantined > share * counts.rows_in:
         worst = sorted(counts.reasons.items(), key=lambda item: -item[1])
         why = f"more than max_quarantined_share {share}" if not nothing else "so that there is no event"
