@@ -199,6 +199,7 @@ def test_plans_say_which_tables_a_stage_reads_and_writes(folder: Path) -> None:
     writes = {name: {write.table for write in plan.writes} for name, plan in plans.items()}
     assert writes["serialize"] == {"windows"}
     assert reads["finetune"] == {"clients", "windows", "labels"}
-    assert (reads["embed"], writes["embed"]) == ({"windows", "clients", "labels"}, {"states", "embeddings"})
+    assert reads["embed"] == {"windows", "clients", "labels", "changes"}
+    assert writes["embed"] == {"states", "embeddings"}
     assert EmbedConf(definition=EmbeddingDefinition()).reads == ("documents",)
     assert FinetuneConf().reads == ("clients", "documents")
