@@ -21,7 +21,8 @@ def run(ctx: Context, conf: PublishConf) -> StageResult:
         conf,
         pipeline=ctx.pipeline.name,
         as_of=ctx.end(None),
-        heads=[head for stage in ctx.stages_of("fit") for head in ctx.heads(stage)],
+        # A study scores labelled clients as of their labels; only a night scores everybody, and can be judged.
+        heads=[] if ctx.night is None else [head for stage in ctx.stages_of("score") for head in ctx.heads(stage)],
         keep=ctx.keep,
     )
     result = ctx.publish(made.made)

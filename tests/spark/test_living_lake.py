@@ -7,6 +7,7 @@ should have been read anew, or a window that should not be in a fold, shows.
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -109,53 +110,53 @@ class Truth:
         return Agg.load(folder).transform(self.tables["events"], self.asked)
 
 
-def same(found: DataFrame, wanted: DataFrame, columns: list[str], what: str) -> None:
-    """Whether two frames hold the same rows, with every bit."""
-    texts = [
-        sorted(map(repr, frame.select(*[F.to_json(F.struct(F.col(one))).alias(one) for one in columns]).collect()))
+def unlike(found: DataFrame, wanted: DataFrame, columns: list[str]) -> list[str]:
+    """Rows that one side alone has, with every bit; a few of each."""
+    there, told = (
+        Counter(repr(row) for row in frame.select(*[F.to_json(F.struct(F.col(one))) for one in columns]).collect())
         for frame in (found, wanted)
-    ]
-    more = [row for row in texts[0] if row not in set(texts[1])][:3]
-    less = [row for row in texts[1] if row not in set(texts[0])][:3]
-    assert texts[0] == texts[1], f"{what}: there, but not in a run from nothing: {more}; missing: {less}"
+    )
+    return [f"{side}: {row}" for side, rows in (("more", there - told), ("less", told - there)) for row in [*rows][:3]]
 
 
-def hold_together(spark: SparkSession, bank: LivingBank, runner: Runner, night: dt.datetime) -> None:
-    """The published tables against the truth."""
+def differing(spark: SparkSession, bank: LivingBank, runner: Runner, night: dt.datetime) -> dict[str, list[str]]:
+    """The published tables against the truth: what is not the same, and in which rows."""
     lake = Lake(str(bank.root / "out" / "lake"), spark)
     seen, truth = published(lake), Truth(spark, bank, runner, night)
     read = partial(seen.read, lake)
     events = [name for name in truth.tables["events"].columns if name != "source_file"]
-    same(read("events"), truth.tables["events"], events, "events")
-    same(read("clients"), truth.tables["clients"], truth.tables["clients"].columns, "clients")
-    same(read("labels"), truth.tables["labels"], truth.tables["labels"].columns, "labels")
-    same(read("windows"), truth.windows, truth.windows.columns, "windows")
+    compared = {
+        "events": (read("events"), truth.tables["events"], events),
+        "clients": (read("clients"), truth.tables["clients"], truth.tables["clients"].columns),
+        "labels": (read("labels"), truth.tables["labels"], truth.tables["labels"].columns),
+        "windows": (read("windows"), truth.windows, truth.windows.columns),
+    }
     vectors = read("embeddings")
     row = vectors.select("definition").first()
     assert row is not None
     wanted = truth.embeddings(EmbeddingDefinition.model_validate_json(row["definition"]))
     tonight = F.col("as_of") == F.lit(night.isoformat(sep=" ")).cast("timestamp")
     columns = ["client_id", "as_of", "parts"]
-    same(newest_vectors(vectors, "embeddings", night), wanted.where(tonight), columns, "embeddings of tonight")
+    newest = newest_vectors(vectors, "embeddings", night)
+    compared["embeddings of tonight"] = (newest, wanted.where(tonight), columns)
     told = truth.tables["labels"].select("client_id", "as_of").distinct()
     of_labels = [frame.join(told, ["client_id", "as_of"], "left_semi") for frame in (vectors, wanted)]
-    same(*of_labels, [*columns, "input_hash", "token_count", "event_count_used"], "embeddings of labels")
+    counted = [*columns, "input_hash", "token_count", "event_count_used"]
+    compared["embeddings of labels"] = (of_labels[0], of_labels[1], counted)
     features = read("features").join(truth.asked, ["client_id", "as_of"], "left_semi")
     folder = runner.pipeline.out / "artefacts" / "features" / "agg"
     listed = F.sort_array(F.map_entries("features")).alias("features")
     pairs = [frame.select("client_id", "as_of", listed) for frame in (features, truth.features(folder))]
-    same(*pairs, ["client_id", "as_of", "features"], "features")
+    compared["features"] = (pairs[0], pairs[1], ["client_id", "as_of", "features"])
+    found = {what: rows for what, sides in compared.items() if (rows := unlike(*sides))}
     truth.keeper.release()
+    return found
 
 
-def run(bank: LivingBank, file: Path, night: int | None) -> Runner:
+def run(file: Path, night: int | None) -> Runner:
     time = None if night is None else aware(FIRST_NIGHT + dt.timedelta(days=night), "Europe/Berlin")
     runner = Runner(load_pipeline(str(file)), Progress(), time)
-    try:
-        runner.run()
-    except AssertionError:
-        print(bank.sequences())
-        raise
+    runner.run()
     return runner
 
 
@@ -173,13 +174,13 @@ class Killed(BaseException):
 
 
 def nights(
-    spark: SparkSession, root: Path, monkeypatch: pytest.MonkeyPatch, *, clients: int, seed: int, count: int
-) -> None:
-    """Lets a bank live for some nights, and holds it against the truth after each."""
-    bank = LivingBank(root, clients, seed)
+    spark: SparkSession, bank: LivingBank, monkeypatch: pytest.MonkeyPatch, *, seed: int, count: int
+) -> Iterator[dict[str, list[str]]]:
+    """Lets a bank live for some nights, and holds it against the truth after each: what differs, night by night."""
+    root = bank.root
     (root / BACKBONE).mkdir()
     file = bank.pipeline(root / BACKBONE)
-    run(bank, file, None)
+    run(file, None)
 
     def kill(*_: object) -> None:
         raise Killed
@@ -198,19 +199,21 @@ def nights(
         with monkeypatch.context() as patch:
             patch.setattr(context.os, "kill", kill)
             with pytest.raises(Killed):
-                run(bank, file, number)
+                run(file, number)
         assert published(Lake(str(root / "out" / "lake"), spark)).number == before, (
             "a night that was killed is not seen"
         )
         monkeypatch.delenv("LEDGERLM_FAILPOINT")
-        runner = run(bank, file, number)
-        hold_together(spark, bank, runner, aware(FIRST_NIGHT + dt.timedelta(days=number), "Europe/Berlin"))
+        runner = run(file, number)
+        yield differing(spark, bank, runner, aware(FIRST_NIGHT + dt.timedelta(days=number), "Europe/Berlin"))
 
 
 def test_a_lake_that_lives_equals_a_run_from_nothing(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_model: None
 ) -> None:
-    nights(spark, tmp_path, monkeypatch, clients=24, seed=1, count=2)
+    bank = LivingBank(tmp_path, clients=24, seed=1)
+    for found in nights(spark, bank, monkeypatch, seed=1, count=2):
+        assert found == {}, bank.sequences()
 
 
 @pytest.mark.slow
@@ -218,4 +221,6 @@ def test_a_lake_that_lives_equals_a_run_from_nothing(
 def test_three_hundred_sequences(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_model: None, seed: int
 ) -> None:
-    nights(spark, tmp_path, monkeypatch, clients=50, seed=seed, count=6)
+    bank = LivingBank(tmp_path, clients=50, seed=seed)
+    for found in nights(spark, bank, monkeypatch, seed=seed, count=6):
+        assert found == {}, bank.sequences()

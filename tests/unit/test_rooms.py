@@ -11,23 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from ledgerlm.runs.registry import SHIPPED
+
 REPOSITORY = Path(__file__).parents[2]
 LIBRARY = REPOSITORY / "lib" / "ledgerlm"
 JOBS = REPOSITORY / "jobs"
-COMMANDS = {
-    "__init__",
-    "check",
-    "cli",
-    "deliveries",
-    "doctor",
-    "explain",
-    "maintain",
-    "quarantine",
-    "rescore",
-    "rollback",
-    "run",
-    "status",
-}
+COMMANDS = {"__init__", *SHIPPED.commands}
 
 # Half of the jobs have at most this many lines.
 MEDIAN = 50

@@ -105,15 +105,16 @@ def embed_windows(
     pairs = None if since is None else keep(_due(asked, own, since, part))
     wanted = asked if pairs is None else pairs.where(F.col(CHANGE) != DELETE).select(*_PAIR)
     own = own if pairs is None else own.join(wanted.select("client_id").distinct(), "client_id", how="left_semi")
-    texts = before_asked(own, wanted).select("client_id", "bucket", "text_hash", "text").dropDuplicates(_TEXT)
     there = standing(part) if since is None else since.before("states", part)
-    old = None if there is None else there.join(texts, _TEXT, how="left_semi").select(*_STATE)
-    rest = keep(texts if old is None else texts.join(old, _TEXT, how="left_anti"))
-    spread = rest.repartition(conf.partitions or tasks_for(rest.count(), ROWS_A_TASK), *_TEXT)
-    made = state_rows(
-        spread, folder=str(backbone), backbone_id=backbone_id, definition=definition, settings=conf.settings
+    read, old = _states(
+        before_asked(own, wanted),
+        there,
+        conf,
+        backbone=backbone,
+        definition=definition,
+        backbone_id=backbone_id,
+        keep=keep,
     )
-    read = keep(made)
     with progress.task("Embedding windows"):
         figures = figures_of(read)
     # Texts without a state go into the fold as well: what is told of a client then says why it has no vector.
@@ -143,6 +144,27 @@ def embed_windows(
             "components": str(components),
         },
     )
+
+
+def _states(
+    windows: DataFrame,
+    there: DataFrame | None,
+    conf: EmbedConf,
+    *,
+    backbone: Path,
+    definition: EmbeddingDefinition,
+    backbone_id: str,
+    keep: Keep,
+) -> tuple[DataFrame, DataFrame | None]:
+    """States of the windows' texts: those that are to be read (kept, not computed yet), and those that are there."""
+    texts = windows.select("client_id", "bucket", "text_hash", "text").dropDuplicates(_TEXT)
+    old = None if there is None else there.join(texts, _TEXT, how="left_semi").select(*_STATE)
+    rest = keep(texts if old is None else texts.join(old, _TEXT, how="left_anti"))
+    spread = rest.repartition(conf.partitions or tasks_for(rest.count(), ROWS_A_TASK), *_TEXT)
+    made = state_rows(
+        spread, folder=str(backbone), backbone_id=backbone_id, definition=definition, settings=conf.settings
+    )
+    return keep(made), old
 
 
 def _identity(definition: EmbeddingDefinition, backbone: Path, backbone_id: str) -> dict[str, Any]:

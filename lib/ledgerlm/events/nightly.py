@@ -176,11 +176,15 @@ def _batch(
     made = Made(main="events", tables=tables, none=told.none, aside_too=True, facts={**told.facts, "clients": clients})
     if read is None:
         return Ingestion(made=_nothing_new(spark, made, found, batch - 1, keep), refusal=None)
-    counts, aside = (
-        read.counts,
-        set_aside(read.ingested, read.counts, told.labelled, damaged_attributes(spark, spec), keep),
-    )
-    figures = {**_figures(counts), **read.appended.counts}
+    counts = read.counts
+    aside = set_aside(read.ingested, counts, told.labelled, damaged_attributes(spark, spec), keep)
+    figures = {
+        "rows_in": counts.rows_in,
+        "quarantined": counts.quarantined,
+        "duplicates": counts.duplicates,
+        "withdrawn": counts.withdrawn,
+        **read.appended.counts,
+    }
     figures["duplicates"] += figures["repeated"]
     files = _batch_rows(spark, found, {}, read.delivered, batch=batch, counts=figures)
     made = replace(
@@ -274,15 +278,6 @@ def _not_yet(aside: DataFrame | None, before: DataFrame | None) -> DataFrame | N
     key = ("reason", "detail", "source_file", "payload")
     same = [F.col(f"a.{name}").eqNullSafe(F.col(f"b.{name}")) for name in key]
     return aside.alias("a").join(before.select(*key).alias("b"), reduce(and_, same), how="left_anti")
-
-
-def _figures(counts: IngestCounts) -> dict[str, int]:
-    return {
-        "rows_in": counts.rows_in,
-        "quarantined": counts.quarantined,
-        "duplicates": counts.duplicates,
-        "withdrawn": counts.withdrawn,
-    }
 
 
 def _batch_facts(counts: Mapping[str, int], found: Arrivals, batch: int) -> dict[str, int]:

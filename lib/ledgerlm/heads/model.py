@@ -22,7 +22,7 @@ from ledgerlm.heads.vectors import KEY, Source, is_finite, join_sources, newest_
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.lake.slices import instant
 from ledgerlm.progress import Progress
-from ledgerlm.training.model import Model
+from ledgerlm.training.model import HeadModel
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -37,7 +37,7 @@ class ScoreConf(Conf):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head(Model):
+class Head(HeadModel):
     """A trained head that reads vectors.
 
     Attributes:
@@ -63,15 +63,6 @@ class Head(Model):
     def save(self, folder: Path) -> Head:
         """Writes it below `folder`, under its id; the same head again leaves what is there."""
         return replace(self, home=folder / save_head(folder, self.card, self.model))
-
-    @property
-    def head_id(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of its files.
-
-        Raises:
-            ArtefactError: when it has not been saved.
-        """
-        return self.folder.name
 
     def inputs(self, tables: Mapping[str, DataFrame]) -> DataFrame:
         """The vectors that it reads, side by side.

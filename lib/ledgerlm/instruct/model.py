@@ -20,7 +20,7 @@ from ledgerlm.instruct.predict import Reading, score_prompts
 from ledgerlm.instruct.prompts import body, tell
 from ledgerlm.instruct.sweep import Length
 from ledgerlm.lake.made import Made
-from ledgerlm.training.model import Model
+from ledgerlm.training.model import HeadModel
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -72,7 +72,7 @@ class Tuning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InstructedHead(Model):
+class InstructedHead(HeadModel):
     """A tuned and calibrated language model. For one client at a time there is `instruct.head.Predictor`.
 
     Attributes:
@@ -104,15 +104,6 @@ class InstructedHead(Model):
         folder = folder.absolute()
         head_id = save_instructed(folder, self.card, adapter=self.adapter, model=self.model)
         return replace(self, home=folder / head_id)
-
-    @property
-    def head_id(self) -> str:
-        """Hash of its content.
-
-        Raises:
-            ArtefactError: when it has not been saved.
-        """
-        return self.folder.name
 
     def inputs(
         self,

@@ -67,6 +67,19 @@ class Model(ABC):
         """What it says of rows that `inputs` has laid out; it must have been saved, since workers open its files."""
 
 
+class HeadModel(Model):
+    """A model whose words are scores, which are kept under its id."""
+
+    @property
+    def head_id(self) -> str:
+        """First hexadecimal digits of the hash of its files.
+
+        Raises:
+            ArtefactError: when it has not been saved.
+        """
+        return self.folder.name
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainedNetwork(Model, Generic[C]):
     """A network whose weights and card its training has left in a folder.

@@ -11,7 +11,7 @@ from ledgerlm.errors import ArtefactError
 from ledgerlm.heads.alimn.settings import FusionCard
 from ledgerlm.heads.tasks import Floats
 from ledgerlm.heads.vectors import KEY, Source, join_sources
-from ledgerlm.training.model import Model
+from ledgerlm.training.model import HeadModel
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -33,7 +33,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FusedHead(Model):
+class FusedHead(HeadModel):
     """A trained network with its calibration, or a late fusion of such heads.
 
     Attributes:
@@ -73,15 +73,6 @@ class FusedHead(Model):
         members = tuple(one.save(folder) for one in self.members)
         card = self.card.model_copy(update={"members": tuple(one.head_id for one in members)})
         return replace(self, card=card, members=members, home=folder / save_fusion(folder, card, self.weights))
-
-    @property
-    def head_id(self) -> str:
-        """Hash of its files.
-
-        Raises:
-            ArtefactError: when it has not been saved.
-        """
-        return self.folder.name
 
     def inputs(
         self, tables: Mapping[str, DataFrame], states: DataFrame, *, domains: Sequence[str] | None = None

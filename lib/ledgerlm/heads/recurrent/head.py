@@ -11,7 +11,7 @@ from ledgerlm.heads.recurrent.inputs import chosen_columns, head_rows, observed_
 from ledgerlm.heads.recurrent.scoring import score_recurrent
 from ledgerlm.heads.recurrent.settings import HEAD_FILES, RecurrentCard
 from ledgerlm.lake.made import Made
-from ledgerlm.training.model import TrainedNetwork
+from ledgerlm.training.model import HeadModel, TrainedNetwork
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecurrentHead(TrainedNetwork[RecurrentCard]):
+class RecurrentHead(TrainedNetwork[RecurrentCard], HeadModel):
     """A trained LSTM, GRU or 1-D CNN.
 
     Attributes:
@@ -30,15 +30,6 @@ class RecurrentHead(TrainedNetwork[RecurrentCard]):
     FILES = HEAD_FILES
 
     labelled: int = 0
-
-    @property
-    def head_id(self) -> str:
-        """Hash of its files.
-
-        Raises:
-            ArtefactError: when it has not been saved.
-        """
-        return self.folder.name
 
     def inputs(
         self,
