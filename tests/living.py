@@ -63,9 +63,14 @@ class Client:
         """What the bank sends of the client on a night, as lines."""
         if number < self.born:
             return []
-        kind = "append" if not self.rows else self.rng.choice(KINDS)
+        # Several things at once, far apart in time: the earliest of them decides what is to be made again.
+        return [line for _ in range(self.rng.randrange(1, 4)) for line in self._something(number)]
+
+    def _something(self, number: int) -> list[str]:
+        kind = self.rng.choice(KINDS) if self.rows else "append"
         self.told.append(kind)
-        return getattr(self, f"_{kind}")(number)
+        lines: list[str] = getattr(self, f"_{kind}")(number)
+        return lines
 
     def _event(self, number: int, time: dt.datetime, seat: int = 0) -> str:
         name = f"{self.name}{len(self.told)}-{number}-{seat}-{self.rng.randrange(10**6)}"
