@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 
-from ledgerlm.baselines.sequence.histories import Chosen
+from ledgerlm.baselines.sequence.histories import SeenColumns
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.heads.recurrent.inputs import (
     Sources,
@@ -31,7 +31,7 @@ CONF = InputsConf(
     holidays=HolidaysConf(countries=("GB", "IE"), home="country", ahead_days=10),
     series=SeriesConf(path="unused", columns=("rate",), lag_days=2),
 )
-CHOSEN = Chosen(
+CHOSEN = SeenColumns(
     categorical=("mcc",), numeric=("amount", "holiday", "days_to_holiday", "rate"), hour=False, weekday=False
 )
 
