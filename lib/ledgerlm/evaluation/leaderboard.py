@@ -49,6 +49,26 @@ class Entry:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LowDataEntry:
+    """A row of the `low_data` table; see its schema."""
+
+    task: str
+    method: str
+    metric: str
+    labelled: int
+    mean: float
+    std: float
+    draws: int
+    baseline: str | None
+    delta: float | None
+    delta_std: float | None
+
+    def row(self) -> dict[str, Any]:
+        """The entry by column names."""
+        return asdict(self)
+
+
 def leaderboard_rows(spark: SparkSession, entries: Sequence[Entry], stage: str) -> DataFrame:
     """The entries of a stage as rows of the `leaderboard` table."""
     from pyspark.sql.types import StructType

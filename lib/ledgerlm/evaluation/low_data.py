@@ -8,7 +8,7 @@ methods see the same draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from pydantic import Field
 
 from ledgerlm.engines.frames import Keep
 from ledgerlm.evaluation.intervals import Predictions, fold_values
+from ledgerlm.evaluation.leaderboard import LowDataEntry
 from ledgerlm.evaluation.protocol import ProtocolConf, read_material
 from ledgerlm.evaluation.report.low_data import low_data_section
 from ledgerlm.heads.linear import Standard, penalised
@@ -50,26 +51,6 @@ class Draw:
     labelled: int
     fold: Fold
     rows: Ints
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LowDataEntry:
-    """A row of the `low_data` table; see its schema."""
-
-    task: str
-    method: str
-    metric: str
-    labelled: int
-    mean: float
-    std: float
-    draws: int
-    baseline: str | None
-    delta: float | None
-    delta_std: float | None
-
-    def row(self) -> dict[str, Any]:
-        """The entry by column names."""
-        return asdict(self)
 
 
 def low_data(

@@ -11,7 +11,7 @@ from operator import and_
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, small_frame
 from ledgerlm.errors import DataError
 from ledgerlm.events.attributes import attributes_of
 from ledgerlm.events.cells import Uses, code, raw, real, type_of
@@ -168,7 +168,7 @@ def labels_of(
     Raises:
         DataError: amounts of several currencies would be added up.
     """
-    none = spark.createDataFrame([], _JUDGED)
+    none = small_frame(spark, [], _JUDGED)
     files = [(label, label.file, place) for place, label in enumerate(spec.labels) if label.file]
     tasks = [none, *(_task(spark, spec, label, file, place) for label, file, place in files)]
     rows = pseudonymised(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ledgerlm.evaluation.low_data import LowDataEntry
+    from ledgerlm.evaluation.leaderboard import LowDataEntry
 
 
 def low_data_section(found: Sequence[LowDataEntry]) -> dict[str, Any]:
