@@ -12,7 +12,8 @@ from pyspark.sql import functions as F
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.embedder import resolve_definition
-from ledgerlm.backbone.model import LlamaShape, backbone_id, new_llama
+from ledgerlm.backbone.model import backbone_id, new_llama
+from ledgerlm.backbone.settings import LlamaShape
 from ledgerlm.backbone.states import fold, state_rows
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.text.serialize import DocumentConf

@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.embedder import Embedder, resolve_definition
-from ledgerlm.backbone.model import LlamaShape, backbone_id, new_llama
+from ledgerlm.backbone.model import backbone_id, new_llama
+from ledgerlm.backbone.settings import LlamaShape
 from ledgerlm.backbone.spark_embed import EmbedSettings, embed
 from ledgerlm.text.tokenizer import load_tokenizer, train_tokenizer
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
-from pyspark.sql import SparkSession
+from pyspark.sql import Row, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.baselines.agg import histories
@@ -102,6 +103,7 @@ def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
         lambda _: facts
     )
     lake = Lake(str(tmp_path / "lake"), spark)
+    assert source.backbone_id is not None and source.definition_id is not None
     mine = (F.col("backbone_id") == source.backbone_id) & (F.col("definition_id") == source.definition_id)
     rows = {row["client_id"]: row for row in lake.read("embeddings").where(mine).collect()}
     assert len(rows) == clients - 1
@@ -111,7 +113,7 @@ def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
     assert Runner(load_pipeline(file), Progress()).run().stages[0].skipped
 
 
-def _same_vectors_here(spark: SparkSession, lake: Lake, folder: Path, rows: dict[str, object]) -> None:
+def _same_vectors_here(spark: SparkSession, lake: Lake, folder: Path, rows: Mapping[str, Row]) -> None:
     """The stored vectors are those of the encoder on the same arrays, computed in this process and by the model."""
     encoder = SequenceEncoder.load(folder.parent, folder.name)
     as_of = spark.createDataFrame([(client, AS_OF) for client in rows], "client_id string, as_of timestamp")
@@ -120,6 +122,6 @@ def _same_vectors_here(spark: SparkSession, lake: Lake, folder: Path, rows: dict
     vectors = encode_histories(load_encoder(folder), Histories.from_arrow(arrays, encoder.card.fields))
     said = {row["client_id"]: row["parts"]["coles"] for row in encoder.transform(inputs).collect()}
     for client, vector in zip(arrays.column("client_id").to_pylist(), vectors, strict=True):
-        np.testing.assert_allclose(rows[client]["parts"]["coles"], vector, atol=1e-4)  # type: ignore[index]
+        np.testing.assert_allclose(rows[client]["parts"]["coles"], vector, atol=1e-4)
         np.testing.assert_allclose(said[client], vector, atol=1e-4)
     assert encoder.save(folder.parent).backbone_id == folder.name

@@ -22,6 +22,8 @@ from ledgerlm.errors import EngineError
 from ledgerlm.files import pull
 
 SHARDS, ROWS, VARIANTS = 4, 6, 2
+# The rows written, by client and variant.
+Rewrites = dict[tuple[str, int], dict[str, Any]]
 
 
 class DeadlyOptions(Conf):
@@ -78,7 +80,7 @@ def shards(folder: Path) -> list[Shard]:
     return made
 
 
-def enrich(folder: Path, work: list[Shard], **options: object) -> tuple[dict[str, Any], list[ShardStats], list[int]]:
+def enrich(folder: Path, work: list[Shard], **options: object) -> tuple[Rewrites, list[ShardStats], list[int]]:
     conf = RewriteConf.model_validate(
         {
             "engine": f"{__name__}:Deadly",
@@ -96,19 +98,19 @@ def enrich(folder: Path, work: list[Shard], **options: object) -> tuple[dict[str
 
 
 @pytest.fixture(scope="module")
-def clean(ray_engine: RayEngine, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def clean(ray_engine: RayEngine, tmp_path_factory: pytest.TempPathFactory) -> Rewrites:
     folder = tmp_path_factory.mktemp("clean")
     return enrich(folder, shards(folder))[0]
 
 
-def test_a_worker_that_dies_midway_loses_and_doubles_nothing(clean: dict[str, Any], tmp_path: Path) -> None:
+def test_a_worker_that_dies_midway_loses_and_doubles_nothing(clean: Rewrites, tmp_path: Path) -> None:
     rows, stats, told = enrich(tmp_path, shards(tmp_path), once="shop13")
     assert (tmp_path / "died").exists()
     assert rows == clean
     assert sorted(told) == [shard.shard for shard in stats] == list(range(SHARDS))
 
 
-def test_a_row_that_kills_every_worker_is_set_aside_alone(clean: dict[str, Any], tmp_path: Path) -> None:
+def test_a_row_that_kills_every_worker_is_set_aside_alone(clean: Rewrites, tmp_path: Path) -> None:
     rows, stats, _ = enrich(tmp_path, shards(tmp_path), always="shop24", choke="shop01")
     refused = {key: row for key, row in rows.items() if row["reason"]}
     assert set(refused) == {(client, variant) for client in ("c2-4", "c0-1") for variant in range(VARIANTS)}
@@ -120,7 +122,7 @@ def test_a_row_that_kills_every_worker_is_set_aside_alone(clean: dict[str, Any],
     assert sum(shard.refused.get("engine_error", 0) for shard in stats) == 2 * VARIANTS
 
 
-def test_a_rerun_does_only_what_is_unfinished(clean: dict[str, Any], tmp_path: Path) -> None:
+def test_a_rerun_does_only_what_is_unfinished(clean: Rewrites, tmp_path: Path) -> None:
     work = shards(tmp_path)
     enrich(tmp_path, work)
     work[2].record.unlink()
@@ -138,7 +140,7 @@ def test_an_engine_that_cannot_be_built_stops_the_stage_with_its_reason(ray_engi
 
 
 def test_workers_that_see_no_folder_of_the_driver_fetch_and_push_shards(
-    clean: dict[str, Any], place: Path, tmp_path: Path
+    clean: Rewrites, place: Path, tmp_path: Path
 ) -> None:
     folder = place / "staging" / "enrich"
     work = shards(folder)

@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +43,7 @@ BINARY = Task(name="bad", kind="binary", classes=(0.0, 1.0), class_names=("good"
 AUC = metrics_of("binary")[0]
 CODES = 80
 AS_OF = datetime(2018, 1, 1, tzinfo=UTC)
+NO_FACTS: dict[str, Mapping[str, Any]] = {}
 QUICK = {"n_estimators": 30, "learning_rate": 0.1, "min_data_in_leaf": 5}
 
 
@@ -162,7 +165,7 @@ STUDY = {
 }
 
 
-def work(folder: Path, stages: dict[str, object]) -> Run:
+def work(folder: Path, stages: Mapping[str, object]) -> Run:
     content = {"pipeline": "small", "out": str(folder), "data": "datasets/complete_journey.yaml", "stages": stages}
     file = folder / "pipeline.yaml"
     file.write_text(json.dumps(content))
@@ -231,7 +234,8 @@ def test_fit_and_score_leave_calibrated_heads_and_deciles(
     again = work(lake, {"fit": fit, "score": {"reasons": 1}})
     assert again.stages[0].skipped
     assert table(spark, lake, "scores").count() == 240
-    assert table(spark, lake, "scores").selectExpr("max(size(reasons)) AS most").first().most == 1
+    [reasons] = table(spark, lake, "scores").selectExpr("max(size(reasons)) AS most").collect()
+    assert reasons.most == 1
 
 
 def test_what_the_driver_cannot_read_is_trained_by_ray_train(
@@ -306,7 +310,7 @@ def fit(spark: SparkSession, lake: Path, conf: FitConf, folder: Path) -> list[He
         {"features": features, "embeddings": embeddings},
         find_tasks(labels, None, {}),
         conf,
-        facts={}.__getitem__,
+        facts=NO_FACTS.__getitem__,
         folder=folder,
         seed=1,
         keep=lambda frame: frame.cache(),
@@ -379,7 +383,7 @@ def test_an_evaluation_shows_how_far_it_is(spark: SparkSession, ray_engine: RayE
         {"features": features, "embeddings": embeddings},
         find_tasks(labels, None, {}),
         EvaluateConf.model_validate(STUDY),
-        facts={}.__getitem__,
+        facts=NO_FACTS.__getitem__,
         seed=1,
         keep=lambda frame: frame.cache(),
         progress=progress,

@@ -115,7 +115,7 @@ def test_the_job_moves_each_method_and_keeps_its_own_scores(spark: SparkSession,
     }
     lake = fill(spark, tmp_path, tables)
     symbols = [rule.model_dump() for rule in SYMBOLS]
-    stages = {
+    stages: dict[str, dict[str, Any]] = {
         "guess": {"task": "next", "symbols": symbols, "orders": [1]},
         "adapt": {
             "task": "next",

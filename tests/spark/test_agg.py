@@ -254,8 +254,8 @@ def test_data_without_amounts(spark: SparkSession, tmp_path: Path) -> None:
         }
         (tmp_path / f"{name}.yaml").write_text(json.dumps(content))
         Runner(load_pipeline(tmp_path / f"{name}.yaml"), Progress()).run()
-        rows = lake.read("features").where(F.col("feature_set") == name).collect()
-        found = {row["client_id"]: row["features"] for row in rows}
+        written = lake.read("features").where(F.col("feature_set") == name).collect()
+        found = {row["client_id"]: row["features"] for row in written}
         assert expected.items() <= found["a"].items()
         assert found["b"]["count"] == 1
         assert not [feature for feature in found["a"] if "amount" in feature]

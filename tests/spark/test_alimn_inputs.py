@@ -139,7 +139,9 @@ def test_each_different_sentence_is_read_once_and_given_to_its_clients(spark: Sp
 def table(spark: SparkSession) -> DataFrame:
     """Forty training clients, and test clients with numbers and categories that training never saw."""
     generator = np.random.default_rng(1)
-    rows = [(f"t{n}", "train", str(20 + n), "xy"[n % 2], generator.normal(size=3).tolist()) for n in range(40)]
+    rows: list[tuple[object, ...]] = [
+        (f"t{n}", "train", str(20 + n), "xy"[n % 2], generator.normal(size=3).tolist()) for n in range(40)
+    ]
     rows += [("s0", "test", "1000000", "z", [1e6, 1e6, -1e6]), ("s1", "test", None, None, [0.0, 0.0, 0.0])]
     frame = spark.createDataFrame(rows, "client_id string, split string, age string, job string, s0_v array<float>")
     return frame.withColumn("as_of", F.lit(AS_OF))

@@ -39,7 +39,8 @@ HELD = {"events": {"name": "tools", "fields": {"category": ["tools"]}}, "days": 
 def folder(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Clients who buy hotels or tools each month, scored at three dates by a head for goals and one for answers."""
     folder = tmp_path_factory.mktemp("applications")
-    events, people, labels, scores = [], [], [], []
+    events, people, labels = [], [], []
+    scores: list[tuple[object, ...]] = []
     for n in range(CLIENTS):
         client, travels = f"c{n:02d}", n % 2 == 0
         people.append((client, "test" if n % 4 < 2 else "train", "north" if n < 12 else "south"))

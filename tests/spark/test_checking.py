@@ -113,7 +113,9 @@ def test_what_a_run_set_aside_is_listed(
 
 
 def test_quarantine_is_listed_by_reason(spark: SparkSession) -> None:
-    rows = [("ingest", "bad_time", f"time: {place}", "f.csv", f"row {place}") for place in range(5)]
+    rows: list[tuple[str | None, ...]] = [
+        ("ingest", "bad_time", f"time: {place}", "f.csv", f"row {place}") for place in range(5)
+    ]
     rows += [("ingest", "bad_utf8", None, "f.csv", "base64:xx")]
     found = reasons_of(
         spark.createDataFrame(rows, "stage string, reason string, detail string, source_file string, payload string"),

@@ -17,7 +17,8 @@ from pyspark.sql import functions as F
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.embedder import Embedder, resolve_definition
-from ledgerlm.backbone.model import LlamaShape, backbone_id, new_llama
+from ledgerlm.backbone.model import backbone_id, new_llama
+from ledgerlm.backbone.settings import LlamaShape
 from ledgerlm.backbone.spark_embed import EmbedSettings, embed
 from ledgerlm.errors import ConfigError
 from ledgerlm.lake.lake import Lake
@@ -250,7 +251,7 @@ def run_on_rewrites(folder: Path, backbone: Path, *stages: str, **settings: obje
         )
     definition = {"last_k": 2, "dtype": "fp32"}
     embed_stage = {"source": "enriched", "variant": 1, "backbone": str(backbone), "partitions": 1}
-    wanted = {stage: {"job": "enrich"} for stage in stages}
+    wanted: dict[str, dict[str, object]] = {stage: {"job": "enrich"} for stage in stages}
     wanted["embed"] = {**embed_stage, "definition": definition, **settings}
     (folder / "spec.yaml").write_text(SPEC)
     content = {"pipeline": "small", "out": str(folder), "data": str(folder / "spec.yaml"), "stages": wanted}

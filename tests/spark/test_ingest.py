@@ -22,7 +22,7 @@ from ledgerlm.events.ingest import IngestCounts, damaged_attributes, dictionarie
 from ledgerlm.events.labels import client_attributes, first_events, labels_of
 from ledgerlm.events.masks import masked
 from ledgerlm.events.quality import pseudonymised
-from ledgerlm.events.spec import DataSetSpec, SplitSpec
+from ledgerlm.events.spec import DataSetSpec, Mask, SplitSpec
 from ledgerlm.events.spec_times import TimeSpec
 from ledgerlm.events.splits import with_split
 from ledgerlm.events.times import time_of
@@ -287,6 +287,7 @@ def test_dictionaries_and_unknown_codes(spark: SparkSession, tmp_path: Path) -> 
     ]
     spec = spec_of(tmp_path, fields=fields)
     known = dictionaries(spark, spec)
+    assert known is not None
     assert {tuple(row) for row in known.collect()} == {("mcc", "5411", "Grocery"), ("kind", "1010", "POS")}
     events = spark.createDataFrame([("5411", "1010"), ("9", None), ("9", "x")], "mcc string, kind string")
     assert [tuple(row) for row in unknown_codes(events, known, spec).collect()] == [("mcc", "9", 2), ("kind", "x", 1)]
@@ -397,7 +398,7 @@ UNTOUCHED = [
 
 
 def test_what_names_a_person_is_masked_and_merchants_are_not(spark: SparkSession) -> None:
-    kinds = ["iban", "card", "email", "phone", "name"]
+    kinds: list[Mask] = ["iban", "card", "email", "phone", "name"]
     rows = spark.createDataFrame([(text,) for text in (*MASKED, *UNTOUCHED)], "text string")
     found = rows.select("text", masked(F.col("text"), kinds, ["grandma Zelda"]).alias("masked")).collect()
     assert {row["text"]: row["masked"] for row in found} == {**MASKED, **{text: text for text in UNTOUCHED}}

@@ -206,6 +206,6 @@ def test_berka(spark: SparkSession) -> None:
         for row in joined.groupBy("sample", "label_text").count().collect()
     }
     assert found == {("course", "good"): 324, ("course", "bad"): 30, ("trans", "good"): 135, ("trans", "bad"): 25}
-    counts = labelled.counts()
-    assert (counts.rows, counts.out, counts.quarantined, counts.duplicates) == (682, 514, 168, 0)
+    of_labels = labelled.counts()
+    assert (of_labels.rows, of_labels.out, of_labels.quarantined, of_labels.duplicates) == (682, 514, 168, 0)
     events.unpersist()

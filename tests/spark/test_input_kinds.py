@@ -510,8 +510,8 @@ def test_wide_lines_become_a_row_for_each_period(spark: SparkSession, tmp_path: 
 def test_finer_amounts_keep_their_digits(spark: SparkSession, tmp_path: Path) -> None:
     cases = {"0.00001234": "0.0000123400", "-0.00004999": "-0.0000499900", "12.5": "12.5000000000", "1e-18": None}
     (tmp_path / "a.csv").write_text(lines_of(HEAD, *(f"{one};c;{WHEN};{one};1;x" for one in cases)))
-    amount = {"column": "amount", "scale": 10, "sign": {"column": "note", "negative": ["y"], "positive": ["x"]}}
-    amount["sign"]["signed"] = "both"
+    sign = {"column": "note", "negative": ["y"], "positive": ["x"], "signed": "both"}
+    amount = {"column": "amount", "scale": 10, "sign": sign}
     spec = spec_of(tmp_path, [{"glob": "a.csv"}], amount=amount)
     events, quarantine, _ = ingested(spark, spec)
     assert {one: str(events[one].amount) if one in events else None for one in cases} == {
@@ -619,7 +619,9 @@ def test_attributes_codes_and_labels(spark: SparkSession, tmp_path: Path) -> Non
     assert [events[one].group for one in "123"] == ["Grocery", "Restaurant", None]
     conflicts = {"clients.0": 1, "fields.0.dictionary": 1, "joins.0": 1}
     assert counts.choices == {f"{name} conflicting keys": count for name, count in conflicts.items()}
-    assert {tuple(row) for row in dictionaries(spark, spec).collect()} == {("mcc", "5812", "Restaurant")}
+    known = dictionaries(spark, spec)
+    assert known is not None
+    assert {tuple(row) for row in known.collect()} == {("mcc", "5812", "Restaurant")}
     schema = ingest_events(spark, spec).events.schema
     firsts = first_events(spark.createDataFrame(list(events.values()), schema))
     found = {row.client_id: row.city for row in client_attributes(spark, spec, firsts).collect()}
@@ -627,8 +629,8 @@ def test_attributes_codes_and_labels(spark: SparkSession, tmp_path: Path) -> Non
     labelled = labels_of(spark, spec, firsts)
     rows = labelled.labels.selectExpr("client_id", "label", "cast(as_of as string) t").collect()
     assert [tuple(row) for row in rows] == [("a", 1.0, "2024-05-31 22:00:00")]
-    found = labelled.counts()
-    assert (found.rows, found.out, found.quarantined, found.duplicates) == (4, 1, 3, 0)
+    of_labels = labelled.counts()
+    assert (of_labels.rows, of_labels.out, of_labels.quarantined, of_labels.duplicates) == (4, 1, 3, 0)
     assert sorted(row.reason for row in labelled.quarantine.collect()) == ["damaged_id", "label_outside", "no_label"]
 
 
@@ -682,7 +684,7 @@ class Dialects:
         return file, expected
 
     def quoted(self, part: str, file: Mapping[str, Any]) -> str:
-        sign = file["quote"]
+        sign: str = file["quote"]
         must = any(one in part for one in (file["separator"], "\n", "\r")) or (sign and sign in part)
         if sign and (must or self.random.random() < 0.3):
             return sign + part.replace(sign, sign * 2) + sign
@@ -703,7 +705,8 @@ def test_random_rows_in_random_dialects_are_read_exactly_or_set_aside(
 ) -> None:
     """Each file is made from a seed of its own, so that a failure shrinks to small ones."""
     folder = Path(tempfile.mkdtemp(dir=tmp_path))
-    files, expected, serial = [], {}, 0
+    expected: dict[str, tuple[Decimal | None, str | None]] = {}
+    files, serial = [], 0
     for seed in seeds:
         made = Dialects(random.Random(seed))
         made.serial = serial

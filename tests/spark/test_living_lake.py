@@ -7,6 +7,7 @@ should have been read anew, or a window that should not be in a fold, shows.
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -33,7 +34,6 @@ from ledgerlm.heads.vectors import newest_vectors
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.publications import published
 from ledgerlm.progress import Progress
-from ledgerlm.runs import context
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
 from ledgerlm.text.documents import SerializeConf
@@ -197,7 +197,7 @@ def nights(
         before = published(Lake(str(root / "out" / "lake"), spark)).number
         monkeypatch.setenv("LEDGERLM_FAILPOINT", KILLS[(seed + number) % len(KILLS)])
         with monkeypatch.context() as patch:
-            patch.setattr(context.os, "kill", kill)
+            patch.setattr(os, "kill", kill)
             with pytest.raises(Killed):
                 run(file, number)
         assert published(Lake(str(root / "out" / "lake"), spark)).number == before, (

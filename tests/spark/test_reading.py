@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
-from ledgerlm.backbone.model import LlamaShape, backbone_id, new_llama
+from ledgerlm.backbone.model import backbone_id, new_llama
+from ledgerlm.backbone.settings import LlamaShape
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.record import Records, StageRecord

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -295,7 +297,7 @@ def test_mllib_heads_are_saved_and_score(
     blocks: list[Block],
     world: tuple[np.ndarray, np.ndarray],
     tmp_path: Path,
-    kind: str,
+    kind: MllibKind,
     task: Task,
 ) -> None:
     x, bad = world
@@ -347,7 +349,8 @@ def test_what_is_read_is_bounded_by_numbers_and_not_by_rows(
         return frame.cache()
 
     representations = {"both": SOURCES, "agg": SOURCES[:1]}
-    found = method_matrices(representations, tables, {}.__getitem__, keys, most=values // 2, keep=keep)
+    facts: dict[str, Mapping[str, Any]] = {}
+    found = method_matrices(representations, tables, facts.__getitem__, keys, most=values // 2, keep=keep)
     assert len(kept) == 1, "the rows are joined once"
     assert 0.4 * CLIENTS < found["both"].x.shape[0] == found["agg"].x.shape[0] < 0.6 * CLIENTS
 

@@ -165,9 +165,10 @@ def test_labels_are_drawn_from_the_probabilities(bank: tuple[DataFrame, DataFram
         shares = np.bincount(rows["label"].astype(int), minlength=p.shape[1]) / len(rows)
         assert np.abs(shares - p.mean(axis=0)).max() < 4 * 0.5 / np.sqrt(len(rows))
     assert set(labels["campaign_response"].index).isdisjoint(labels["organic_response"].index)
-    uplift = np.stack(bayes["campaign_response"]["probabilities"]) - np.stack(
-        bayes["organic_response"]["probabilities"]
+    asked, unasked = (
+        np.stack(bayes[task]["probabilities"].tolist()) for task in ("campaign_response", "organic_response")
     )
+    uplift = asked - unasked
     assert uplift[:, 1].mean() > 0.03
 
 
@@ -236,7 +237,7 @@ def _by_task(frame: DataFrame) -> dict[str, pd.DataFrame]:
 def _counted(events: DataFrame, name: str) -> pd.DataFrame:
     code = F.coalesce("mcc", "type")
     rows = events.groupBy("client_id", F.concat(F.lit(f"{name}/"), code).alias("code")).count().toPandas()
-    return np.log1p(rows.pivot(index="client_id", columns="code", values="count").fillna(0.0))
+    return rows.pivot(index="client_id", columns="code", values="count").fillna(0.0).apply(np.log1p)
 
 
 def _assert_calibrated(rows: DataFrame, size: int, most: float) -> None:

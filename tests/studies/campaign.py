@@ -71,13 +71,14 @@ def read_ideally(contacts: NDArray[np.bool_], world: World, months: int) -> Floa
     names = list(world.tasks.campaign.parts["text"].loadings)
     axes = dict(zip(names, np.meshgrid(GRID, GRID, indexing="ij"), strict=True))
     weights = world.tasks.campaign.parts["text"].loadings
-    part = sum(weights[name] * axes[name] for name in names)
-    log_prior = -sum(axis**2 for axis in axes.values()) / 2
+    nothing = np.zeros((len(GRID), len(GRID)))
+    part = sum((weights[name] * axes[name] for name in names), nothing)
+    log_prior = -sum((axis**2 for axis in axes.values()), nothing) / 2
     growth = np.clip((np.arange(months) + 1 - months * TREND_FROM) / (months * (1 - TREND_FROM)), 0, 1)
     log_posterior = np.tile(log_prior.ravel(), (len(contacts), 1))
     for place, item in enumerate(_kinds(world)):
         logit = item.monthly.bias + sum(w * axes[name] for name, w in item.monthly.loadings.items())
-        slope = sum((w * axes[name] for name, w in item.monthly.trend.items()), np.zeros_like(log_prior))
+        slope = sum((w * axes[name] for name, w in item.monthly.trend.items()), nothing)
         z = (logit[None] + growth[:, None, None] * slope[None]).reshape(months, -1)
         happened = contacts[:, :, place].astype(float)
         log_posterior += happened @ -np.logaddexp(0, -z) + (1 - happened) @ -np.logaddexp(0, z)
@@ -99,7 +100,7 @@ def _contacts(folder: Path, world: World, conf: SimulatorConf, clients: pd.Index
     month = conf.months - 1 - ((conf.as_of.year - time.dt.year) * 12 + conf.as_of.month - time.dt.month - 1)
     kept = ((month >= 0) & (month < conf.months)).to_numpy()
     found = np.zeros((len(clients), conf.months, len(kinds)), dtype=bool)
-    found[clients.get_indexer(events.client_id)[kept], month[kept], events.note.map(kind)[kept]] = True
+    found[clients.get_indexer(pd.Index(events.client_id))[kept], month[kept], events.note.map(kind)[kept]] = True
     return found
 
 
@@ -144,7 +145,8 @@ def _correlations(ways: dict[str, pd.DataFrame], traits: pd.DataFrame, split: pd
 
 
 def _frame(folder: Path, table: str, columns: list[str] | None = None) -> pd.DataFrame:
-    return DeltaTable(str(folder / "lake" / table)).to_pyarrow_table(columns=columns).to_pandas()
+    frame: pd.DataFrame = DeltaTable(str(folder / "lake" / table)).to_pyarrow_table(columns=columns).to_pandas()
+    return frame
 
 
 def _simulated(folder: Path) -> SimulatorConf:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ledgerlm.backbone.preparing import FinetuneConf
 from ledgerlm.config import shipped
+from ledgerlm.instruct.tuning import InstructConf
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
@@ -59,10 +61,10 @@ PIPELINES = sorted(
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_pipeline_whose_figures_are_told_trains_in_a_stated_precision(name: str) -> None:
     """What is measured (auto) depends on the machine, and so would the figures."""
-    stages = [stage for stage in load_pipeline(name).stages if stage.job.name in ("finetune", "instruct")]
-    measured = [stage.name for stage in stages if stage.conf.precision == "auto"]
-    trained = [s.name for s in stages if getattr(s.conf, "train", True) and getattr(s.conf, "tune", True)]
-    assert not set(measured) & set(trained)
+    confs = {s.name: s.conf for s in load_pipeline(name).stages if isinstance(s.conf, FinetuneConf | InstructConf)}
+    measured = {stage for stage, conf in confs.items() if conf.precision == "auto"}
+    trained = {stage for stage, conf in confs.items() if (conf.train if isinstance(conf, FinetuneConf) else conf.tune)}
+    assert not measured & trained
 
 
 def test_workers_are_no_part_of_what_is_made() -> None:

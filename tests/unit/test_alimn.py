@@ -73,7 +73,7 @@ def clients(seed: int = 0, rows: int = 7) -> pa.RecordBatch:
 
 
 def batch(rows: int = 7) -> Batch:
-    return clients_of(clients(rows=rows), BLOCKS, DOMAINS).batch(np.arange(rows), np.arange(rows) % 2.0)
+    return clients_of(clients(rows=rows), BLOCKS, DOMAINS).batch(np.arange(rows), (np.arange(rows) % 2).astype(float))
 
 
 def network(**settings: object) -> Alimn:
@@ -157,10 +157,11 @@ class _Backbone(nn.Module):
 
 def test_adapters_in_blocks_are_switched_by_the_domain() -> None:
     backbone = _Backbone()
-    adapters = BlockAdapters(backbone, DOMAINS, 3)  # type: ignore[arg-type]
+    adapters = BlockAdapters(backbone, DOMAINS, 3)
     states = torch.randn(1, 4, 6)
     for one in adapters.of_block:
-        nn.init.ones_(one.up.data[1])  # type: ignore[union-attr,operator,arg-type]
+        assert isinstance(one, DomainAdapters)
+        nn.init.ones_(one.up.data[1])
     assert torch.equal(backbone(states), states)
     with adapters.opened("marketing"):
         assert torch.equal(backbone(states), states)
@@ -228,7 +229,7 @@ def test_training_clients_set_the_scale_of_features_and_states(tmp_path: Path) -
     other = replace(told, x=told.x * np.array([1, 100, 0.01, 7, 1], np.float32) + np.float32(3))
     one_network = {"net": NetworkConf(task="t", width=4, adapter=3)}
     conf = FusionRankConf(rows=tmp_path, folder=tmp_path, networks=one_network, blocks=BLOCKS, domains=DOMAINS, seed=5)
-    y, keys = {"t": np.arange(12) % 2.0}, pa.table({"client_id": [f"c{n}" for n in range(12)]})
+    y, keys = {"t": (np.arange(12) % 2).astype(float)}, pa.table({"client_id": [f"c{n}" for n in range(12)]})
     networks = [
         NetworkTraining(conf, "net", Rows(clients=some, labels=y, held_out=held_out, keys=keys), Ranks()).network.eval()
         for some in (told, other)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -68,7 +69,7 @@ def missing(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Lets the split stage fail as a full disk or a lost file would let it."""
 
-    def run(ctx: object, conf: object) -> None:
+    def run(ctx: object, conf: object) -> NoReturn:
         raise error
 
     monkeypatch.setattr(ledgerlm.jobs.split, "JOB", replace(ledgerlm.jobs.split.JOB, run=run))
@@ -199,8 +200,9 @@ def test_damaged_card_of_a_backbone(told: Callable[..., str], folder: Path, monk
     (folder / "model").mkdir()
     (folder / "model" / "backbone.json").write_text('{"backbone_id": "a')
 
-    def run(ctx: object, conf: object) -> None:
+    def run(ctx: object, conf: object) -> NoReturn:
         read_card(folder / "model")
+        pytest.fail("a damaged card was read")
 
     monkeypatch.setattr(ledgerlm.jobs.split, "JOB", replace(ledgerlm.jobs.split.JOB, run=run))
     line = told("run", "p.yaml")

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
@@ -26,7 +28,7 @@ def test_context_is_capped_at_the_backbone() -> None:
 
 def test_every_setting_that_changes_the_vector_changes_the_id() -> None:
     base = resolve().definition_id
-    changes: list[dict[str, object]] = [
+    changes: list[dict[str, Any]] = [
         {"last_k": 1},
         {"norm": "pre"},
         {"norm": "scaled"},

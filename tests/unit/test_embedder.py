@@ -85,7 +85,10 @@ def reference(folder: Path, text: str, definition: EmbeddingDefinition) -> dict[
     events = [place.count("\n") - 1 for place in places]
     fields = [place.rsplit("\n", 1)[-1].count("|") for place in places]
     ages = [events[-1] - event for event in events]
-    states, scopes, rows = [], [], []
+    assert definition.context is not None
+    states: list[torch.Tensor] = []
+    scopes: list[bool] = []
+    rows: list[tuple[int | None, float | None, int]] = []  # field, surprise and age of a token
     stop = len(ids)
     while stop > 0:  # whole events, the newest first
         start = next(

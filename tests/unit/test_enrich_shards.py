@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +21,7 @@ from ledgerlm.enrich.engine import (
 from ledgerlm.enrich.estimate import CostConf, Volume, estimate
 from ledgerlm.enrich.pool import PoolConf
 from ledgerlm.enrich.rewrite import RewriteConf, Rewriter
-from ledgerlm.enrich.shards import Journal, Shard, enrich_shard
+from ledgerlm.enrich.shards import Journal, Shard, ShardStats, enrich_shard
 from ledgerlm.enrich.template import TemplateEngine, TemplateOptions
 from ledgerlm.errors import ConfigError
 
@@ -60,7 +60,9 @@ def stage(folder: Path, shops: Sequence[str]) -> Shard:
     return Shard(number=0, source=source, target=folder / "out" / "shard-000000.parquet")
 
 
-def finish(shard: Shard, engine: EnrichmentEngine | None = None, **conf: object) -> tuple[dict[str, dict], object]:
+def finish(
+    shard: Shard, engine: EnrichmentEngine | None = None, **conf: object
+) -> tuple[dict[str, dict[str, Any]], ShardStats]:
     settings = RewriteConf.model_validate({"variants": 3, **conf})
     rewriter = Rewriter(engine or make_engine("template", {}), settings, seed=5)
     stats = enrich_shard(rewriter, shard, batch_size=settings.batch_size, session="s")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -264,12 +266,12 @@ def test_a_wide_batch_is_cut_by_its_numbers() -> None:
     assert pa.Table.from_batches(parts).equals(pa.Table.from_batches([batch]))
 
 
-def _fit(**changes: object) -> tuple[Fit, sparse.csr_matrix]:
+def _fit(**changes: Any) -> tuple[Fit, sparse.csr_matrix]:
     _, x = _batch()
     y = (x[:, 0] + x[:, 4] > 0).astype(float)
     rows = np.arange(200)
-    known = {"matrix": "m", "task": TASKS["binary"], "rows": rows, "y": y[:200], "ask": np.arange(200, 300)}
-    return Fit(**{**known, "conf": QUICK, "seed": 1, **changes}), sparse.csr_matrix(x)
+    fit = Fit(matrix="m", task=TASKS["binary"], rows=rows, y=y[:200], ask=np.arange(200, 300), conf=QUICK, seed=1)
+    return replace(fit, **changes), sparse.csr_matrix(x)
 
 
 def test_a_finished_fit_is_found_again_as_it_was(tmp_path: Path) -> None:
@@ -294,7 +296,7 @@ def test_a_fit_is_named_by_all_that_it_depends_on() -> None:
     other.data[0] += 1
     assert names_of([fit], {"m": x.copy()}) == [name]
     assert names_of([fit], {"m": other}) != [name]
-    changed = [
+    changed: list[dict[str, Any]] = [
         {"seed": 2},
         {"rows": np.arange(1, 201)},
         {"ask": np.arange(201, 300)},

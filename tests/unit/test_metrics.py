@@ -56,7 +56,7 @@ def _calibration_error(y: Floats, p: Floats, w: Floats) -> float:
     """By hand: ten bins of equally many rows, by what was said."""
     said, came = (p[:, 1], y == 1) if p.shape[1] == 2 else (p.max(axis=1), p.argmax(axis=1) == y)
     order = np.argsort(said, kind="stable").reshape(10, 20)
-    return sum(abs((w[part] * (said[part] - came[part])).sum()) for part in order) / w.sum()
+    return float(sum(abs((w[part] * (said[part] - came[part])).sum()) for part in order) / w.sum())
 
 
 @pytest.mark.parametrize(

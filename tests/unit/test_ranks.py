@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ledgerlm.backbone.attention import register
@@ -96,7 +97,7 @@ def rank_work(rank: int, folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     stage(folder / "rows")
-    torch.multiprocessing.spawn(rank_work, (folder,), nprocs=2)
+    spawn(rank_work, (folder,), nprocs=2)
     return folder
 
 

@@ -150,7 +150,7 @@ class Bench:
             needs=one.needs,
             sources=one.sources,
         )
-        return Stage(name=name, job=job, conf=Settings(value=value, on=one.on))  # type: ignore[arg-type]
+        return Stage(name=name, job=job, conf=Settings(value=value, on=one.on))
 
     def _work(self, one: Wiring) -> Callable[[Context, Any], StageResult]:
         def work(ctx: Context, conf: Settings) -> StageResult:
@@ -330,7 +330,7 @@ def test_undeclared_reads_and_writes_are_refused(tmp_path: Path) -> None:
         raise AssertionError("not reached")
 
     bench = Bench(tmp_path, {"a": Wiring()})
-    bench._work = lambda one: strays  # type: ignore[method-assign,assignment]
+    bench._work = lambda one: strays  # type: ignore[method-assign]
     with pytest.raises(DataError, match="reads table labels without declaring it"):
         bench.run()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ledgerlm.baselines.sequence.batches import Batch, Histories, draw_slices, drop_events, pad, whole
+from ledgerlm.baselines.sequence.batches import Histories, draw_slices, drop_events, pad, whole
 from ledgerlm.baselines.sequence.coles import contrastive_loss, recall
 from ledgerlm.baselines.sequence.detpp import matching_loss
 from ledgerlm.baselines.sequence.encoder import Encoder
@@ -159,8 +160,8 @@ def test_a_vector_does_not_depend_on_batch_padding_or_order(kind: str, pooling: 
     small = encode_histories(encoder, histories, events_at_once=60)
     np.testing.assert_allclose(together, small, atol=1e-5)
     batch = whole(histories, np.array([3]))
-    longer = Batch(*(torch.nn.functional.pad(each, (0, 0, 0, 9)) for each in (batch.codes, batch.numbers)),
-                   batch.lengths, batch.clients)  # fmt: skip
+    codes, numbers = (torch.nn.functional.pad(each, (0, 0, 0, 9)) for each in (batch.codes, batch.numbers))
+    longer = replace(batch, codes=codes, numbers=numbers)
     np.testing.assert_allclose(encoder.embed(longer).detach().numpy()[0], together[3], atol=1e-5)
 
 

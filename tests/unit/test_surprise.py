@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.nn import functional
 
 from ledgerlm.backbone import surprise
 from ledgerlm.backbone.surprise import SurpriseSums, token_surprise
@@ -15,16 +16,16 @@ def test_surprise_is_the_negative_log_softmax_whatever_the_chunk(monkeypatch: py
 
 def test_logits_of_the_whole_pack_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
     largest = 0
-    product = surprise.functional.linear
+    product = functional.linear
 
     def watched(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         nonlocal largest
-        out = product(rows, weight)
+        out: torch.Tensor = product(rows, weight)
         largest = max(largest, out.numel())
         return out
 
     monkeypatch.setattr(surprise, "CPU_LOGITS", 1000)
-    monkeypatch.setattr(surprise.functional, "linear", watched)
+    monkeypatch.setattr(functional, "linear", watched)
     token_surprise(torch.randn(500, 4), torch.zeros(500, dtype=torch.long), torch.randn(100, 4))
     assert largest == 1000
 

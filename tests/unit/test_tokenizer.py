@@ -80,7 +80,7 @@ def test_fields_and_events(tokenizer: PreTrainedTokenizerFast) -> None:
         line = before.count("\n")
         assert event == line - 1
         assert field == (before[before.rfind("\n") + 1 :].count("|") if line else -1), text[start:end]
-    assert (fields.dtype, events.dtype) == (np.int16, np.int32)
+    assert (fields.dtype, events.dtype) == (np.dtype(np.int16), np.dtype(np.int32))
     assert events.max() == 1 and fields.max() == 3
 
 

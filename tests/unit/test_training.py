@@ -220,7 +220,9 @@ class ToldTraining(Trained):
 def test_patience_ends_the_training_and_keeps_the_best_weights(files: list[Path], tmp_path: Path) -> None:
     conf = CONF.model_copy(update={"patience": 2, "evaluations": 20})
     kept: list[tuple[int, dict[str, Tensor]]] = []
-    trained = ToldTraining(files, tmp_path, conf, keep=lambda: kept.append((trained.loop.done.step, trained.weights())))
+    trained: ToldTraining = ToldTraining(
+        files, tmp_path, conf, keep=lambda: kept.append((trained.loop.done.step, trained.weights()))
+    )
     Told.given = [3.0, 2.5, 2.0, 2.2, 2.1, 1.0]
     done = trained.loop.run()
     assert trained.loop.impatient and trained.task.share(done) < 1.0
@@ -232,7 +234,7 @@ def test_patience_ends_the_training_and_keeps_the_best_weights(files: list[Path]
 def test_without_patience_the_last_weights_are_kept(files: list[Path], tmp_path: Path) -> None:
     conf = CONF.model_copy(update={"evaluations": 4})
     kept: list[dict[str, Tensor]] = []
-    trained = ToldTraining(files, tmp_path, conf, keep=lambda: kept.append(trained.weights()))
+    trained: ToldTraining = ToldTraining(files, tmp_path, conf, keep=lambda: kept.append(trained.weights()))
     Told.given = [1.0, 2.0, 3.0, 4.0]
     trained.loop.run()
     assert len(kept) == 1 and all(torch.equal(kept[0][name], now) for name, now in trained.weights().items())
@@ -400,7 +402,7 @@ def test_a_large_vocabulary_is_multiplied_in_rows_enough(monkeypatch: pytest.Mon
     monkeypatch.setattr("ledgerlm.backbone.loss.functional.linear", counted)
     states, weight = torch.randn(300, 2), torch.randn(49_152, 2)
     places, targets = torch.arange(300), torch.arange(300)
-    _SummedLoss.apply(states, weight, Learnt(places, targets))  # type: ignore[no-untyped-call]
+    _SummedLoss.apply(states, weight, Learnt(places, targets))
     assert rows == [128, 128, 44]
 
 

@@ -500,7 +500,7 @@ def method_matrices(
 
 
 def encode_rows(
-    batches: Iterator[pa.RecordBatch], blocks: Sequence[Block], keep: Sequence[str]
+    batches: Iterable[pa.RecordBatch], blocks: Sequence[Block], keep: Sequence[str]
 ) -> Iterator[pa.RecordBatch]:
     """For `mapInArrow`: replaces the blocks by `places` and `values` of what is not zero.
 
