@@ -23,6 +23,7 @@ from scipy import sparse
 from ledgerlm.engines.ray import RayEngine
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.evaluation.study import EvaluateConf, evaluate
+from ledgerlm.events.condition import Condition
 from ledgerlm.heads.boosting import LightGBMConf, to_probabilities, train
 from ledgerlm.heads.distributed import DistributedConf, stage_rows, train_distributed
 from ledgerlm.heads.fitting import FitConf, fit_heads
@@ -289,7 +290,7 @@ def test_one_class_is_refused_on_every_road(
     with pytest.raises(DataError, match=r"task default: all \d+ rows to learn from are of class 'yes'"):
         fit(spark, lake, conf, tmp_path)
     with pytest.raises(DataError, match="task default: no labelled row where split = 'none' has a vector"):
-        fit(spark, lake, conf.model_copy(update={"where": "split = 'none'"}), tmp_path)
+        fit(spark, lake, conf.model_copy(update={"where": Condition("split = 'none'")}), tmp_path)
 
 
 def test_ray_train_refuses_one_class(spark: SparkSession, ray_engine: RayEngine, tmp_path: Path) -> None:

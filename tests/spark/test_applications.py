@@ -22,6 +22,7 @@ from ledgerlm.applications.target import Campaign, TargetConf, target
 from ledgerlm.engines.frames import Keeper
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.clock import local
+from ledgerlm.events.condition import Condition
 from ledgerlm.events.goals import GoalRule
 from ledgerlm.events.spec_times import TimeSpec
 from ledgerlm.heads.tasks import Task
@@ -254,7 +255,7 @@ def test_stock_counts_days_of_the_zone_and_learns_on_test_clients(spark: SparkSe
     assert {row.as_of.replace(tzinfo=UTC) for row in found.values()} == {now}
     assert set(found) == {"7011"}, "what training clients bought teaches nothing"
     assert found["7011"].observed == 0.0, "the data end on 5 April, so the days are over"
-    everyone = CONF.model_copy(update={"learn": "true"})
+    everyone = CONF.model_copy(update={"learn": Condition("true")})
     made = stock.forecast_stock(scored, events, clients, None, everyone, time=zone, keep=KEEP)
     assert {row.category for row in made.rows.collect()} == {"7011", "5200"}
     shown = events.withColumn("event_time", local(F.col("event_time"), zone.zone))

@@ -16,6 +16,7 @@ from sklearn import metrics as sk
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation import comparison
 from ledgerlm.evaluation.comparison import CompareConf, compare
+from ledgerlm.events.condition import Condition
 from ledgerlm.heads.tasks import Task
 from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
@@ -160,7 +161,7 @@ def test_mistakes_are_told(spark: SparkSession) -> None:
     with pytest.raises(DataError, match="several scores"):
         compared(frames, conf, {"m": ["one", "two"]})
     with pytest.raises(ConfigError, match="no condition over"):
-        compared(frames, conf.model_copy(update={"slices": {"x": "colour = 'red'"}}), {"m": ["one"]})
+        compared(frames, conf.model_copy(update={"slices": {"x": Condition("colour = 'red'")}}), {"m": ["one"]})
     quantity = TASK.model_copy(update={"kind": "regression"})
     with pytest.raises(ConfigError, match="next is a quantity"):
         compare(frames["labels"], frames["clients"], frames["scores"], [quantity], conf, heads={"m": ["one"]}, seed=1)

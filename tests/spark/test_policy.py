@@ -12,6 +12,7 @@ from pyspark.sql import functions as F
 from ledgerlm.applications.policy import PolicyConf, apply_policy
 from ledgerlm.engines.frames import Keeper
 from ledgerlm.errors import ConfigError
+from ledgerlm.events.condition import Condition
 
 AS_OF = datetime(2025, 1, 1, tzinfo=UTC)
 MANY = 3000
@@ -44,7 +45,12 @@ def test_opt_out_eligibility_rest_and_cap(spark: SparkSession) -> None:
     contacts = spark.createDataFrame(earlier, "client_id string, contact_time timestamp")
     policy = PolicyConf(opt_out="stop = 'yes'", opt_out_unknown="allows", per_client=2, period_days=30, rest_days=7)
     found = apply_policy(
-        asked, clients(spark), policy, keep=KEEP, eligibility={"loan": "package = 'premium'"}, contacts=contacts
+        asked,
+        clients(spark),
+        policy,
+        keep=KEEP,
+        eligibility={"loan": Condition("package = 'premium'")},
+        contacts=contacts,
     )
     assert set(found.columns) == {*asked.columns, "blocked"}
     assert reasons(found) == {

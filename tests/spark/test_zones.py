@@ -5,16 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.baselines.agg import Agg, AggConf
 from ledgerlm.baselines.sequence.histories import choose, observe
 from ledgerlm.baselines.sequence.settings import FieldsConf
+from ledgerlm.errors import ConfigError
+from ledgerlm.events.clock import in_zone
+from ledgerlm.events.condition import Condition
 from ledgerlm.events.ends import end_of_data
 from ledgerlm.events.ingest import ingest_events
 from ledgerlm.events.labels import first_events, labels_of
 from ledgerlm.events.spec import DataSetSpec
+from ledgerlm.heads.guessing import GuessConf
 from ledgerlm.text.documents import SerializeConf, tell_histories
 
 
@@ -166,3 +171,29 @@ def test_hours_that_the_clock_skips_are_read_later_and_counted(spark: SparkSessi
     assert choices(night, zone="UTC")[0] == {}
     hours = [f"2024-03-31#{hour}" for hour in (1, 2, 3)]
     assert choices(hours, format="yyyy-MM-dd", hour="hour", zone="Europe/Berlin")[0] == {said: 1}
+
+
+def test_conditions_see_the_clock_of_the_zone(spark: SparkSession) -> None:
+    before = "(timestamp '2024-05-31 21:59:00', 'before', date '2024-05-31')"
+    after = "(timestamp '2024-05-31 22:00:00', 'after', null)"
+    rows = spark.sql(f"SELECT * FROM VALUES {before}, {after} AS t (as_of, name, day)")
+    conf = in_zone(GuessConf(task="t", where=Condition("as_of < '2024-06-01'")), "Europe/Berlin")
+    assert [row.name for row in conf.where.rows(rows).collect()] == ["before"]
+    assert GuessConf.model_validate(conf.model_dump() | {"where": "name = 'after'"}).where == "name = 'after'"
+    told = Condition("hour(as_of) = 0 AND day IS NULL", "Europe/Berlin").rows(rows).collect()
+    assert [tuple(row) for row in told] == [
+        tuple(row) for row in rows.where("name = 'after'").collect()
+    ]  # as they were
+    marked = Condition("day < '2024-06-01'", "Europe/Berlin").marked(rows, "early")
+    assert [(row.name, row.early) for row in marked.orderBy("as_of").collect()] == [("before", True), ("after", None)]
+    with pytest.raises(ConfigError, match=r"goal x: when: 'nothing = 1' is no condition over as_of, name, day"):
+        Condition("nothing = 1").marked(rows, "x", "goal x: when")
+
+
+def test_texts_tell_what_a_condition_of_the_zone_keeps(spark: SparkSession, tmp_path: Path) -> None:
+    zone = {"column": "time", "zone": "America/New_York"}
+    events, spec = read(spark, tmp_path, ["2024-05-01 21:30:00", "2024-05-01 23:00:00"], time=zone)
+    conf = in_zone(SerializeConf.model_validate({"only": "hour(event_time) < 23"}), spec.time.zone)
+    [text] = texts(events, spec, only=conf.only)
+    assert [line.split("|")[2] for line in text.split("\n")[1:] if line] == ["21h"]
+    events.unpersist()

@@ -9,6 +9,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.applications.policy import PolicyConf, apply_policy, best_rows
 from ledgerlm.engines.frames import Keep
+from ledgerlm.events.condition import Condition
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -24,7 +25,7 @@ def backtest(
     clients: DataFrame,
     policy: PolicyConf,
     *,
-    eligibility: Mapping[str, str] | None = None,
+    eligibility: Mapping[str, Condition] | None = None,
     seed: int,
     keep: Keep,
 ) -> dict[str, Any]:

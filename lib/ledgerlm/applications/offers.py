@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import ConfigError
+from ledgerlm.events.condition import Condition
 from ledgerlm.events.goals import GoalRule, with_goal
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Offer(Conf):
     acceptance: float = Field(1.0, gt=0, le=1, description="share of clients with this goal who accept")
     value: float = Field(gt=0, description="worth of an acceptance to the bank, currency units")
     cost: float = Field(0.0, ge=0, description="cost of making the offer to one client, currency units")
-    eligible: str | None = Field(None, description="SQL condition over client columns: to whom it may be made")
+    eligible: Condition | None = Field(None, description="SQL condition over client columns: to whom it may be made")
 
 
 class EvidenceConf(Conf):
@@ -156,7 +157,7 @@ def _offer(offer: Offer, place: int) -> Column:
     )
 
 
-def eligibility(offers: Sequence[Offer]) -> dict[str, str]:
+def eligibility(offers: Sequence[Offer]) -> dict[str, Condition]:
     """Offer to its condition, for `policy.apply_policy`."""
     return {offer.name: offer.eligible for offer in offers if offer.eligible is not None}
 

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from pyspark.errors import AnalysisException
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.config import Conf
 from ledgerlm.engines.frames import Keep
-from ledgerlm.errors import ConfigError
+from ledgerlm.events.condition import Condition
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -26,7 +25,7 @@ _TOTAL = "_total"
 class PolicyConf(Conf):
     """Whom a campaign may contact, and how often. The newest contacts count, of whatever campaign."""
 
-    opt_out: str | None = Field(None, description="SQL condition over client columns: who must not be contacted")
+    opt_out: Condition | None = Field(None, description="SQL condition over client columns: who must not be contacted")
     opt_out_unknown: Literal["blocks", "allows"] = Field(
         "blocks", description="of a client for whom the condition is neither true nor false, since a value is unknown"
     )
@@ -43,7 +42,7 @@ def apply_policy(
     policy: PolicyConf,
     *,
     keep: Keep,
-    eligibility: Mapping[str, str] | None = None,
+    eligibility: Mapping[str, Condition] | None = None,
     contacts: DataFrame | None = None,
 ) -> DataFrame:
     """Says of each candidate contact whether the policy allows it, and else why not.
@@ -91,12 +90,18 @@ def with_rank(rows: DataFrame, by: str, *, keep: Keep) -> DataFrame:
     return ranked.withColumn("rank", F.col(_TOTAL).cast("int")).drop(_TOTAL)
 
 
-def _barred(candidates: DataFrame, clients: DataFrame, policy: PolicyConf, eligibility: Mapping[str, str]) -> DataFrame:
+def _barred(
+    candidates: DataFrame, clients: DataFrame, policy: PolicyConf, eligibility: Mapping[str, Condition]
+) -> DataFrame:
     """Adds `blocked` by what is known of the client."""
     out = F.lit(False)
     if policy.opt_out is not None:
-        out = _condition(clients, "opt_out", policy.opt_out, unknown=policy.opt_out_unknown == "blocks")
-    fits = [(F.lit(offer), _condition(clients, offer, text, unknown=False)) for offer, text in eligibility.items()]
+        clients = policy.opt_out.marked(clients, "_opt_out", "opt_out")
+        out = F.coalesce("_opt_out", F.lit(policy.opt_out_unknown == "blocks"))
+    fits = []
+    for place, (offer, condition) in enumerate(eligibility.items()):
+        clients = condition.marked(clients, f"_fits{place}", offer)
+        fits.append((F.lit(offer), F.coalesce(f"_fits{place}", F.lit(False))))
     allowed = (
         F.create_map(*(part for pair in fits for part in pair)) if fits else F.create_map().cast("map<string, boolean>")
     )
@@ -106,16 +111,6 @@ def _barred(candidates: DataFrame, clients: DataFrame, policy: PolicyConf, eligi
     # Who is no client any more may not be contacted either.
     reason = F.when(F.coalesce("_out", F.lit(True)), "opt_out").when(~eligible, "not_eligible")
     return joined.withColumn("blocked", reason).drop("_out", "_fits")
-
-
-def _condition(clients: DataFrame, name: str, text: str, *, unknown: bool) -> Column:
-    column = F.coalesce(F.expr(text).cast("boolean"), F.lit(unknown))
-    try:
-        clients.select(column)
-    except AnalysisException as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ConfigError(f"{name}: '{text}' is no condition over {', '.join(clients.columns)}: {reason}") from error
-    return column
 
 
 def _rested(judged: DataFrame, contacts: DataFrame | None, policy: PolicyConf) -> DataFrame:

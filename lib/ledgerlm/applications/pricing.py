@@ -19,6 +19,7 @@ from ledgerlm.applications.policy import PolicyConf, apply_policy
 from ledgerlm.applications.scored import Scored, ScoredConf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
+from ledgerlm.events.condition import Condition
 from ledgerlm.lake.made import Made, Rows
 
 if TYPE_CHECKING:
@@ -33,11 +34,12 @@ class OffersConf(ScoredConf):
 
     evidence: EvidenceConf = Field(description="recent events that speak for a goal")
     policy: PolicyConf = Field(PolicyConf(), description="whom may be contacted, and how often")
-    contacts: str | None = Field(
+    contacts: Condition | None = Field(
         None, description="SQL condition over event columns: earlier contacts of the bank, which caps and rest count"
     )
-    backtest: str = Field(
-        "split = 'test'", description="SQL condition over columns of clients and labels: who the backtest is about"
+    backtest: Condition = Field(
+        Condition("split = 'test'"),
+        description="SQL condition over columns of clients and labels: who the backtest is about",
     )
 
 
@@ -90,10 +92,10 @@ def price(scored: Scored, known: Known, offers: Sequence[Offer], conf: OffersCon
     clients, events = known.clients.drop("run_id"), known.events
     counts = goal_counts(events, scored.now, conf.evidence, known.dictionaries)
     asked = (F.col("task") == scored.task.name) & (F.col("as_of") == scored.instant)
-    judged = known.labels.where(asked).drop("run_id").join(clients, on="client_id", how="inner").where(conf.backtest)
+    judged = conf.backtest.rows(known.labels.where(asked).drop("run_id").join(clients, on="client_id", how="inner"))
     contacts = None
     if conf.contacts is not None:
-        contacts = events.where(conf.contacts).select("client_id", F.col("event_time").alias("contact_time"))
+        contacts = conf.contacts.rows(events).select("client_id", F.col("event_time").alias("contact_time"))
     return Priced(
         scored=scored,
         clients=clients,

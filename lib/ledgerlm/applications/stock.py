@@ -23,6 +23,7 @@ from ledgerlm.config import Conf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
 from ledgerlm.events.clock import fixed_instant, local, zoned
+from ledgerlm.events.condition import Condition
 from ledgerlm.events.dictionaries import with_description
 from ledgerlm.events.ends import end_of_data
 from ledgerlm.events.spec_times import UTC_TIME, TimeSpec
@@ -49,12 +50,14 @@ class StockConf(Conf):
     """What is counted, where, and over which days."""
 
     category: str = Field("mcc", description="event field of the category; by its description where there is one")
-    where: str = Field("amount < 0", description="SQL condition over event columns: what is a purchase")
+    where: Condition = Field(
+        Condition("amount < 0"), description="SQL condition over event columns: what is a purchase"
+    )
     region: str = Field(description="SQL expression over client columns: where the client shops")
     horizon: int = Field(30, ge=1, description="days after as_of that are forecast")
     window: int = Field(90, ge=1, description="days before as_of that tell a client's activity")
-    learn: str = Field(
-        "split = 'test'",
+    learn: Condition = Field(
+        Condition("split = 'test'"),
         description="SQL condition over client columns: whose scores shares are learnt from. Clients that the head was "
         "trained on are scored too surely, and their goals would seem to lead to what they bought",
     )
@@ -136,7 +139,7 @@ def forecast_stock(
             f"task {scored.task.name}: no scores {conf.horizon} days or more before the date of the forecast; "
             "label and score earlier dates too"
         )
-    learners = clients.where(conf.learn).select("client_id")
+    learners = conf.learn.rows(clients).select("client_id")
     learnt = keep(past.join(learners, on="client_id", how="leftsemi"))
     if learnt.isEmpty():
         raise DataError(
@@ -218,7 +221,7 @@ def _observed_too(
 
 def purchases(events: DataFrame, conf: StockConf, category: str) -> DataFrame:
     """client_id, event_time, category of each purchase; `category` names the column that holds it."""
-    kept = events.where(conf.where).where(F.col(category).isNotNull())
+    kept = events.where(str(conf.where)).where(F.col(category).isNotNull())
     return kept.select("client_id", "event_time", F.col(category).alias("category"))
 
 

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pyspark.errors import AnalysisException
 
-from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.errors import DataError
 from ledgerlm.evaluation.intervals import interval, resamples
 from ledgerlm.evaluation.leaderboard import BAYES, Entry
 from ledgerlm.evaluation.protocol import bounded
+from ledgerlm.events.condition import Condition
 from ledgerlm.heads.metrics import COMPARED, Metric, by_class, metrics_of, value
 from ledgerlm.heads.tasks import Floats, Ints, Kind, Task
 
 if TYPE_CHECKING:
     import pandas as pd
-    from pyspark.sql import Column, DataFrame
+    from pyspark.sql import DataFrame
 
 _KEY = ("client_id", "as_of", "task")
 _PER_CLASS = ("precision", "recall", "f1")
@@ -67,7 +67,7 @@ def comparison_rows(
     bayes: DataFrame | None,
     *,
     heads: Mapping[str, Sequence[str]],
-    slices: Mapping[str, str],
+    slices: Mapping[str, Condition],
     max_rows: int,
 ) -> DataFrame:
     """Labelled rows of the slices beside what each method said of them.
@@ -91,28 +91,16 @@ def comparison_rows(
     from pyspark.sql import functions as F
 
     known = labels.drop("run_id").join(clients.drop("run_id"), on="client_id", how="inner")
-    inside = [_condition(known, name, condition) for name, condition in slices.items()]
-    marked = known.withColumn("in", F.array(*inside)).where(F.exists("in", lambda one: one))
-    rows = bounded(marked.select(*_KEY, "label", "in"), max_rows)
+    for place, (name, condition) in enumerate(slices.items()):
+        known = condition.marked(known, f"_in{place}", f"slices.{name}")
+    inside = [F.coalesce(f"_in{place}", F.lit(False)) for place in range(len(slices))]
+    marked = known.select(*_KEY, "label", F.array(*inside).alias("in")).where(F.exists("in", lambda one: one))
+    rows = bounded(marked, max_rows)
     said = [scores.where(F.col("head_id").isin(list(ids))) for ids in heads.values()]
     for place, frame in enumerate([*said, *([bayes] if bayes is not None else [])]):
         told = frame.select(*_KEY, F.col("probabilities").cast("array<double>").alias(f"p{place}"))
         rows = rows.join(told, on=list(_KEY), how="left")
     return rows
-
-
-def _condition(rows: DataFrame, name: str, condition: str) -> Column:
-    from pyspark.sql import functions as F
-
-    column = F.coalesce(F.expr(condition).cast("boolean"), F.lit(False))
-    try:
-        rows.select(column)
-    except AnalysisException as error:
-        reason = str(error).split("\n", 1)[0]
-        raise ConfigError(
-            f"slices.{name}: '{condition}' is no condition over {', '.join(rows.columns)}: {reason}"
-        ) from error
-    return column
 
 
 def judged_slices(

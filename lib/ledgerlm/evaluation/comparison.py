@@ -14,6 +14,7 @@ from ledgerlm.errors import ConfigError
 from ledgerlm.evaluation.compare import Compared, comparison_rows, entries_of, figures_of, judged_slices, reached
 from ledgerlm.evaluation.leaderboard import BAYES, Entry, published_board
 from ledgerlm.evaluation.report.comparison import section
+from ledgerlm.events.condition import Condition
 from ledgerlm.heads.tasks import Task
 from ledgerlm.lake.made import Made
 from ledgerlm.progress import Progress
@@ -33,8 +34,8 @@ class CompareConf(Conf):
         min_length=1, description="method name -> STAGE whose heads scored, or STAGE:NAME for one of several"
     )
     tasks: tuple[str, ...] = Field(min_length=1, description="binary or multiclass tasks in labels")
-    slices: dict[str, str] = Field(
-        {"test": "split = 'test'"},
+    slices: dict[str, Condition] = Field(
+        {"test": Condition("split = 'test'")},
         min_length=1,
         description="name -> SQL condition over columns of clients and labels, judged apart",
     )

@@ -17,6 +17,7 @@ from ledgerlm.errors import DataError
 from ledgerlm.evaluation.campaign import Curves, CutOff, best_cutoff, curves, decile_rows, fairness_rows
 from ledgerlm.evaluation.protocol import bounded
 from ledgerlm.evaluation.uplift import Experiment, qini_curve, qini_table
+from ledgerlm.events.condition import Condition
 from ledgerlm.heads.tasks import Floats
 from ledgerlm.heads.vectors import KEY
 
@@ -36,7 +37,7 @@ class JudgingConf(Conf):
     """Who judges a contact list, and how surely."""
 
     fairness: tuple[str, ...] = Field((), description="client attributes whose groups are compared")
-    test: str = Field("split = 'test'", description="SQL condition of the clients that judge")
+    test: Condition = Field(Condition("split = 'test'"), description="SQL condition of the clients that judge")
     max_rows: int = Field(200_000, ge=100, description="held-out clients read to the driver, about")
     bootstrap: int = Field(500, ge=100, description="resamples of clients for the intervals")
 
@@ -136,7 +137,7 @@ def _wide(
 ) -> DataFrame:
     """One row a held-out client: y, treated, its attributes, all scores, and the true uplift where it is known."""
     clients = tables.clients.drop("run_id")
-    test = experiment(tables.labels, campaign).join(clients.where(conf.test), on="client_id", how="inner")
+    test = experiment(tables.labels, campaign).join(conf.test.rows(clients), on="client_id", how="inner")
     chosen = contacts.select(*KEY, "probability", "uplift", "uplift_transformed", "expected_profit")
     columns = [chosen.join(test, on=list(KEY), how="inner")]
     columns += [of_head(tables.scores, head, f"beside_{name}") for name, head in heads.beside.items()]

@@ -10,6 +10,7 @@ from zoneinfo import available_timezones
 from pydantic import BaseModel
 from pyspark.sql import functions as F
 
+from ledgerlm.events.condition import Condition
 from ledgerlm.events.patterns import OFFSET, offset_of
 
 if TYPE_CHECKING:
@@ -39,9 +40,11 @@ def aware(time: dt.datetime, zone: str) -> dt.datetime:
 
 
 def in_zone(value: Any, zone: str) -> Any:
-    """A setting in which every time without a zone, however deep, is that of a clock in the data's."""
+    """A setting in which each time without a zone, in conditions too, is that of the data's clock, however deep."""
     if isinstance(value, dt.datetime):
         return aware(value, zone)
+    if isinstance(value, Condition):
+        return value if value.zone == zone else Condition(value, zone)
     if isinstance(value, BaseModel):
         found = {name: in_zone(getattr(value, name), zone) for name in type(value).model_fields}
         changed = {name: one for name, one in found.items() if one is not getattr(value, name)}

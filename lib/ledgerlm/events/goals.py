@@ -14,6 +14,7 @@ from ledgerlm.config import Conf
 from ledgerlm.engines.frames import small_frame
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.clock import local, zoned
+from ledgerlm.events.condition import Condition
 from ledgerlm.events.dictionaries import with_description
 from ledgerlm.events.ends import end_of_data
 from ledgerlm.events.spec_times import UTC_TIME, TimeSpec
@@ -34,7 +35,7 @@ class GoalRule(Conf):
         default_factory=dict, description="event field -> descriptions (or codes, where it has no dictionary)"
     )
     amount: Literal["in", "out", "any"] = Field("any", description="out: amount below zero; in: above zero")
-    when: str | None = Field(
+    when: Condition | None = Field(
         None, description="SQL condition over event columns; FIELD_text is the description of a field named in a rule"
     )
 
@@ -124,12 +125,17 @@ def with_goal(events: DataFrame, rules: Sequence[GoalRule], dictionaries: DataFr
         # By a join, since rules may be as many as a dictionary has codes: no expression may grow with it.
         known = small_frame(events.sparkSession, [*texts.items()], f"{field}_text string, _goal{place} int")
         described = described.join(F.broadcast(known), on=f"{field}_text", how="left")
-    others = [F.when(_fits(rule), place) for place, rule in enumerate(rules) if not _is_plain(rule)]
+    conditions = {place: rule.when for place, rule in enumerate(rules) if rule.when is not None}
+    for place, condition in conditions.items():
+        described = condition.marked(described, f"_when{place}", f"goal {rules[place].name}: when")
+    others = [F.when(_fits(rule, place), place) for place, rule in enumerate(rules) if not _is_plain(rule)]
     found = [*(F.col(f"_goal{place}") for place in range(len(plain))), *others]
     nothing = F.lit(None).cast("int")
     goal = F.least(nothing, nothing, *found)  # of those that are there
     return described.withColumn("goal", goal).drop(
-        *(f"{field}_text" for field in named), *(f"_goal{place}" for place in range(len(plain)))
+        *(f"{field}_text" for field in named),
+        *(f"_goal{place}" for place in range(len(plain))),
+        *(f"_when{place}" for place in conditions),
     )
 
 
@@ -149,9 +155,9 @@ def _plain(rules: Sequence[GoalRule]) -> dict[str, dict[str, int]]:
     return found
 
 
-def _fits(rule: GoalRule) -> Column:
+def _fits(rule: GoalRule, place: int) -> Column:
     parts = [F.col(f"{field}_text").isin(list(texts)) for field, texts in rule.fields.items()]
-    parts += [F.expr(rule.when)] if rule.when is not None else []
+    parts += [F.col(f"_when{place}")] if rule.when is not None else []
     sign = {"in": F.col("amount") > 0, "out": F.col("amount") < 0}
     parts += [sign[rule.amount]] if rule.amount != "any" else []
     return reduce(lambda one, other: one & other, parts)

@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
+from ledgerlm.events.condition import Condition
 from ledgerlm.files import bring, url_of
 from ledgerlm.heads.boosting import Boosted, LightGBMConf
 from ledgerlm.heads.calibration import Calibrator, Method, brier, fit_calibrator, log_loss
@@ -56,8 +57,8 @@ class FitConf(Conf):
     representation: str = Field(description="name of the representation, for the report")
     sources: tuple[Source, ...] = Field(min_length=1, description="vectors that the head reads, side by side")
     tasks: tuple[str, ...] | None = Field(None, description="tasks to fit a head for; default all in labels")
-    where: str = Field(
-        "split = 'train'", description="SQL condition over split and as_of: the labelled rows to learn from"
+    where: Condition = Field(
+        Condition("split = 'train'"), description="SQL condition over split and as_of: the labelled rows to learn from"
     )
     kind: Literal["lightgbm", "logistic_regression", "random_forest", "gbt"] = Field(
         "lightgbm", description="lightgbm; logistic_regression, random_forest and gbt are MLlib's and train in Spark"
@@ -147,7 +148,7 @@ def fit_heads(
         DataError: a task has no row to learn from, or rows of one class only, or vectors that are no numbers.
     """
     sources = tuple(source.pinned(facts) for source in conf.sources)
-    chosen = labelled_rows(labels, clients, [task.name for task in tasks]).where(conf.where)
+    chosen = conf.where.rows(labelled_rows(labels, clients, [task.name for task in tasks]))
     vectors = keep(join_sources(sources, tables).join(chosen.select(*KEY).distinct(), on=list(KEY), how="inner"))
     known = _known(chosen.join(vectors.select(*KEY), on=list(KEY), how="inner"), tasks, conf.where)
     rows, values = count_values(vectors)

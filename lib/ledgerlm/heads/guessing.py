@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.events.condition import Condition
 from ledgerlm.events.goals import GoalRule, with_goal
 from ledgerlm.heads.publish import scored
 from ledgerlm.heads.scoring import scored_rows, sum_of
@@ -53,8 +54,9 @@ class GuessConf(GuessingConf):
     """Settings of the guess job."""
 
     task: str = Field(description="binary or multiclass task in labels")
-    where: str = Field(
-        "split = 'train'", description="SQL condition over columns of clients and labels: the rows that are counted"
+    where: Condition = Field(
+        Condition("split = 'train'"),
+        description="SQL condition over columns of clients and labels: the rows that are counted",
     )
 
 
@@ -95,7 +97,7 @@ def guess(
         raise ConfigError("symbols: is empty; say what an event counts as")
     own = labels.where(F.col("task") == task.name).drop("run_id")
     known = own.join(clients.drop("run_id"), on="client_id", how="inner")
-    counted = known.where(conf.where).select("client_id", "as_of", "label")
+    counted = conf.where.rows(known).select("client_id", "as_of", "label")
     read = keep(symbol_rows(events, known, conf, dictionaries))
     rows, training = read.count(), counted.count()
     if not training:

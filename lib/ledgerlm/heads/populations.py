@@ -19,6 +19,7 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf, HeadRef, nearest
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.events.condition import Condition
 from ledgerlm.events.goals import GoalRule, with_goal
 from ledgerlm.heads.publish import scored
 from ledgerlm.heads.scoring import normalised, scored_rows
@@ -55,8 +56,9 @@ class AdaptConf(PopulationConf):
     methods: dict[str, HeadRef] = Field(
         min_length=1, description="name of the adapted head -> STAGE that scored, or STAGE:NAME for one of its heads"
     )
-    where: str = Field(
-        "split = 'train'", description="SQL condition over columns of clients and labels: the rows learnt from"
+    where: Condition = Field(
+        Condition("split = 'train'"),
+        description="SQL condition over columns of clients and labels: the rows learnt from",
     )
 
 
@@ -99,7 +101,8 @@ def adapt(
     """
     own = scores.where((F.col("task") == task.name) & F.col("head_id").isin(list(heads.values())))
     known = labels.where(F.col("task") == task.name).drop("run_id")
-    learnt = known.join(clients.drop("run_id"), on="client_id", how="inner").where(conf.where).select(*_KEY)
+    described = known.join(clients.drop("run_id"), on="client_id", how="inner")
+    learnt = conf.where.rows(described).select(*_KEY)
     if learnt.isEmpty():
         raise DataError(f"task {task.name}: no label where {conf.where}")
     asked = own.select(*_KEY).unionByName(learnt)

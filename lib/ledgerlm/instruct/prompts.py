@@ -16,6 +16,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, nearest
 from ledgerlm.errors import ConfigError
+from ledgerlm.events.condition import Condition
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.text.sanitise import sanitise, sanitised
 from ledgerlm.text.serialize import DocumentConf, serialize
@@ -49,7 +50,7 @@ class PromptConf(Conf):
         "one trained from scratch on compact documents",
     )
     fields: tuple[str, ...] = Field((), description="what each event shows, as in the serialize job")
-    only: str | None = Field(None, description="SQL condition on columns of the events; others are not told")
+    only: Condition | None = Field(None, description="SQL condition on columns of the events; others are not told")
     max_value_length: int = Field(48, ge=1, description="characters of a value that are kept")
 
     @property
@@ -88,7 +89,7 @@ def tell(
         One row an example whose client is known: client_id, as_of, `preface` (text before the events, with its line
         break) and `lines` (texts of the events, oldest first; empty where there is none). Unordered.
     """
-    told = events if conf.only is None else events.where(conf.only)
+    told = events if conf.only is None else Condition(conf.only, spec.time.zone).rows(events)
     asked = told.join(examples.select("client_id").distinct(), on="client_id", how="left_semi")
     shown = DocumentConf(
         format=conf.format,

@@ -16,6 +16,7 @@ from ledgerlm.backbone.settings import BackboneRankConf, TrainingConf
 from ledgerlm.config import FileName, ModelRef
 from ledgerlm.engines.frames import Keep, tasks_for
 from ledgerlm.errors import DataError
+from ledgerlm.events.condition import Condition
 from ledgerlm.heads.calibration import Method
 from ledgerlm.heads.tasks import Task, class_index
 from ledgerlm.instruct.blend import blend_adapter, blend_models
@@ -68,8 +69,9 @@ class InstructConf(TrainingConf):
         "one with the lowest log loss on held-out training clients is kept for prediction",
     )
     context: int = Field(768, ge=64, description="most tokens of a prompt with its answer")
-    where: str = Field(
-        "split = 'train'", description="SQL condition over columns of clients and labels: the rows to learn from"
+    where: Condition = Field(
+        Condition("split = 'train'"),
+        description="SQL condition over columns of clients and labels: the rows to learn from",
     )
     held_out: float = Field(0.1, gt=0, lt=1, description="share of training clients kept for lengths and calibration")
     calibration_rows: int = Field(3000, ge=50, description="most held-out examples that lengths are judged on")
@@ -128,7 +130,7 @@ def tell_examples(
         gives.
     """
     own = labels.where(F.col("task") == task.name).drop("run_id")
-    chosen = own.join(clients.drop("run_id"), on="client_id", how="inner").where(conf.where)
+    chosen = conf.where.rows(own.join(clients.drop("run_id"), on="client_id", how="inner"))
     examples = chosen.select("client_id", "as_of", class_index(task).cast("int").alias("answer"))
     told = tell(
         events,

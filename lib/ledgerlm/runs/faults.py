@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ledgerlm.errors import DataError, EngineError, LedgerError
+from ledgerlm.events.condition import Condition
 
 if TYPE_CHECKING:
     from ledgerlm.runs.plan import Stage
@@ -22,8 +23,6 @@ _OF_A_SETTING = (
     "MISSING_",
     "AMBIGUOUS_",
 )
-# Settings that hold a SQL condition.
-_CONDITIONS = ("where", "only")
 
 
 def of_machine(error: OSError) -> LedgerError | None:
@@ -64,8 +63,9 @@ def as_ledger_error(error: Exception, stage: Stage) -> LedgerError | None:
 
 def _conditions(stage: Stage) -> str:
     """The stage's SQL conditions as the pipeline has them: `stages.NAME.KEY: 'CONDITION'`."""
-    found = ((key, getattr(stage.conf, key, None)) for key in _CONDITIONS)
-    return " and ".join(f"stages.{stage.name}.{key}: {value!r}" for key, value in found if value)
+    found = ((key, getattr(stage.conf, key)) for key in type(stage.conf).model_fields)
+    told = ((key, str(value)) for key, value in found if isinstance(value, Condition))
+    return " and ".join(f"stages.{stage.name}.{key}: {value!r}" for key, value in told)
 
 
 def first_line(text: str) -> str:

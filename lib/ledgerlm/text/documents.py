@@ -16,6 +16,7 @@ from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.asked import AsOfConf, asked
 from ledgerlm.events.clock import aware, fixed_instant, with_clock
+from ledgerlm.events.condition import Condition
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.lake.slices import Slice
@@ -36,7 +37,7 @@ class SerializeConf(DocumentConf, AsOfConf):
         "quarter, year or none; month) anchors them, `events` (32) is the most that one holds; embed reads them with "
         "source: windows, finetune as the format `windows`",
     )
-    only: str | None = Field(None, description="SQL condition on columns of the events; others are not told")
+    only: Condition | None = Field(None, description="SQL condition on columns of the events; others are not told")
     until: dt.datetime | None = Field(
         None,
         description="no history ends later, whatever its label's as_of: documents for a backbone that must not see "
@@ -115,7 +116,7 @@ def tell_histories(
         DataError: texts that do not hold what the events say, or clients that the clients table lacks.
     """
     spec = with_clock(spec, events)
-    events = events if conf.only is None else events.where(conf.only)
+    events = events if conf.only is None else Condition(conf.only, spec.time.zone).rows(events)
     labels = labels if conf.labels else None
     end = aware(end, spec.time.zone)
     if conf.until is not None:

@@ -17,6 +17,7 @@ from ledgerlm.config import Conf, nearest
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.asked import AsOfConf, asked
+from ledgerlm.events.condition import Condition
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.text.sanitise import sanitise
 
@@ -37,7 +38,7 @@ class TextSource(Conf):
     domain: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="tag of the text, which chooses the adapter")
     text: str | None = Field(None, description="events: SQL expression of the free text; it is cut into sentences")
     document: str = Field("event_id", description="events: SQL expression; equal values make one document")
-    where: str = Field("true", description="SQL condition of the rows that speak")
+    where: Condition = Field(Condition("true"), description="SQL condition of the rows that speak")
     sentences: tuple[str, ...] = Field(
         (), description="clients: sentences with {column}; one whose column is absent is left out"
     )
@@ -143,7 +144,7 @@ def sentences_of(
 
 def _of_events(events: DataFrame, as_of: DataFrame, source: TextSource, number: int) -> DataFrame:
     try:
-        spoken = events.where(source.where).select(
+        spoken = source.where.rows(events).select(
             "client_id",
             F.col("event_time").alias("_time"),
             F.col("event_seq").alias("_order"),
@@ -159,7 +160,7 @@ def _of_events(events: DataFrame, as_of: DataFrame, source: TextSource, number: 
 
 def _of_clients(clients: DataFrame, as_of: DataFrame, source: TextSource, number: int) -> DataFrame:
     texts = F.array(*(_filled(sentence, clients.columns, number) for sentence in source.sentences))
-    rows = clients.where(source.where).join(as_of, on="client_id", how="inner")
+    rows = source.where.rows(clients).join(as_of, on="client_id", how="inner")
     told = rows.select(
         *KEY,
         F.lit(None).cast("timestamp").alias("_time"),

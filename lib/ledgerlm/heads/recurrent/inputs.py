@@ -17,6 +17,7 @@ from ledgerlm.baselines.sequence.histories import SeenColumns, assemble, choose,
 from ledgerlm.baselines.sequence.settings import FIRST_CODE, UNKNOWN, FieldsConf
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.clock import local
+from ledgerlm.events.condition import Condition
 from ledgerlm.events.dictionaries import with_description
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.heads.recurrent.settings import ContextFields, HolidaysConf, InputsConf, RowsShape, SeriesConf
@@ -107,7 +108,7 @@ def observed_events(sources: Sources, chosen: SeenColumns, conf: InputsConf) -> 
     events = reduce(
         lambda rows, field: with_description(rows, sources.dictionaries, field, field),
         chosen.categorical,
-        sources.events if conf.only is None else sources.events.where(conf.only),
+        sources.events if conf.only is None else Condition(conf.only, chosen.zone).rows(sources.events),
     )
     if conf.holidays:
         events = _with_holidays(events, sources, conf.holidays, chosen.zone)

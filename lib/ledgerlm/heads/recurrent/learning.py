@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, StageName
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.events.condition import Condition
 from ledgerlm.files import bring, push, url_of
 from ledgerlm.heads.recurrent.head import RecurrentHead
 from ledgerlm.heads.recurrent.inputs import Sources, chosen_columns, head_rows, learn_shape, observed_events, sources_of
@@ -38,8 +39,9 @@ class LearnConf(Conf):
     """Settings of the learn job."""
 
     task: str = Field(description="binary or multiclass task in labels")
-    where: str = Field(
-        "split = 'train'", description="SQL condition over columns of clients and labels: the rows to learn from"
+    where: Condition = Field(
+        Condition("split = 'train'"),
+        description="SQL condition over columns of clients and labels: the rows to learn from",
     )
     base: StageName | None = Field(
         None,
@@ -125,9 +127,9 @@ def learn(
     )
 
 
-def _training_labels(labels: DataFrame, clients: DataFrame, where: str, task: Task) -> DataFrame:
+def _training_labels(labels: DataFrame, clients: DataFrame, where: Condition, task: Task) -> DataFrame:
     known = labels.where(F.col("task") == task.name).drop("run_id")
-    chosen = known.join(clients.drop("run_id"), on="client_id", how="inner").where(where)
+    chosen = where.rows(known.join(clients.drop("run_id"), on="client_id", how="inner"))
     return chosen.select("client_id", "as_of", class_index(task).cast("int").alias("label"))
 
 

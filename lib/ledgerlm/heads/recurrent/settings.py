@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ledgerlm.baselines.sequence.settings import Fields
 from ledgerlm.config import Conf, FileName
+from ledgerlm.events.condition import Condition
 from ledgerlm.heads.calibration import Calibrator, Method
 from ledgerlm.heads.tasks import Task
 from ledgerlm.training.artefacts import NetworkFiles
@@ -50,7 +51,7 @@ class InputsConf(Conf):
     numeric: tuple[str, ...] | None = Field(
         None, description="event columns of numbers but the amount; default the spec's"
     )
-    only: str | None = Field(None, description="SQL condition on columns of the events; others are not read")
+    only: Condition | None = Field(None, description="SQL condition on columns of the events; others are not read")
     max_codes: int = Field(200, ge=1, description="most frequent codes of a column that are told apart")
     max_events: int = Field(200, ge=1, description="newest events of a history that are read")
     metadata: tuple[str, ...] = Field(
