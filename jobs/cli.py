@@ -24,7 +24,9 @@ _SET = click.option(
     help="Value that wins over the file, e.g. stages.serialize.format=json; may be repeated.",
 )
 _DRY = click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, do nothing.")
-_TIMES = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S")
+_TIMES = ("%Y-%m-%d", *(f"%Y-%m-%d{gap}%H:%M{rest}" for gap in "T " for rest in ("", ":%S", "%z", ":%S%z")))
+_AS_OF = click.DateTime(_TIMES)
+"""A time without a zone is in the data set's."""
 _FRESH = click.option("--fresh", is_flag=True, help="Do finished stages again.")
 
 
@@ -99,7 +101,13 @@ def run(file: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> in
 
 @app.command()
 @click.argument("file")
-@click.option("--as-of", required=True, type=click.DateTime(_TIMES), help="Everybody is scored as of this time.")
+@click.option(
+    "--as-of",
+    required=True,
+    type=_AS_OF,
+    metavar="TIME",
+    help="Everybody is scored as of this time: 2025-01-31, 2025-01-31T02:00, …Z, …+01:00; without a zone the data's.",
+)
 @_SET
 @_DRY
 def rescore(file: str, as_of: datetime, overrides: tuple[str, ...], dry_run: bool) -> int:
@@ -123,7 +131,7 @@ def rollback(file: str, to: int | None, overrides: tuple[str, ...]) -> int:
 @app.command()
 @click.argument("file")
 @click.option("--client", required=True, help="Id of the client.")
-@click.option("--as-of", default=None, type=click.DateTime(_TIMES), help="Of that night; left out, what readers see.")
+@click.option("--as-of", default=None, type=_AS_OF, metavar="TIME", help="Of that night; left out, what readers see.")
 @click.option("--form", type=click.Choice(["text", "json", "html"]), default="text", show_default=True)
 @click.option("--to", default=None, metavar="FILE", help="Written there; left out, printed.")
 @_SET

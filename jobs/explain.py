@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ledgerlm.errors import DataError
 from ledgerlm.evaluation.explanation import as_page, as_text, explained
-from ledgerlm.events.clock import aware
+from ledgerlm.events.clock import instant
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.publications import Publication, publications, published
 from ledgerlm.runs.engines import Engines
@@ -51,7 +51,7 @@ def explain(
     engines = Engines(pipeline)
     try:
         lake = Lake(pipeline.home.root, engines.spark)
-        seen = published(lake) if as_of is None else _as_of(lake, aware(as_of, pipeline.spec.time.zone))
+        seen = published(lake) if as_of is None else _as_of(lake, instant(as_of, pipeline.spec.time.zone))
         found = explained(lake, seen, client)
     finally:
         engines.stop()

@@ -9,8 +9,11 @@ from ledgerlm.events.bank import bank_slices
 from ledgerlm.events.ingesting import IngestConf, ingest_files
 from ledgerlm.events.nightly import take_in
 from ledgerlm.events.sources import source_places
+from ledgerlm.lake.slices import WHOLE, Slice
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
+
+_OF_BATCHES: dict[str, Slice] = {"changes": WHOLE, "deletions": WHOLE, "batches": WHOLE}
 
 
 def run(ctx: Context, conf: IngestConf) -> StageResult:
@@ -39,7 +42,9 @@ JOB = Job(
     engine="spark",
     conf=IngestConf,
     run=run,
-    writes=lambda stage: bank_slices(stage.spec) | ({"changes": {}, "batches": {}} if stage.conf.append else {}),
+    writes=lambda stage: (
+        bank_slices(stage.spec) | ({"changes": {}, "deletions": {}, "batches": {}} if stage.conf.append else {})
+    ),
     rows="balance",
     follows=("sources",),
     sources=lambda stage: source_places(stage.spec),

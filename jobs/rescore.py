@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from ledgerlm.errors import ConfigError
-from ledgerlm.events.clock import aware
+from ledgerlm.events.clock import aware, instant
 from ledgerlm.jobs.run import show_plan
+from ledgerlm.lake.lake import Lake
+from ledgerlm.lake.publications import publications
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import Pipeline, load_pipeline
 from ledgerlm.runs.runner import Runner
@@ -27,7 +29,7 @@ def rescore(file: str, overrides: Sequence[str] = (), *, as_of: dt.datetime, dry
         Exit code.
 
     Raises:
-        ConfigError: nothing publishes, or a stage that learns has not.
+        ConfigError: nothing publishes, readers see a later time already, or a stage that learns has not learnt.
         DataError: a gate refused the scores; readers stay with the publication before.
     """
     pipeline = load_pipeline(file, overrides)
@@ -35,16 +37,36 @@ def rescore(file: str, overrides: Sequence[str] = (), *, as_of: dt.datetime, dry
     progress = Progress()
     night = aware(as_of, pipeline.spec.time.zone)
     runner = Runner(pipeline, progress, night)
+    present = instant(as_of, pipeline.spec.time.zone)
     progress.say(f"[bold]{pipeline.name}[/bold]: {pipeline.spec.title}, as of {night.isoformat(sep=' ')}")
     try:
         if dry_run:
             return show_plan(runner, None, progress)
+        refuse_past(runner.lake(), present)
         run = runner.run()
         published = run.stages[-1].record.facts
         progress.say(f"Publication [bold]{published['publication']}[/bold] of {pipeline.place}")
     finally:
         runner.engines.stop()
     return 0
+
+
+def refuse_past(lake: Lake, night: dt.datetime) -> None:
+    """Readers do not go back in time by an oversight.
+
+    Args:
+        lake: tables of the pipeline.
+        night: the time as of which everybody is to be scored.
+
+    Raises:
+        ConfigError: what readers see is later.
+    """
+    seen = next((one for one in publications(lake) if one.status != "refused"), None)
+    if seen is not None and night < seen.as_of:
+        raise ConfigError(
+            f"--as-of {night.isoformat(sep=' ')} lies before {seen.as_of.isoformat(sep=' ')}, as of which publication "
+            f"{seen.number} has been read; give a later time, or go back with `ledgerlm rollback` first"
+        )
 
 
 def _refuse_unpublished(pipeline: Pipeline) -> None:

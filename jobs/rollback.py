@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pyspark.sql import functions as F
 
+from ledgerlm.errors import DataError
 from ledgerlm.lake.differences import CHANGE, INSERT
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
@@ -53,9 +54,20 @@ def roll_back(file: str, overrides: Sequence[str] = (), *, to: int | None = None
 
 
 def before(lake: Lake, number: int) -> int:
-    """The newest publication below a number that readers have seen; the number itself where there is none."""
-    seen = [one.number for one in publications(lake) if one.status == "published" and one.number < number]
-    return seen[0] if seen else number
+    """The publication before the one that a number shows: where that one was rolled back to, before its first.
+
+    So each call goes one further back, and none forward to what was withdrawn.
+
+    Raises:
+        DataError: there is none before it.
+    """
+    known = publications(lake)
+    now = next(one for one in known if one.number == number)
+    first = min((one.number for one in known if one.tables == now.tables and one.status != "refused"), default=number)
+    seen = [one.number for one in known if one.status == "published" and one.number < first]
+    if not seen:
+        raise DataError(f"publication {first} is the first; there is none before it to go back to")
+    return seen[0]
 
 
 if __name__ == "__main__":

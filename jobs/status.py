@@ -10,6 +10,7 @@ from rich.console import Console
 
 from ledgerlm.lake.lake import Lake
 from ledgerlm.runs.engines import Engines
+from ledgerlm.runs.hashes import Hashes
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.record import Records
 from ledgerlm.runs.standing import Standing, standing
@@ -31,7 +32,8 @@ def tell_status(file: str, overrides: Sequence[str] = (), *, as_json: bool = Fal
     try:
         records = Records(pipeline.out)
         records.fetch()
-        found = standing(pipeline, records, Lake(pipeline.home.root, engines.spark))
+        hashes = Hashes(pipeline.out / "runs" / "hashes.json", lambda: engines.spark)
+        found = standing(pipeline, records, Lake(pipeline.home.root, engines.spark), hashes.found)
     finally:
         engines.stop()
     console = Console(highlight=False, soft_wrap=True)

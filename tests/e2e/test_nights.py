@@ -47,6 +47,7 @@ def test_a_bank_is_rescored_every_night(tmp_path: Path) -> None:
     ledgerlm("explain", *nightly, "--client", client, "--form", "html", "--to", str(tmp_path / "client.html"))
     assert client in (tmp_path / "client.html").read_text()
     assert "Publication 5: the tables of publication 3" in ledgerlm("rollback", *nightly)
+    assert f"{client}" in ledgerlm("explain", *nightly, "--client", client, "--as-of", "2025-01-03")
     assert "readers see publication 5 (published again)" in ledgerlm("status", *nightly)
     assert "publications that stay readable: 5, 4, 3, 2, 1" in ledgerlm("maintain", *nightly)
     assert ledgerlm("explain", *nightly, "--client", client)

@@ -22,7 +22,7 @@ from ledgerlm.events.ingest import IngestCounts, damaged_attributes, dictionarie
 from ledgerlm.events.labels import client_attributes, first_events, labels_of
 from ledgerlm.events.masks import masked
 from ledgerlm.events.quality import pseudonymised
-from ledgerlm.events.spec import DataSetSpec, Mask, SplitSpec
+from ledgerlm.events.spec import DataSetSpec, EventIdSpec, Mask, SplitSpec
 from ledgerlm.events.spec_times import TimeSpec
 from ledgerlm.events.splits import with_split
 from ledgerlm.events.times import time_of
@@ -356,6 +356,9 @@ def test_pseudonyms_replace_ids_everywhere_and_payloads_can_be_left_out(
     assert [row.client_id for row in labels_of(spark, spec, firsts).labels.collect()] == [anna]
     assert [tuple(row) for row in client_attributes(spark, spec, firsts).collect()] == [(anna, "Brno")]
     events.unpersist()
+    named = spec.model_copy(update={"event_id": EventIdSpec(columns=("client", "mcc"))})
+    [row] = ingest_events(spark, named).events.collect()
+    assert row.event_id == hmac.new(b"secret", b"anna|5411", "sha256").hexdigest(), "an id tells no client in the clear"
 
 
 MASKED = {

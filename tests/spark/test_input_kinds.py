@@ -565,6 +565,16 @@ def test_order_of_file_and_of_numbers(spark: SparkSession, tmp_path: Path) -> No
     assert order(order="id") == (numbered, {"events whose order is no number": 1})
 
 
+def test_the_tenth_file_stands_behind_the_ninth(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "night-9.csv").write_text(lines_of(HEAD, f"1;a;{WHEN};9;1;x", f"2;a;{WHEN};9;1;x", f"3;a;{WHEN};9;D;x"))
+    (tmp_path / "night-10.csv").write_text(
+        lines_of(HEAD, f"1;a;{WHEN};10;1;x", f"2;a;{WHEN};0;D;x", f"3;a;{WHEN};3;1;x")
+    )
+    rule = {"columns": ["id"], "conflicts": "last", "deleted": {"mcc": ["D"]}}
+    events, _, _ = ingested(spark, spec_of(tmp_path, [{"glob": "*.csv"}], event_id=rule))
+    assert {one: int(event.amount) for one, event in events.items()} == {"1": 10, "3": 3}
+
+
 def test_what_the_counts_refuse(spark: SparkSession, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(lines_of("id;client;time;amount;mcc;note", "1;c;2024-05-01;5;1;x"))
     # Quotes that only show beyond the head of a file.

@@ -23,7 +23,7 @@ EVENTS = (
 BERLIN = {"column": "time", "zone": "Europe/Berlin"}
 
 
-def events_of(spark: SparkSession, *rows: tuple[str, str, int | None, str], currency: str = "EUR") -> DataFrame:
+def events_of(spark: SparkSession, *rows: tuple[str, str, int | str | None, str], currency: str = "EUR") -> DataFrame:
     """Rows of client, time in UTC, amount, code."""
     made = [
         (client, str(place), dt.datetime.fromisoformat(f"{time}+00:00"), 0,
@@ -85,6 +85,17 @@ def test_computed_labels_follow_a_grid_in_the_zone_of_the_data(spark: SparkSessi
     assert {key[2]: value for key, value in found.items() if key[:2] == ("a", "busy")} == {march: 1.0, april: 0.0}
     [aside] = labelled.quarantine.collect()
     assert (aside.reason, aside.detail) == ("label_outside", "task less: 1010.0")
+
+
+def test_sums_meet_thresholds_digit_by_digit(spark: SparkSession) -> None:
+    day = "2024-02-10 10:00:00"
+    tenths = [("a", f"2024-03-02 1{hour}:00:00", "0.1", "x") for hour in range(8)]
+    many = [("b", f"2024-03-02 1{hour}:00:00", value, "x") for hour, value in enumerate(("1.1", "2.2", "-2.5"))]
+    rows = [*((one, day, "5", "x") for one in "ab"), *tenths, *many, ("c", "2024-06-10 10:00:00", "5", "x")]
+    events = events_of(spark, *rows)
+    label = {"name": "spends", "kind": "binary", "future": {"days": 10}, "thresholds": [0.8], "as_of": "2024-03-01"}
+    found = told(labels_of(spark, spec_of(label), first_events(events), events))
+    assert {key[0]: value for key, value in found.items()} == {"a": 1.0, "b": 1.0}, "in doubles a has .7999999999999999"
 
 
 def test_what_the_data_do_not_cover_has_no_label(spark: SparkSession) -> None:

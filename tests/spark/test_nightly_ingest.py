@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pyspark.sql import SparkSession
 
-from ledgerlm.errors import DataError
+from ledgerlm.errors import DataError, SpecError
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
@@ -41,13 +41,13 @@ class Bank:
     def deliver(self, name: str, *rows: str) -> None:
         (self.files / name).write_text(HEAD + "".join(f"{row}\n" for row in rows))
 
-    def ingest(self, out: str = "out", **conf: Any) -> StageRecord:
+    def ingest(self, out: str = "out", *, fresh: bool = False, **conf: Any) -> StageRecord:
         file = self.root / f"{out}.yaml"
         stages = {"ingest": {"append": out == "out", "max_quarantined_share": 1.0, **conf}}
         content = {"pipeline": out, "out": str(self.root / out), "data": str(self.root / "bank.yaml"), "stages": stages}
         file.write_text(yaml.safe_dump(content))
         runner = Runner(load_pipeline(str(file)), Progress())
-        return runner.run().stages[0].record
+        return runner.run(fresh=fresh).stages[0].record
 
     def rows(self, table: str, out: str = "out", without: tuple[str, ...] = ("run_id", "quarantined_at")) -> list[Any]:
         frame = Lake(str(self.root / out / "lake"), self.spark).read(table)
@@ -132,9 +132,69 @@ def test_files_are_known_by_their_content(bank: Bank) -> None:
 def test_reading_anew_refuses_to_forget_what_is_gone(bank: Bank) -> None:
     (bank.files / "day1.csv").unlink()
     bank.deliver("day2.csv", "4,a,2024-01-03 10:00,8,food,")
+    spec = (bank.root / "bank.yaml").read_text()
+    (bank.root / "bank.yaml").write_text(spec.replace("- name: mcc", "- {name: mcc, short: code}"))
     with pytest.raises(DataError, match=r"1 files that were taken before are gone, such as .*day1.csv"):
-        bank.ingest(unknown_codes=3)
+        bank.ingest()
     assert len(bank.rows("events")) == 3
+    (bank.root / "bank.yaml").write_text(spec)
+    assert bank.ingest().rows_out == 1, "the change was taken back, so what stood stands"
+
+
+def test_a_batch_that_was_refused_is_taken_when_more_is_allowed(bank: Bank) -> None:
+    bank.deliver("day2.csv", "7,a,never,5,food,", "8,a,2024-01-09 10:00,5,food,")
+    (bank.files / "day1.csv").unlink()
+    with pytest.raises(DataError, match="1 of 2 rows are bad"):
+        bank.ingest(max_quarantined_share=0.1)
+    assert bank.ingest(max_quarantined_share=0.5).rows_out == 1
+    assert [row[2] for row in bank.rows("quarantine")] == ["at: never"]
+
+
+def test_a_day_without_an_event_and_a_delivery_that_was_cut_off(bank: Bank) -> None:
+    bank.deliver("day2.csv")
+    empty = bank.ingest()
+    assert (empty.rows_in, empty.rows_out, empty.batch) == (0, 0, 2)
+    (bank.files / "day3.csv").touch()
+    with pytest.raises(DataError, match=r"day3.csv has no content: a delivery that was cut off"):
+        bank.ingest()
+    bank.deliver("day3.csv", "4,a,2024-01-03 10:00,8,food,")
+    (bank.files / "day4.csv").write_text("id;who;at;sum;mcc;op\n5;a;2024-01-03 10:00;8;food;\n")
+    with pytest.raises(SpecError, match=r"day4.csv: its header is one column, 'id;who;at;sum;mcc;op', whose names ';'"):
+        bank.ingest()
+    (bank.files / "day4.csv").unlink()
+    assert bank.ingest().rows_out == 1
+
+
+def test_an_order_is_kept_over_batches(tmp_path: Path, spark: SparkSession) -> None:
+    """What was taken away stays away from older rows; no order is older than any; ties go to the later."""
+    bank = Bank(tmp_path, spark, time=SPEC["time"] | {"order": "seq"})
+    columns = "id,who,at,sum,mcc,op,seq\n"
+
+    def deliver(name: str, *rows: str) -> StageRecord:
+        (bank.files / name).write_text(columns + "".join(f"{row}\n" for row in rows))
+        return bank.ingest()
+
+    at = "a,2024-01-02 10:00"
+    deliver("day1.csv", *(f"{one},{at},1,food,I,30" for one in range(1, 7)))
+    away = deliver("day2.csv", f"1,{at},1,food,D,700", f"2,{at},2,food,I,", f"3,{at},3,food,I,30", "9,a,,,,D,510")
+    assert (away.facts["deleted"], away.facts["unknown_deletions"], away.facts["repeated"]) == (1, 1, 1)
+    assert away.facts["corrected"] == 1, "of a tie, the later delivery holds"
+    late = deliver(
+        "day0.csv", f"1,{at},4,food,I,650", f"9,{at},4,food,I,509", f"4,{at},4,food,I,30", f"1,{at},4,food,I,"
+    )
+    assert (late.facts["outdated"], late.withdrawn, late.duplicates) == (2, 2, 1)
+    sums = {row[1]: int(row[4]) for row in bank.rows("events")}
+    assert sums == {"2": 1, "3": 3, "4": 4, "5": 1, "6": 1}
+    newer = deliver("day4.csv", f"1,{at},5,food,I,701", "1,a,,,,D,600", f"9,{at},5,food,I,511")
+    assert newer.facts["appended"] == 2
+    again = deliver("copy-of-day4.csv", f"6,{at},6,food,I,31")
+    (bank.files / "a-copy.csv").write_bytes((bank.files / "day0.csv").read_bytes())
+    assert again.facts["corrected"] == 1
+    nightly = bank.rows("events", without=("run_id", "source_file"))
+    assert {row[1]: int(row[4]) for row in nightly} == {"1": 5, "2": 1, "3": 3, "4": 4, "5": 1, "6": 6, "9": 5}
+    assert {row[1]: int(row[2]) for row in bank.rows("deletions")} == {"1": 700, "9": 510}
+    assert bank.ingest(fresh=True).batch == 6
+    assert bank.rows("events", without=("run_id", "source_file")) == nightly, "as the files came, whatever their names"
 
 
 def test_an_event_of_an_instant_takes_its_place_among_the_others(tmp_path: Path, spark: SparkSession) -> None:

@@ -11,9 +11,10 @@ from pyspark.sql import functions as F
 
 from ledgerlm.applications.gates import PublishConf
 from ledgerlm.applications.publishing import Judged, publication
-from ledgerlm.errors import DataError
+from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.explanation import as_page, as_text, explained
 from ledgerlm.heads.vectors import newest_vectors
+from ledgerlm.jobs.rescore import refuse_past
 from ledgerlm.jobs.rollback import before
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
@@ -104,6 +105,12 @@ def test_going_back_publishes_the_night_before_again(bank: Bank) -> None:
     seen = published(bank.lake)
     assert (seen.number, seen.status, seen.as_of) == (4, "rolled_back", NIGHT + dt.timedelta(days=1))
     assert dict(seen.tables) == dict(published(bank.lake, 2).tables)
+    assert before(bank.lake, 4) == 1, "one further back, and not forward to what was withdrawn"
+    with pytest.raises(DataError, match="publication 1 is the first"):
+        before(bank.lake, 1)
+    refuse_past(bank.lake, seen.as_of)
+    with pytest.raises(ConfigError, match=r"--as-of 2025-01-02 .* lies before 2025-01-03 .* publication 4"):
+        refuse_past(bank.lake, NIGHT)
     with pytest.raises(DataError, match=r"no publication 9 .*there is 4, 3, 2, 1"):
         published(bank.lake, 9)
 

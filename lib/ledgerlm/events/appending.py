@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
-from ledgerlm.events.ingest import ordered
+from ledgerlm.events.ingest import ordered, taken_away
 from ledgerlm.events.spec_times import FILE_ORDER
 from ledgerlm.lake.differences import CHANGE, DELETE, INSERT, UPDATE
 from ledgerlm.lake.schemas import EVENT_ORDER
@@ -36,60 +36,95 @@ class Appended:
     Attributes:
         differences: of `events`, as `lake.differences` has them; kept.
         changes: client_id, batch, earliest (time touched), appended, corrected, deleted; kept.
-        counts: `appended`, `corrected` and `deleted` events, `repeated` rows of events that were there as they are, and
-            `unknown_deletions` of events that were not.
+        deletions: differences of `deletions`; None where the data set's rows do not take events away by their order.
+        counts: `appended`, `corrected` and `deleted` events, `repeated` rows of events that were there as they are (or
+            that came later), `outdated` rows of events that were taken away after them, and `unknown_deletions` of
+            events that were not there.
     """
 
     differences: DataFrame
     changes: DataFrame
+    deletions: DataFrame | None
     counts: Mapping[str, int]
 
 
-def append(delivered: DataFrame, standing: DataFrame, spec: DataSetSpec, *, batch: int, keep: Keep) -> Appended:
+def append(
+    delivered: DataFrame,
+    standing: DataFrame,
+    deletions: DataFrame | None,
+    spec: DataSetSpec,
+    *,
+    batch: int,
+    keep: Keep,
+) -> Appended:
     """Finds what a batch changes.
 
     An event whose client and id are there with equal content is a repetition; with other content a correction: the
-    later delivery wins, unless it says itself, by time.order, that it is the older one. Events of one instant are
-    numbered anew where one comes or goes.
+    later delivery wins, unless it says itself, by time.order, that it is the older one (no order is older than any).
+    What was taken away stays away from rows of an older order. Events of one instant are numbered anew where one comes
+    or goes.
 
     Args:
         delivered: from `ingest.Ingested`, the batch alone; kept.
         standing: the `events` table before it.
+        deletions: the `deletions` table before it, if there is one.
         spec: the data set.
         batch: its number.
         keep: computes a frame once.
     """
     columns = [name for name in delivered.columns if name != "_gone"]
-    judged = keep(_judged(delivered, standing, columns, ordered(spec)))
+    by_order = ordered(spec)
+    judged = keep(_judged(delivered, standing, deletions if by_order else None, columns, by_order))
     counted = {row["_kind"]: row["count"] for row in judged.groupBy("_kind").count().collect()}
     changed = judged.where(F.col("_kind").isin(INSERT, UPDATE, DELETE))
     found = keep(_placed(changed, standing, columns, spec))
     return Appended(
         differences=found,
         changes=keep(_by_client(changed, batch)),
+        deletions=keep(_newly_away(delivered, deletions)) if by_order and spec.event_id.deleted else None,
         counts={
             "appended": counted.get(INSERT, 0),
             "corrected": counted.get(UPDATE, 0),
             "deleted": counted.get(DELETE, 0),
             "repeated": counted.get("repeated", 0),
+            "outdated": counted.get("outdated", 0),
             "unknown_deletions": counted.get("unknown", 0),
         },
     )
 
 
-def _judged(delivered: DataFrame, standing: DataFrame, columns: Sequence[str], by_order: bool) -> DataFrame:
+def _newly_away(delivered: DataFrame, deletions: DataFrame | None) -> DataFrame:
+    """The differences of `deletions`: ids that were never taken away before, or not as far."""
+    new = taken_away(delivered)
+    if deletions is None:
+        return new.withColumn(CHANGE, F.lit(INSERT))
+    old = deletions.select(*_KEY, F.col(EVENT_ORDER).alias("_until"))
+    further = F.when(F.col("_until").isNull(), INSERT).when(F.col(EVENT_ORDER) > F.col("_until"), UPDATE)
+    return new.join(old, list(_KEY), how="left").select(*_KEY, EVENT_ORDER, further.alias(CHANGE)).dropna(subset=CHANGE)
+
+
+def _judged(
+    delivered: DataFrame, standing: DataFrame, deletions: DataFrame | None, columns: Sequence[str], by_order: bool
+) -> DataFrame:
     """The delivered rows with `_kind`, and `_before`: when the event of their id is now."""
     content = [name for name in columns if name not in (*_KEY, *_PLACE)]
     mine = standing.join(delivered.select("client_id").distinct(), "client_id", how="left_semi")
     seat = F.col(EVENT_ORDER) if by_order else F.lit(None)
     old = mine.select(*_KEY, F.col("event_time").alias("_before"), _hash(content).alias("_old"), seat.alias("_seat"))
     both = delivered.withColumn("_new", _hash(content)).join(old, list(_KEY), how="left")
-    there = F.col("_old").isNotNull()
-    older = F.coalesce(F.col(EVENT_ORDER) < F.col("_seat"), F.lit(False)) if by_order else F.lit(False)
+    there, own = F.col("_old").isNotNull(), F.col(EVENT_ORDER) if by_order else F.lit(None)
+    until = F.lit(None)
+    if deletions is not None:
+        away = deletions.select(*_KEY, F.col(EVENT_ORDER).alias("_until"))
+        both, until = both.join(away, list(_KEY), how="left"), F.col("_until")
+    older = F.coalesce(own < F.col("_seat"), F.lit(False))
+    # A row that takes away and does not say its order takes away whatever came before it.
+    behind = older | (own.isNull() & F.col("_seat").isNotNull())
+    outdated = F.coalesce(own < until, own.isNull() & until.isNotNull())
     kind = (
         F.when(F.col("_gone"), F.when(there & ~older, DELETE).otherwise("unknown"))
-        .when(~there, INSERT)
-        .when((F.col("_old") == F.col("_new")) | older, "repeated")
+        .when(~there, F.when(outdated, "outdated").otherwise(INSERT))
+        .when((F.col("_old") == F.col("_new")) | behind, "repeated")
         .otherwise(UPDATE)
     )
     return both.select(*columns, "_before", kind.alias("_kind"))

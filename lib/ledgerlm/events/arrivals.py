@@ -56,7 +56,7 @@ def arrivals(here: Iterable[Arrived], taken: Mapping[str, str]) -> Arrivals:
         taken: path -> content of what was taken before.
 
     Raises:
-        DataError: a file has another content than when it was taken.
+        DataError: a file has another content than when it was taken, or none.
     """
     contents = set(taken.values())
     new: list[Arrived] = []
@@ -75,6 +75,11 @@ def arrivals(here: Iterable[Arrived], taken: Mapping[str, str]) -> Arrivals:
         elif one.content in contents:
             renamed.append(one)
         else:
+            if not one.size:
+                raise DataError(
+                    f"{one.path} has no content: a delivery that was cut off, it seems; deliver it again, or take it "
+                    "away. Nothing was taken in"
+                )
             contents.add(one.content)
             new.append(one)
     return Arrivals(new=tuple(new), renamed=tuple(renamed), known=tuple(known))
@@ -147,7 +152,7 @@ def only_files(spec: DataSetSpec, files: Sequence[Arrived], others: Sequence[Arr
     source = source_of(spec)
     left_out = tuple(glob.escape(one.path) for one in others)
     entries = tuple(
-        file.model_copy(update={"leave_out": (*file.leave_out, *left_out)})
+        file.model_copy(update={"leave_out": (*file.leave_out, *left_out), "empty": True})  # a day without an event
         for place, file in enumerate(source.files)
         if any(one.entry == place for one in files)
     )

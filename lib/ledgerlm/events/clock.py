@@ -39,6 +39,12 @@ def aware(time: dt.datetime, zone: str) -> dt.datetime:
     return time if time.tzinfo or zone == "UTC" else time.replace(tzinfo=offset_of(zone))
 
 
+def instant(time: dt.datetime, zone: str) -> dt.datetime:
+    """A time with a zone: its own, or the data's."""
+    found = aware(time, zone)
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+
 def in_zone(value: Any, zone: str) -> Any:
     """A setting in which each time without a zone, in conditions too, is that of the data's clock, however deep."""
     if isinstance(value, dt.datetime):

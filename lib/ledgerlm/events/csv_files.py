@@ -55,7 +55,7 @@ def csv_parts(spark: SparkSession, file: FileSpec, files: Sequence[Found], neede
         dialect, before = csv_dialect(head, file, needed)
         filled = filled or _has_rows(head, len(before) + bool(dialect.header))
         groups.setdefault(dialect, []).append((head, before))
-    if not filled:
+    if not filled and not file.empty:
         raise SpecError(f"{files[0].path}: no rows in {file.glob}; give another path, or leave the entry out")
     for dialect, members in groups.items():
         above = {line for _, lines in members for line in lines}

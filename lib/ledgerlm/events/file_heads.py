@@ -26,6 +26,7 @@ from ledgerlm.events.spec_files import FileSpec
 
 HEAD_BYTES = 1 << 20
 _HEAD_LINES = 10_000  # of a file that only Spark can open
+_SEPARATORS = (";", "\t", "|", ",")
 _HEADER_LINES = 100  # a header stands in the first lines or nowhere
 _THREADS = 16
 _BOM = "\ufeff"
@@ -257,6 +258,12 @@ def _check_names(path: str, names: Sequence[str], needed: Collection[str]) -> No
         raise SpecError(
             f"{path}: the header has {', '.join(repr(name) for name in twice)} twice; name all columns in order under "
             "'columns'"
+        )
+    apart = next((sign for sign in _SEPARATORS if len(names) == 1 and sign in names[0]), None)
+    if needed and apart:
+        raise SpecError(
+            f"{path}: its header is one column, {names[0][:80]!r}, whose names {apart!r} seems to set apart; give "
+            "'separator' at the file, or deliver it as the others"
         )
     for name in needed:
         if resolved(name, [one for one in names if one], path) is None:

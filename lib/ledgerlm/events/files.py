@@ -120,6 +120,19 @@ def partition_value(name: str, path: str) -> Column:
     return F.when(~text.isin(_NO_VALUE, ""), text)
 
 
+def in_order_of_names(path: str) -> tuple[tuple[str, int], ...]:
+    """A key by which numbers in names stand in their order: `night-9.csv` before `night-10.csv`."""
+    parts = re.findall(r"([^0-9]*)([0-9]*)", path)
+    return tuple((text, int(number or -1)) for text, number in parts)
+
+
+def decoded_path(uri: Column | str) -> Column:
+    """The path of a file as `Found` has it, from Spark's URI of it."""
+    # A URL decoder takes + for a blank.
+    text = F.url_decode(F.replace(F.col(uri) if isinstance(uri, str) else uri, F.lit("+"), F.lit("%2B")))
+    return F.regexp_replace(text, "^file:/+", "/")
+
+
 def _quoted(name: str) -> str:
     return name.replace("%", "%25").replace(" ", "%20")
 

@@ -73,11 +73,11 @@ def _values(events: DataFrame, firsts: DataFrame, label: LabelSpec, grid: Column
         one_currency(counting, f"task {label.name}", "labels.only: {currency: [...]}")
     time = local(F.col("event_time"), zone)
     inside = F.filter(grid, lambda day: (day <= time) & (time < day + days))
-    amount = F.col("amount").cast("double") if rule.value == "amount" else F.lit(1.0)
+    amount = F.col("amount") if rule.value == "amount" else F.lit(1)
     sums = (
         counting.select("client_id", amount.alias("_amount"), F.explode(inside).alias("_day"))
         .groupBy("client_id", "_day")
-        .agg(F.sum("_amount").alias("_sum"), F.count_if(F.col("_amount").isNull()).alias("_absent"))
+        .agg(_exact_sum("_amount").alias("_sum"), F.count_if(F.col("_amount").isNull()).alias("_absent"))
     )
     asked = firsts.withColumn("_day", F.explode(grid)).withColumn("as_of", zoned(F.col("_day"), zone))
     known = asked.where(F.col("first_event_time") < F.col("as_of")).join(sums, ["client_id", "_day"], how="left")
@@ -88,6 +88,11 @@ def _values(events: DataFrame, firsts: DataFrame, label: LabelSpec, grid: Column
         F.coalesce("_sum", F.lit(0.0)).alias("value"),
         (F.coalesce("_absent", F.lit(0)) > 0).alias("unpriced"),
     )
+
+
+def _exact_sum(amount: str) -> Column:
+    """The sum in decimals, since thresholds are set against it (ten tenths are one); in doubles where they overflow."""
+    return F.coalesce(F.try_sum(amount).cast("double"), F.sum(F.col(amount).cast("double")))
 
 
 def _grid(label: LabelSpec, spec: DataSetSpec, last: dt.datetime) -> Column:

@@ -9,15 +9,17 @@ have to fit into memory.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 
+from ledgerlm.engines.frames import small_frame
 from ledgerlm.events.attributes import conflicts, damaged_attributes, dictionaries, unknown_codes
 from ledgerlm.events.columns import BLOCK, FILE, LEFT_OUT, ODD, PATH, PLACE
 from ledgerlm.events.counts import IngestCounts, facts_of
+from ledgerlm.events.files import decoded_path, found_files, in_order_of_names
 from ledgerlm.events.judging import NOTED, aside, counters, good_rows, judged_rows
 from ledgerlm.events.quality import Reason, pseudonymised
 from ledgerlm.events.spec import DataSetSpec, source_of
@@ -34,6 +36,7 @@ __all__ = [
     "ingest_events",
     "unknown_codes",
 ]
+_RANK_DIGITS = 10
 _SAID = {
     LEFT_OUT: "empty periods of wide lines",
     "_signed": "amounts with a sign of their own beside sign",
@@ -65,6 +68,7 @@ class Ingested:
     judged: Observation
     kept: Observation
     partitions: int | None = None
+    ranks: Mapping[str, int] = field(default_factory=dict)
     empty: bool = False
 
     @property
@@ -113,7 +117,7 @@ class Ingested:
 
     def _good(self) -> tuple[DataFrame, DataFrame]:
         """The good rows, and the same numbered."""
-        good = _hidden(good_rows(self.rows), self.spec)
+        good = _hidden(_ranked(good_rows(self.rows), self.ranks), self.spec)
         return good, _numbered(good, self.spec, self.partitions)
 
     def _before_shuffle(self) -> Mapping[str, Any]:
@@ -134,13 +138,17 @@ class Ingested:
         return tuple(found)
 
 
-def ingest_events(spark: SparkSession, spec: DataSetSpec, partitions: int | None = None) -> Ingested:
+def ingest_events(
+    spark: SparkSession, spec: DataSetSpec, partitions: int | None = None, came: Mapping[str, int] | None = None
+) -> Ingested:
     """Reads the event files of a data set.
 
     Args:
         spark: session in UTC with ANSI mode.
         spec: the data set.
         partitions: partitions of the shuffle by client; None lets Spark choose by size.
+        came: path of a file -> number of the batch that brought it, where files came one after the other; others came
+            last. Where file and line decide, the batch decides before them.
 
     Returns:
         Events and quarantine as lazy DataFrames.
@@ -148,14 +156,41 @@ def ingest_events(spark: SparkSession, spec: DataSetSpec, partitions: int | None
     Raises:
         SpecError: no source, nothing at its path, or a column that the files lack.
     """
-    rows = judged_rows(spark, spec)
+    rows, ranks = judged_rows(spark, spec), _ranks(spark, spec, came or {})
     judged, kept = Observation(), Observation()
     counted = rows.observe(judged, *(column.alias(name) for name, column in counters(spec).items()))
     good = good_rows(counted).drop("reason", "detail", "payload", ODD, LEFT_OUT, *NOTED)
-    numbered = _numbered(_hidden(good, spec), spec, partitions)
+    numbered = _numbered(_hidden(_ranked(good, ranks), spec), spec, partitions)
     return Ingested(
-        delivered=_placed(numbered, spec, kept), spec=spec, rows=rows, judged=judged, kept=kept, partitions=partitions
+        delivered=_placed(numbered, spec, kept),
+        spec=spec,
+        rows=rows,
+        judged=judged,
+        kept=kept,
+        partitions=partitions,
+        ranks=ranks,
     )
+
+
+def _ranks(spark: SparkSession, spec: DataSetSpec, came: Mapping[str, int]) -> dict[str, int]:
+    """Path of a file -> its place, where files decide what holds and their places are not those of their names."""
+    decides = spec.event_id.conflicts == "last" or spec.event_id.deleted or spec.time.order == FILE_ORDER
+    if not decides:
+        return {}
+    source, last = source_of(spec), max(came.values(), default=0) + 1
+    files = {one.path for file in source.files if file.format != "delta" for one in found_files(spark, file, source)}
+    placed = sorted(files, key=lambda path: (came.get(path, last), in_order_of_names(path)))
+    return {} if placed == sorted(files) else {path: place for place, path in enumerate(placed)}
+
+
+def _ranked(rows: DataFrame, ranks: Mapping[str, int]) -> DataFrame:
+    """The rows with a PATH by which files stand in the order of their ranks."""
+    if not ranks:
+        return rows
+    known = small_frame(rows.sparkSession, [*ranks.items()], "_file string, _rank int")
+    placed = rows.withColumn("_file", decoded_path(PATH)).join(F.broadcast(known), "_file", how="left")
+    rank = F.lpad(F.col("_rank").cast("string"), _RANK_DIGITS, "0")
+    return placed.withColumn(PATH, F.concat_ws(" ", rank, PATH)).drop("_file", "_rank")
 
 
 def _counted(rows: DataFrame, named: Mapping[str, Column]) -> dict[str, Any]:
@@ -166,6 +201,9 @@ def _hidden(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
     if spec.pseudonymise is None:
         return rows
     columns = ["client_id", *(f"f_{name}" for name in spec.pseudonymise.fields)]
+    secret = {spec.client, *(one.column or one.name for one in spec.fields if one.name in spec.pseudonymise.fields)}
+    if secret & set(spec.event_id.columns):
+        columns.append("_id")  # it would tell them in the clear
     return pseudonymised(rows, columns, spec.pseudonymise.key_env)
 
 
@@ -222,7 +260,11 @@ def _withdrawn(spec: DataSetSpec) -> dict[str, Column]:
     without_order = F.max(F.when(F.col("_gone") & F.col("_order").isNull(), place)).over(of_id)
     with_order = F.max(F.when(F.col("_gone") & F.col("_order").isNotNull(), ordered_place)).over(of_id)
     taken = F.coalesce(place <= without_order, F.lit(False)) | F.coalesce(ordered_place <= with_order, F.lit(False))
-    return {"_withdrawn": taken, "_final": F.col("_gone") & (place == F.max(F.when(F.col("_gone"), place)).over(of_id))}
+    return {
+        "_withdrawn": taken,
+        "_final": F.col("_gone") & (place == F.max(F.when(F.col("_gone"), place)).over(of_id)),
+        "_until": with_order["_order"],
+    }
 
 
 def _unique() -> Column:
@@ -265,9 +307,29 @@ def _placed(numbered: DataFrame, spec: DataSetSpec, kept: Observation) -> DataFr
         "currency",
         *(F.col(f"f_{field.name}").alias(field.name) for field in spec.fields),
         FILE,
-        *([F.col("_order").alias(EVENT_ORDER)] if ordered(spec) else []),
+        *([_order_of_id(spec).alias(EVENT_ORDER)] if ordered(spec) else []),
         F.col("_final").alias("_gone"),
     )
+
+
+def taken_away(delivered: DataFrame) -> DataFrame:
+    """The ids that rows have taken away, with how far: rows of them before that `event_order` go, whenever they come.
+
+    Args:
+        delivered: see `Ingested`, of a data set whose rows say their order.
+
+    Returns:
+        client_id, event_id, event_order.
+    """
+    rows = delivered.where(F.col("_gone") & F.col(EVENT_ORDER).isNotNull())
+    return rows.select("client_id", "event_id", EVENT_ORDER)
+
+
+def _order_of_id(spec: DataSetSpec) -> Column:
+    """The place of a row among those of its id; of one that takes the event away, the latest of such rows."""
+    if not spec.event_id.deleted:
+        return F.col("_order")
+    return F.when(F.col("_final") & F.col("_order").isNotNull(), F.col("_until")).otherwise(F.col("_order"))
 
 
 def ordered(spec: DataSetSpec) -> bool:

@@ -22,6 +22,8 @@ from ledgerlm.events.ingest import (
     dictionaries,
     facts_of,
     ingest_events,
+    ordered,
+    taken_away,
     unknown_codes,
 )
 from ledgerlm.events.labels import LabelCounts, Labelled, client_attributes, first_events, labels_of
@@ -33,6 +35,8 @@ from ledgerlm.lake.slices import WHOLE, Slice
 
 class IngestConf(Conf):
     """Reads the files that the data set spec names."""
+
+    HOW = frozenset({"max_quarantined_share", "max_unmatched_share", "partitions", "unknown_codes"})
 
     append: bool = Field(
         False,
@@ -65,14 +69,23 @@ class Ingestion:
 
     Attributes:
         made: the tables of the bank, what was set aside, and the counts. Rows in are those of the event files.
+        deletions: rows of the `deletions` table; None where the data set's rows do not take events away by their order.
         refusal: why these tables should not replace those that are there; None when nothing speaks against it.
     """
 
     made: Made
     refusal: str | None
+    deletions: DataFrame | None = None
 
 
-def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, keep: Keep) -> Ingestion:
+def ingest_files(
+    spark: SparkSession,
+    spec: DataSetSpec,
+    conf: IngestConf,
+    *,
+    came: Mapping[str, int] | None = None,
+    keep: Keep,
+) -> Ingestion:
     """Reads the files of a data set.
 
     The events are computed once and kept, so that all counts are known before anything is written: a spec that does
@@ -82,6 +95,7 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
         spark: session in UTC with ANSI mode.
         spec: the data set.
         conf: bounds.
+        came: see `ingest.ingest_events`.
         keep: holds events, first events, dictionaries and labels, each read several times.
 
     Returns:
@@ -93,8 +107,11 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
         SpecError: no source, nothing at its path, or a column that the files lack.
         DataError: rows vanished, or a file has another header than the first.
     """
-    ingested = ingest_events(spark, spec, conf.partitions)
-    events = keep(ingested.events)
+    ingested = ingest_events(spark, spec, conf.partitions, came)
+    ends = bool(spec.event_id.deleted) and ordered(spec)
+    if ends:
+        ingested = replace(ingested, delivered=keep(ingested.delivered))
+    events = ingested.events if ends else keep(ingested.events)
     firsts = keep(first_events(events))
     clients = firsts.count()  # computes the events, and so fills in their counts
     ingested = replace(ingested, empty=not clients)
@@ -118,7 +135,8 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
             "unknown_codes": most_unknown(events, told.bank.dictionaries, spec, conf.unknown_codes),
         },
     )
-    return Ingestion(made=made, refusal=refusal_of(spec, counts, told, conf))
+    away = taken_away(ingested.delivered) if ends else None
+    return Ingestion(made=made, refusal=refusal_of(spec, counts, told, conf), deletions=away)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -40,9 +40,10 @@ def json_parts(
     for head in heads:
         keys |= keys_in(head)
         groups.setdefault(Dialect(encoding=head.encoding, newline=head.newline), []).append(head.file)
-    if not any(head.text.strip() for head in heads):
+    filled = any(head.text.strip() for head in heads)
+    if not filled and not file.empty:
         raise SpecError(f"{files[0].path}: no rows in {file.glob}; give another path, or leave the entry out")
-    missing = [name for name in needed if folded(name) not in {folded(key) for key in keys}]
+    missing = [name for name in needed if folded(name) not in {folded(key) for key in keys}] if filled else []
     for dialect, found in groups.items():
         lines = read_lines(spark, [one.pattern for one in found], dialect, "", ())
         missing = [name for name in missing if lines.where(F.contains(LINE, F.lit(json.dumps(name)))).isEmpty()]

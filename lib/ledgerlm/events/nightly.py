@@ -14,6 +14,7 @@ from ledgerlm.errors import DataError
 from ledgerlm.events.appending import Appended, append, first_changes
 from ledgerlm.events.arrivals import Arrivals, Arrived, arrivals, event_files, joined_files, only_files
 from ledgerlm.events.attributes import damaged_attributes
+from ledgerlm.events.files import in_order_of_names
 from ledgerlm.events.ingest import ingest_events
 from ledgerlm.events.ingesting import (
     IngestConf,
@@ -44,6 +45,7 @@ Before = Callable[[str], "DataFrame | None"]
 """Gives a table as it was before the batch, or None."""
 Content = Callable[["Found"], "str | None"]
 """Gives the hash of a file of this machine; None of one elsewhere."""
+_KINDS = ("appended", "corrected", "deleted", "repeated", "outdated", "unknown_deletions")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,11 +55,13 @@ class Taken:
     Attributes:
         batch: number of the newest batch; 0 before the first.
         files: path -> content of every event file.
+        came: path -> batch that brought it; of a file that was read, and not of its copies.
         joined: path -> content of the files whose columns events got by a join.
     """
 
     batch: int = 0
     files: Mapping[str, str] = field(default_factory=dict)
+    came: Mapping[str, int] = field(default_factory=dict)
     joined: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -66,7 +70,11 @@ class Taken:
         rows = [] if batches is None else batches.select("batch", "file", "content", "taken").orderBy("batch").collect()
         joined = {row["file"]: row["content"] for row in rows if row["taken"] == "joined"}
         files = {row["file"]: row["content"] for row in rows if row["taken"] != "joined"}
-        return cls(batch=max((row["batch"] for row in rows), default=0), files=files, joined=joined)
+        came: dict[str, int] = {}
+        for row in rows:
+            if row["taken"] == "read":
+                came.setdefault(row["file"], row["batch"])
+        return cls(batch=max((row["batch"] for row in rows), default=0), files=files, came=came, joined=joined)
 
 
 def take_in(
@@ -85,15 +93,15 @@ def take_in(
         spark: session in UTC with ANSI mode.
         spec: the data set.
         conf: bounds.
-        before: `batches`, `events`, `clients`, `labels`, `dictionaries` and `quarantine` as they were.
+        before: `batches`, `events`, `deletions`, `clients`, `labels`, `dictionaries` and `quarantine` as they were.
         standing: the tables were made by these very settings; else everything is read anew.
         content: hashes of files.
         keep: computes a frame once.
 
     Returns:
-        Differences of the tables of a bank, and `changes` and `batches`, the latter last: what is not in it was not
-        taken. Facts as of `ingest_files`, of the batch alone, and `batch`, `files`, `renamed`, `appended`,
-        `corrected`, `deleted`, `repeated`, `unknown_deletions`.
+        Differences of the tables of a bank, of `deletions`, and `changes` and `batches`, the latter last: what is not
+        in it was not taken. Facts as of `ingest_files`, of the batch alone, and `batch`, `files`, `renamed` and the
+        counts of `Appended`.
 
     Raises:
         SpecError: no source, nothing at its path, or a column that the files lack.
@@ -105,7 +113,7 @@ def take_in(
     batch = taken.batch + 1
     if anew:
         _refuse_lost(taken, here)
-        return _everything(spark, spec, conf, here, joined, batch=batch, keep=keep)
+        return _everything(spark, spec, conf, here, joined, batch=batch, came=taken.came, keep=keep)
     found = arrivals(here, taken.files)
     return _batch(spark, spec, conf, found, batch=batch, before=before, keep=keep)
 
@@ -129,12 +137,17 @@ def _everything(
     joined: Mapping[str, str],
     *,
     batch: int,
+    came: Mapping[str, int],
     keep: Keep,
 ) -> Ingestion:
-    """All files as one batch that replaces whatever was there; a file that lies there twice is read once."""
-    found = arrivals(here, {})
+    """All files as one batch that replaces whatever was there; a file that lies there twice is read once.
+
+    Files that came one after the other are read in that order, whatever their names.
+    """
+    found = arrivals(sorted(here, key=lambda one: (came.get(one.path, batch), in_order_of_names(one.path))), {})
     whole = spec if not found.renamed else only_files(spec, found.new, found.renamed)
-    read = ingest_files(spark, whole, conf, keep=keep)
+    here_before = {one.path: came[one.path] for one in found.new if one.path in came}
+    read = ingest_files(spark, whole, conf, came=here_before, keep=keep)
     made = read.made
     events = made.tables["events"].frame
     counts = {
@@ -143,13 +156,14 @@ def _everything(
         "duplicates": made.duplicates,
         "withdrawn": made.withdrawn,
         "appended": made.rows_out or 0,
-        **dict.fromkeys(("corrected", "deleted", "repeated", "unknown_deletions"), 0),
+        **dict.fromkeys(_KINDS[1:], 0),
     }
     files = _batch_rows(spark, found, joined, events, batch=batch, counts=counts)
     tables = {
         **{name: one for name, one in made.tables.items() if name != "events"},
         "changes": Rows(frame=first_changes(events, batch)),
         "events": made.tables["events"],
+        **({} if read.deletions is None else {"deletions": Rows(frame=read.deletions)}),
         "batches": Rows(frame=files),
     }
     facts = {**made.facts, **_batch_facts(counts, found, batch)}
@@ -162,7 +176,7 @@ def _batch(
     """What new files change; labels, attributes and dictionaries are read as they are now."""
     events = before("events")
     assert events is not None, "a batch comes to events that are there"
-    read = _read(spark, spec, conf, found, events, batch=batch, keep=keep) if found.new else None
+    read = _read(spark, spec, conf, found, before, batch=batch, keep=keep) if found.new else None
     if read is not None:
         events = applied(events, read.appended.differences, EVENTS.key)
     firsts = keep(first_events(events))
@@ -186,6 +200,7 @@ def _batch(
         **read.appended.counts,
     }
     figures["duplicates"] += figures["repeated"]
+    figures["withdrawn"] += figures["outdated"]
     files = _batch_rows(spark, found, {}, read.delivered, batch=batch, counts=figures)
     made = replace(
         made,
@@ -193,12 +208,13 @@ def _batch(
         rows_out=figures["appended"] + figures["corrected"],
         quarantined=counts.quarantined,
         duplicates=figures["duplicates"],
-        withdrawn=counts.withdrawn,
+        withdrawn=figures["withdrawn"],
         aside=_not_yet(aside, before("quarantine")),
         tables={
             **tables,
             "changes": _added(read.appended.changes),
             "events": Rows(frame=read.appended.differences, differences=True),
+            **_deletions(read.appended, before),
             "batches": _added(keep(files)),
         },
         facts={
@@ -214,7 +230,7 @@ def _batch(
 def _nothing_new(spark: SparkSession, made: Made, found: Arrivals, batch: int, keep: Keep) -> Made:
     """No batch: what has another name than before is noted beside the newest one."""
     tables = dict(made.tables)
-    none = dict.fromkeys(("appended", "corrected", "deleted", "repeated", "unknown_deletions"), 0)
+    none = dict.fromkeys(_KINDS, 0)
     if found.renamed:
         events = spark.createDataFrame([], "source_file string")
         tables["batches"] = _added(keep(_batch_rows(spark, found, {}, events, batch=batch, counts=none)))
@@ -237,11 +253,13 @@ def _read(
     spec: DataSetSpec,
     conf: IngestConf,
     found: Arrivals,
-    events: DataFrame,
+    before: Before,
     *,
     batch: int,
     keep: Keep,
 ) -> _Read:
+    events = before("events")
+    assert events is not None, "a batch comes to events that are there"
     ingested = ingest_events(spark, only_files(spec, found.new, (*found.known, *found.renamed)), conf.partitions)
     delivered = keep(ingested.delivered)
     # Computes the rows, and so fills in their counts.
@@ -249,8 +267,17 @@ def _read(
     counts = ingested.counts()
     if counts.rows_in:  # a day without an event is a day, too
         counts.check(f"data set {spec.name}, batch {batch}")
-    appended = append(delivered, events, spec, batch=batch, keep=keep)
+    appended = append(delivered, events, before("deletions"), spec, batch=batch, keep=keep)
     return _Read(ingested=ingested, delivered=delivered, counts=counts, appended=appended)
+
+
+def _deletions(appended: Appended, before: Before) -> dict[str, Rows]:
+    """What was taken away and stays so, as a table of its own."""
+    rows = appended.deletions
+    if rows is None:
+        return {}
+    whole = before("deletions") is None
+    return {"deletions": Rows(frame=rows.drop(CHANGE)) if whole else Rows(frame=rows, differences=True)}
 
 
 def _differences(name: str, rows: Rows, before: Before, keep: Keep) -> Rows:
@@ -281,8 +308,7 @@ def _not_yet(aside: DataFrame | None, before: DataFrame | None) -> DataFrame | N
 
 
 def _batch_facts(counts: Mapping[str, int], found: Arrivals, batch: int) -> dict[str, int]:
-    kinds = ("appended", "corrected", "deleted", "repeated", "unknown_deletions")
-    return {"batch": batch, "files": len(found.new), "renamed": len(found.renamed), **{k: counts[k] for k in kinds}}
+    return {"batch": batch, "files": len(found.new), "renamed": len(found.renamed), **{k: counts[k] for k in _KINDS}}
 
 
 def _batch_rows(

@@ -36,13 +36,13 @@ class EventIdSpec(SpecPart):
     )
     conflicts: Literal["refuse", "last"] = Field(
         "refuse",
-        description="rows of one id that differ: set all of them aside, or keep the last by time.order, then file and "
-        "line (the others count as duplicates)",
+        description="rows of one id that differ: set all of them aside, or keep the last by time.order, then batch, "
+        "file and line (the others count as duplicates)",
     )
     deleted: dict[str, tuple[str, ...]] = Field(
         default_factory=dict,
         description="column -> values of the rows that take the event of their id away again, such as {op: [D]}; rows "
-        "of the id that come before it, by time.order, then file and line, go with it",
+        "of the id that come before it, by time.order, then batch, file and line, go with it, also in later batches",
     )
 
     @model_validator(mode="after")

@@ -67,6 +67,9 @@ class FileSpec(SpecPart):
         ",", min_length=1, description="csv: what stands between columns; a first line `sep=;` wins over it"
     )
     quote: str = Field('"', max_length=1, description="csv: quote character, doubled inside a value; empty for none")
+    empty: bool = Field(
+        False, description="files without a row are no error (new files of `ingest: {append: true}` may always be so)"
+    )
     line_breaks: bool | None = Field(
         None,
         description="csv: whether quoted values hold line breaks; such a file is put together by one task. Left out, "

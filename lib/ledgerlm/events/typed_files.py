@@ -105,7 +105,7 @@ def by_schema(files: Sequence[Found], file: FileSpec) -> dict[_Schema | None, li
 
     with ThreadPoolExecutor(_THREADS) as pool:
         footers = list(pool.map(footer, files))
-    if not any(rows for _, rows in footers):
+    if not any(rows for _, rows in footers) and not file.empty:
         raise SpecError(f"{files[0].path}: no rows in {file.glob}; give another path, or leave the entry out")
     groups: dict[_Schema | None, list[Found]] = {}
     known: dict[str, _Schema] = {}

@@ -131,6 +131,11 @@ CHANGES = Table(
     ),
     key=("client_id", "batch"),
 )
+DELETIONS = Table(
+    name="deletions",
+    columns=(CLIENT, _required("event_id", STRING), _required(EVENT_ORDER, T.DecimalType(38, 9))),
+    key=("client_id", "event_id"),
+)
 PUBLICATIONS = Table(
     name="publications",
     columns=(
@@ -453,6 +458,7 @@ TABLES: dict[str, Table] = {
         EVENTS,
         BATCHES,
         CHANGES,
+        DELETIONS,
         PUBLICATIONS,
         DICTIONARIES,
         CLIENTS,

@@ -144,7 +144,7 @@ class Context:
 
     def content(self, file: Found) -> str | None:
         """Hash of a file of this machine; None of one elsewhere."""
-        return self.hashes.content(Path(file.path)) if file.local else None
+        return self.hashes.found(file)
 
     def pin(self, table: str) -> int | None:
         """The version of a table that this stage sees; None when the table is not there."""

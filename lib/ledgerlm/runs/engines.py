@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ledgerlm.config import SCHEME
@@ -39,9 +40,19 @@ class Engines:
             )
         return self._session.spark
 
+    def release(self) -> None:
+        """Gives back what a stage kept; a JVM that has ended keeps nothing."""
+        from py4j.protocol import Py4JError
+
+        with suppress(ConnectionError, EOFError, Py4JError):
+            self.keeper.release()
+
     def stop(self) -> None:
         """Ends what this run started; a session that was there before gets its settings back and stays."""
         self.ray.stop()
         if self._session is not None:
-            self._session.close()
+            from py4j.protocol import Py4JError
+
+            with suppress(ConnectionError, EOFError, Py4JError):  # of a JVM that has ended before
+                self._session.close()
             self._session = None

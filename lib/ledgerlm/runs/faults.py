@@ -42,12 +42,14 @@ def of_machine(error: OSError) -> LedgerError | None:
 
 def as_ledger_error(error: Exception, stage: Stage) -> LedgerError | None:
     """What a stage's foreign error means to the user; None for one that only a developer can read."""
+    from py4j.protocol import Py4JError, Py4JNetworkError
+    from pyspark.errors import PySparkException
+
+    if isinstance(error, ConnectionError | Py4JNetworkError):
+        return _jvm_ended(stage)
     if isinstance(error, OSError):
         told = of_machine(error)
         return None if told is None else type(told)(f"stage {stage.name}: {told}")
-    from py4j.protocol import Py4JError
-    from pyspark.errors import PySparkException
-
     if isinstance(error, PySparkException):
         text = first_line(str(error))
         if any(f"[{name}" in text for name in _OF_A_SETTING):
@@ -56,9 +58,16 @@ def as_ledger_error(error: Exception, stage: Stage) -> LedgerError | None:
                 f"{_conditions(stage) or f'stages.{stage.name} of the pipeline'} and at the data set spec"
             )
         return EngineError(f"stage {stage.name}: Spark failed: {cause(str(error)) or text}")
-    if isinstance(error, Py4JError):
-        return EngineError(f"stage {stage.name}: Spark failed: {cause(str(error)) or first_line(str(error))}")
-    return None
+    failed = isinstance(error, Py4JError)
+    said = f"stage {stage.name}: Spark failed: {cause(str(error)) or first_line(str(error))}"
+    return EngineError(said) if failed else None
+
+
+def _jvm_ended(stage: Stage) -> LedgerError:
+    return EngineError(
+        f"stage {stage.name}: Spark's Java process has ended (killed, or out of memory: logs/spark.log below out); run "
+        "the same command again, and it goes on from what was finished"
+    )
 
 
 def _conditions(stage: Stage) -> str:

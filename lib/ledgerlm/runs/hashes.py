@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from pyspark.sql import SparkSession
 
+    from ledgerlm.events.files import Found
+
 _GONE = "not there"
 
 
@@ -75,6 +77,10 @@ class Hashes:
                 sha = hashlib.file_digest(content, "sha256").hexdigest()
             found = self._known[key] = [stat.st_size, stat.st_mtime_ns, sha]
         return str(found[2])
+
+    def found(self, file: Found) -> str | None:
+        """SHA-256 of a file of this machine; None of one elsewhere."""
+        return self.content(Path(file.path)) if file.local else None
 
     def save(self) -> None:
         """Remembers what was read."""

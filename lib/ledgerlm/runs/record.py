@@ -9,9 +9,8 @@ import os
 import platform
 import shutil
 import subprocess
-import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from ledgerlm.lake.slices import Slice
 
 # Raised when records are read in another way; older ones are then done again.
 _FORM = 2
+_FINISHED = "finished"
 _PACKAGES = (
     "pyspark",
     "delta-spark",
@@ -183,6 +183,7 @@ class StageRecord:
         artefacts: what it wrote outside the lake; relative to `out` where it lies below it.
         facts: JSON values for the report and later stages.
         finished_at: instant of the end.
+        failure: why the newest attempt did not come to its end, if it could say so.
     """
 
     name: str
@@ -206,6 +207,7 @@ class StageRecord:
     artefacts: Sequence[str] = field(default_factory=list)
     facts: Mapping[str, Any] = field(default_factory=dict)
     finished_at: str = ""
+    failure: str = ""
 
 
 def _state(content: Mapping[str, Any] | None) -> State | None:
@@ -241,7 +243,13 @@ class Records:
         Raises:
             ArtefactError: when the file is damaged.
         """
-        path = self.folder / f"{name}.json"
+        return self._load(self.folder / f"{name}.json")
+
+    def finished(self, name: str) -> StageRecord | None:
+        """Record of the stage's newest attempt that came to its end, whatever has been tried since."""
+        return self._load(self.folder / _FINISHED / f"{name}.json")
+
+    def _load(self, path: Path) -> StageRecord | None:
         if not path.exists():
             return None
         try:
@@ -256,28 +264,14 @@ class Records:
     def save(self, record: StageRecord) -> None:
         """Writes the record, whole or not at all."""
         content = portable(asdict(record), self._out) | {"form": _FORM}
-        file = self.folder / f"{record.name}.json"
-        write_json(file, content)
-        push(file)
+        # What was finished is kept first: a kill between the two leaves an attempt that goes on.
+        for folder in ((self.folder / _FINISHED,) if record.done else ()) + (self.folder,):
+            file = folder / f"{record.name}.json"
+            write_json(file, content)
+            push(file)
 
     def fetch(self) -> None:
         """Takes the records as they are where `out` lies; they may be another machine's."""
         if place_of(self.folder) is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
             restore(self.folder)
-
-    def begin(self, name: str, job: str, engine: str, definition: str, run_id: str) -> StageRecord:
-        """Records that the stage starts.
-
-        An attempt of the same definition that was cut off goes on under its identity, so that what it has committed
-        is found and not done again; any other start is a new attempt.
-        """
-        last = self.load(name)
-        if last is not None and not last.done and last.definition == definition:
-            record = replace(last, run_id=run_id)
-        else:
-            record = StageRecord(
-                name=name, job=job, engine=engine, definition=definition, attempt=uuid.uuid4().hex, run_id=run_id
-            )
-        self.save(record)
-        return record

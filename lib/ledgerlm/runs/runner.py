@@ -162,7 +162,11 @@ class Runner:
         self.progress.say(f"{head}  {plan.stage.job.engine} ...")
         began = time.monotonic()
         work = _Attempt(self, plan, self._begin(plan, fresh))
-        result = work.run()
+        try:
+            result = work.run()
+        except LedgerError as error:
+            self.records.save(replace(work.record, failure=str(error)))
+            raise
         done = work.finished(result, time.monotonic() - began)
         self.records.save(done)
         self.hashes.save()
@@ -196,10 +200,13 @@ class Runner:
         """
         stage, definition = plan.stage, self.definition(plan)
         last = self.records.load(stage.name)
+        if last is not None and not last.done and last.definition != definition:
+            # Settings were tried, and taken back: what was finished under these ones may stand.
+            last = self.records.finished(stage.name) or last
         since = None if fresh else self._since(plan, last, definition)
         if last is not None and not last.done and last.definition == definition and self._consumed_stands(plan, last):
             goes_on = last.origin if since is not None else last.attempt
-            record = replace(last, run_id=self.run_id, since=since, origin=goes_on)
+            record = replace(last, run_id=self.run_id, since=since, origin=goes_on, failure="")
         else:
             attempt = uuid.uuid4().hex
             follows = last is not None and since is not None
@@ -230,7 +237,10 @@ class Runner:
         follows = plan.stage.job.follows
         if last is None or last.definition != definition or not follows:
             return None
-        own = self._own_stands(last) if last.done else self._only_own_commits(plan)
+        # What a refused batch set aside is behind what stands, and no other row of the stage.
+        aside = ("quarantine",) if "sources" in follows else ()
+        own = self._own_stands(last, but=aside) if last.done else True
+        own = own and self._only_own_commits(plan, None if not last.done else aside)
         given = Given(plan, self.before(plan), self.pipeline.file)
         if any(origin(given.record(name)) != used for name, used in last.inputs.origins.items()):
             return None
@@ -245,14 +255,15 @@ class Runner:
         tables = {name: one for name, one in last.inputs.tables.items() if name not in plan.stage.job.follows}
         return replace(last.inputs, tables=tables, stages={})
 
-    def _only_own_commits(self, plan: StagePlan) -> bool:
-        """Whether the newest changes of the tables that a stage writes are its own, of whichever attempt."""
+    def _only_own_commits(self, plan: StagePlan, tables: Sequence[str] | None = None) -> bool:
+        """Whether the newest changes of tables that a stage writes (all, or some) are its own, of whichever attempt."""
         own = f"{self.pipeline.name}/{plan.stage.name}"
         newest = [
             next(
                 (one for one in self.history.commits(w.table) if not one.neutral and overlap(w.slice, one.slice)), None
             )
             for w in plan.writes
+            if tables is None or w.table in tables
         ]
         return all(one is None or one.stage == own for one in newest)
 
@@ -283,11 +294,15 @@ class Runner:
         stands = self._own_stands(record) and self._consumed_stands(plan, record)
         return record if stands else None
 
-    def _own_stands(self, record: StageRecord) -> bool:
-        """Whether what the stage wrote is there, and nobody has written over it."""
+    def _own_stands(self, record: StageRecord, but: Sequence[str] = ()) -> bool:
+        """Whether what the stage wrote is there, and nobody has written over it; some tables left out."""
         if not all(is_there(self.pipeline.out / one) for one in record.artefacts):
             return False
-        return all(self.history.state(table, one.slice, one.state) == one.state for table, one in record.tables.items())
+        return all(
+            self.history.state(table, one.slice, one.state) == one.state
+            for table, one in record.tables.items()
+            if table not in but
+        )
 
     def _consumed_stands(self, plan: StagePlan, record: StageRecord, *, files: bool = True) -> bool:
         """Whether a look at what the stage consumed finds the same again; also at its files, if `files`."""
@@ -379,7 +394,7 @@ class _Attempt:
                 raise
             raise told from error
         finally:
-            ctx.engines.keeper.release()
+            ctx.engines.release()
         return result
 
     def finished(self, result: StageResult, seconds: float) -> StageRecord:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ledgerlm.events.arrivals import event_files
+from ledgerlm.events.ingesting import IngestConf
+from ledgerlm.events.nightly import Taken
 from ledgerlm.lake.publications import Publication, publications
 from ledgerlm.lake.upkeep import TableSize, sizes
 
 if TYPE_CHECKING:
+    from ledgerlm.events.files import Found
     from ledgerlm.lake.lake import Lake
     from ledgerlm.runs.pipeline import Pipeline
     from ledgerlm.runs.record import Records
+
+
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,11 +29,13 @@ class Standing:
 
     Attributes:
         publications: newest first.
-        newest_event: time of the newest event; None without events.
+        newest_event: time of the newest event up to now; None without events.
         batch: number of the newest batch; None where files are not taken in by batches.
         taken_at: when it came.
         waiting: stage -> clients whose changes it has not followed yet.
         stages: stage -> when it last finished; None of one that has not.
+        failures: stage -> why its newest attempt did not come to its end.
+        untaken: files that lie in the source and were not taken in; None where files are not taken in by batches.
         tables: sizes.
     """
 
@@ -36,6 +45,8 @@ class Standing:
     taken_at: dt.datetime | None
     waiting: Mapping[str, int]
     stages: Mapping[str, str | None]
+    failures: Mapping[str, str]
+    untaken: Sequence[str] | None
     tables: Sequence[TableSize]
 
     def facts(self) -> dict[str, Any]:
@@ -68,6 +79,8 @@ class Standing:
         never = [name for name, when in self.stages.items() if when is None]
         waiting = [f"{name} {count:,}" for name, count in self.waiting.items() if count]
         lines = [f"not finished: {', '.join(never)}"] if never else []
+        lines += [f"  {name}: {why}" for name, why in self.failures.items()]
+        lines += [f"files that wait: {_some(self.untaken)}"] if self.untaken else []
         return [*lines, f"clients that wait: {', '.join(waiting) or 'none'}"]
 
     def _sizes(self) -> list[str]:
@@ -80,13 +93,14 @@ class Standing:
         return [*lines, "upkeep is due: ledgerlm maintain" if due else "no upkeep is due"]
 
 
-def standing(pipeline: Pipeline, records: Records, lake: Lake) -> Standing:
+def standing(pipeline: Pipeline, records: Records, lake: Lake, content: Callable[[Found], str | None]) -> Standing:
     """Looks at a lake.
 
     Args:
         pipeline: its pipeline.
         records: of the pipeline's stages.
         lake: its tables.
+        content: hash of a file of this machine; None of one elsewhere.
     """
     known = {plan.stage.name: records.load(plan.stage.name) for plan in pipeline.plans}
     done = {name: record for name, record in known.items() if record is not None and record.done}
@@ -99,14 +113,31 @@ def standing(pipeline: Pipeline, records: Records, lake: Lake) -> Standing:
         taken_at=taken_at,
         waiting={name: _changed_since(lake, one) for name, one in reflected.items()},
         stages={name: done[name].finished_at if name in done else None for name in known},
+        failures={name: record.failure for name, record in known.items() if record is not None and record.failure},
+        untaken=_untaken(pipeline, lake, content),
         tables=sizes(lake),
     )
+
+
+def _untaken(pipeline: Pipeline, lake: Lake, content: Callable[[Found], str | None]) -> list[str] | None:
+    if not any(isinstance(plan.stage.conf, IngestConf) and plan.stage.conf.append for plan in pipeline.plans):
+        return None
+    taken = Taken.of(lake.read("batches") if lake.exists("batches") else None)
+    here = event_files(lake.spark, pipeline.spec, content)
+    return [one.path for one in here if taken.files.get(one.path) != one.content]
+
+
+def _some(files: Sequence[str]) -> str:
+    shown = ", ".join(files[:_SHOWN])
+    return shown if len(files) <= _SHOWN else f"{shown} and {len(files) - _SHOWN} more"
 
 
 def _newest_event(lake: Lake) -> dt.datetime | None:
     from pyspark.sql import functions as F
 
-    row = lake.read("events").agg(F.max("event_time")).first() if lake.exists("events") else None
+    # What is told of the future says nothing of how fresh the data are.
+    past = F.when(F.col("event_time") <= F.current_timestamp(), F.col("event_time"))
+    row = lake.read("events").agg(F.max(past)).first() if lake.exists("events") else None
     return None if row is None or row[0] is None else row[0].replace(tzinfo=dt.UTC)
 
 
