@@ -8,16 +8,18 @@ have to fit into memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 
 from ledgerlm.events.attributes import conflicts, damaged_attributes, dictionaries, unknown_codes
+from ledgerlm.events.batch_rules import Held, Seen
 from ledgerlm.events.columns import BLOCK, FILE, LEFT_OUT, ODD, PATH, PLACE
 from ledgerlm.events.counts import IngestCounts, facts_of
+from ledgerlm.events.csv_files import Part
 from ledgerlm.events.judging import NOTED, aside, counters, good_rows, judged_rows
 from ledgerlm.events.quality import Reason, pseudonymised
 from ledgerlm.events.spec import DataSetSpec, source_of
@@ -57,6 +59,8 @@ class Ingested:
         partitions: partitions of the shuffle by client.
         empty: whether there is no event; then Spark has cut what was observed out of its plan, and rows are counted by
             themselves.
+        held: what each row was held against beside the spec.
+        columns: path of a file -> its columns, those of folders above it too.
     """
 
     delivered: DataFrame
@@ -66,6 +70,8 @@ class Ingested:
     kept: Observation
     partitions: int | None = None
     empty: bool = False
+    held: Held = field(default_factory=Held)
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def events(self) -> DataFrame:
@@ -111,13 +117,17 @@ class Ingested:
             warnings=self._warnings(judged),
         )
 
+    def seen(self) -> dict[Reason, Seen]:
+        """What `held` found, once `events` has been written; waits for ever before."""
+        return self.held.seen(self._before_shuffle())
+
     def _good(self) -> tuple[DataFrame, DataFrame]:
         """The good rows, and the same numbered."""
         good = _hidden(good_rows(self.rows), self.spec)
         return good, _numbered(good, self.spec, self.partitions)
 
     def _before_shuffle(self) -> Mapping[str, Any]:
-        return _counted(self.rows, counters(self.spec)) if self.empty else self.judged.get
+        return _counted(self.rows, _counters(self.spec, self.held)) if self.empty else self.judged.get
 
     def _after_shuffle(self) -> Mapping[str, Any]:
         return _counted(self._good()[1], _kept_counters(self.spec)) if self.empty else self.kept.get
@@ -134,13 +144,16 @@ class Ingested:
         return tuple(found)
 
 
-def ingest_events(spark: SparkSession, spec: DataSetSpec, partitions: int | None = None) -> Ingested:
+def ingest_events(
+    spark: SparkSession, spec: DataSetSpec, partitions: int | None = None, held: Held | None = None
+) -> Ingested:
     """Reads the event files of a data set.
 
     Args:
         spark: session in UTC with ANSI mode.
         spec: the data set.
         partitions: partitions of the shuffle by client; None lets Spark choose by size.
+        held: what each row is held against beside the spec; None: nothing.
 
     Returns:
         Events and quarantine as lazy DataFrames.
@@ -148,14 +161,30 @@ def ingest_events(spark: SparkSession, spec: DataSetSpec, partitions: int | None
     Raises:
         SpecError: no source, nothing at its path, or a column that the files lack.
     """
-    rows = judged_rows(spark, spec)
+    held, columns = held or Held(), {}
+
+    def seen(part: Part) -> None:
+        columns.update({one.path: [*part.names, *(name for name, _ in one.partitions)] for one in part.files})
+
+    rows = held.marked(judged_rows(spark, spec, seen), spec)
     judged, kept = Observation(), Observation()
-    counted = rows.observe(judged, *(column.alias(name) for name, column in counters(spec).items()))
-    good = good_rows(counted).drop("reason", "detail", "payload", ODD, LEFT_OUT, *NOTED)
+    counted = rows.observe(judged, *(column.alias(name) for name, column in _counters(spec, held).items()))
+    good = good_rows(counted).drop("reason", "detail", "payload", ODD, LEFT_OUT, *NOTED, *held.flags.values())
     numbered = _numbered(_hidden(good, spec), spec, partitions)
     return Ingested(
-        delivered=_placed(numbered, spec, kept), spec=spec, rows=rows, judged=judged, kept=kept, partitions=partitions
+        delivered=_placed(numbered, spec, kept),
+        spec=spec,
+        rows=rows,
+        judged=judged,
+        kept=kept,
+        partitions=partitions,
+        held=held,
+        columns=columns,
     )
+
+
+def _counters(spec: DataSetSpec, held: Held) -> dict[str, Column]:
+    return {**counters(spec), **held.counters()}
 
 
 def _counted(rows: DataFrame, named: Mapping[str, Column]) -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pyspark.sql import DataFrame, SparkSession
 
 from ledgerlm.config import Conf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
 from ledgerlm.events.bank import Bank, count_labels
+from ledgerlm.events.batch_rules import BatchRules, Finding, Held
 from ledgerlm.events.ends import End, end_of_data
 from ledgerlm.events.ingest import (
     IngestCounts,
@@ -33,6 +34,9 @@ from ledgerlm.lake.slices import WHOLE, Slice
 
 class IngestConf(Conf):
     """Reads the files that the data set spec names."""
+
+    # They say what may come in from now on; what is there came in under those of its night, and is not read anew.
+    HOW = frozenset({"batch"})
 
     append: bool = Field(
         False,
@@ -57,6 +61,17 @@ class IngestConf(Conf):
     )
     partitions: int | None = Field(None, ge=1, description="partitions of the shuffle by client; Spark chooses if null")
     unknown_codes: int = Field(20, ge=0, description="how many codes without a description the report lists")
+    batch: BatchRules = Field(
+        default_factory=BatchRules,  # type: ignore[arg-type]
+        description="with append: what is done with a batch that is not as batches are (refuse: nothing of it is "
+        "taken; quarantine: its odd rows are set aside; warn)",
+    )
+
+    @model_validator(mode="after")
+    def _batches_alone(self) -> Self:
+        if not self.append and self.batch != BatchRules():
+            raise ValueError("batch: only files that arrive come in batches; say 'append: true', or leave it out")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,13 +81,19 @@ class Ingestion:
     Attributes:
         made: the tables of the bank, what was set aside, and the counts. Rows in are those of the event files.
         refusal: why these tables should not replace those that are there; None when nothing speaks against it.
+        ingested: the events as they were read; None where there was nothing to read.
+        findings: what the rules for batches found, and did not refuse.
     """
 
     made: Made
     refusal: str | None
+    ingested: Ingested | None = None
+    findings: Sequence[Finding] = ()
 
 
-def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, keep: Keep) -> Ingestion:
+def ingest_files(
+    spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, keep: Keep, held: Held | None = None
+) -> Ingestion:
     """Reads the files of a data set.
 
     The events are computed once and kept, so that all counts are known before anything is written: a spec that does
@@ -83,6 +104,7 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
         spec: the data set.
         conf: bounds.
         keep: holds events, first events, dictionaries and labels, each read several times.
+        held: what each row is held against beside the spec.
 
     Returns:
         Tables as `Bank.tables` has them. Facts: `quarantined_by_reason`, `first_event`, `last_event`, `unmatched`,
@@ -93,7 +115,7 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
         SpecError: no source, nothing at its path, or a column that the files lack.
         DataError: rows vanished, or a file has another header than the first.
     """
-    ingested = ingest_events(spark, spec, conf.partitions)
+    ingested = ingest_events(spark, spec, conf.partitions, held)
     events = keep(ingested.events)
     firsts = keep(first_events(events))
     clients = firsts.count()  # computes the events, and so fills in their counts
@@ -118,7 +140,7 @@ def ingest_files(spark: SparkSession, spec: DataSetSpec, conf: IngestConf, *, ke
             "unknown_codes": most_unknown(events, told.bank.dictionaries, spec, conf.unknown_codes),
         },
     )
-    return Ingestion(made=made, refusal=refusal_of(spec, counts, told, conf))
+    return Ingestion(made=made, refusal=refusal_of(spec, counts, told, conf), ingested=ingested)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
