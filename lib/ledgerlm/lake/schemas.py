@@ -450,6 +450,21 @@ STOCK_FORECASTS = Table(
     checks={"interval_holds_it": "low <= expected AND expected <= high"},
 )
 
+LEASES = Table(
+    name="leases",
+    columns=(
+        _required("lease", STRING),
+        _required("pipeline", STRING),
+        _required("host", STRING),
+        _required("process", T.LongType()),
+        _required("folder", STRING),
+        _required("since", T.TimestampType()),
+        _required("until", T.TimestampType()),
+    ),
+    key=("lease",),
+)
+"""Who is at work on the lake: no data, so it is none of TABLES, and no publication names it."""
+
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
