@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,6 @@ from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.leases import Holder, Lease, leased
 from ledgerlm.lake.publications import publications
 from ledgerlm.progress import Progress
-from ledgerlm.runs import context
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
 
@@ -199,7 +199,7 @@ def test_a_second_run_on_one_lake_leaves_while_the_first_works(
         monkeypatch.setattr(upkeep, "_MANY", 8)
 
     monkeypatch.setenv("LEDGERLM_FAILPOINT", "ingest:after_changes")
-    monkeypatch.setattr(context.os, "kill", meanwhile)
+    monkeypatch.setattr(os, "kill", meanwhile)
     run = two.runner("a").run()
     assert [stage.record.name for stage in run.stages] == ["ingest", "publish"]
     assert len(said) == 2
@@ -228,7 +228,7 @@ def test_a_run_that_lost_its_lease_writes_nothing_more(
 
     runner = two.runner("a")
     monkeypatch.setenv("LEDGERLM_FAILPOINT", "ingest:after_changes")
-    monkeypatch.setattr(context.os, "kill", slept)
+    monkeypatch.setattr(os, "kill", slept)
     with pytest.raises(DataError, match=r"was lost to run other of pipeline nightly on elsewhere .* run it again"):
         runner.run()
     assert lake.exists("changes") and not lake.exists("events")

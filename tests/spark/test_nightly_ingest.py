@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.publications import versions
 from ledgerlm.progress import Progress
-from ledgerlm.runs import context
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.record import StageRecord
 from ledgerlm.runs.runner import Runner
@@ -247,7 +247,7 @@ def test_a_currency_that_was_never_seen(tmp_path: Path, spark: SparkSession, mon
 
     monkeypatch.setenv("LEDGERLM_FAILPOINT", "ingest:after_changes")
     with monkeypatch.context() as patch:
-        patch.setattr(context.os, "kill", kill)
+        patch.setattr(os, "kill", kill)
         with pytest.raises(KeyboardInterrupt):
             bank.ingest(batch={"currencies": "quarantine"})
     monkeypatch.delenv("LEDGERLM_FAILPOINT")
