@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sys
+
+from rich.markup import escape
 
 from ledgerlm.errors import DataError
 from ledgerlm.events.bank import bank_slices
+from ledgerlm.events.batch_rules import Terms
 from ledgerlm.events.ingesting import IngestConf, ingest_files
 from ledgerlm.events.nightly import take_in
 from ledgerlm.events.sources import source_places
@@ -19,15 +23,23 @@ _OF_BATCHES: dict[str, Slice] = {"changes": WHOLE, "deletions": WHOLE, "batches"
 def run(ctx: Context, conf: IngestConf) -> StageResult:
     """Writes quarantine, dictionaries, clients, labels and events; of a spec that does not fit, quarantine alone."""
     if conf.append:
+        # What was begun under some terms goes on under them after a kill.
+        begun = ctx.noted("terms")
+        terms = Terms.model_validate_json(begun) if begun else Terms(at=dt.datetime.now(dt.UTC), rules=conf.batch)
         ingestion = take_in(
             ctx.spark,
             ctx.spec,
             conf,
+            terms,
             before=ctx.before,
             standing=ctx.since is not None,
             content=ctx.content,
             keep=ctx.keep,
         )
+        for one in ingestion.findings:
+            ctx.progress.say(f"    [yellow]batch.{one.rule}: {one.action}[/yellow] {escape(one.said)}")
+        if ingestion.refusal is None:
+            ctx.note("terms", terms.model_dump_json())
     else:
         ingestion = ingest_files(ctx.spark, ctx.spec, conf, keep=ctx.keep)
     if ingestion.refusal is not None:
@@ -42,9 +54,7 @@ JOB = Job(
     engine="spark",
     conf=IngestConf,
     run=run,
-    writes=lambda stage: (
-        bank_slices(stage.spec) | ({"changes": {}, "deletions": {}, "batches": {}} if stage.conf.append else {})
-    ),
+    writes=lambda stage: bank_slices(stage.spec) | (_OF_BATCHES if stage.conf.append else {}),
     rows="balance",
     follows=("sources",),
     sources=lambda stage: source_places(stage.spec),

@@ -13,10 +13,11 @@ from ledgerlm.errors import DataError
 from ledgerlm.lake.differences import CHANGE, INSERT
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
+from ledgerlm.lake.leases import Holder, leased
 from ledgerlm.lake.publications import PUBLICATIONS, publications, published
 from ledgerlm.progress import Progress
 from ledgerlm.runs.engines import Engines
-from ledgerlm.runs.lock import held
+from ledgerlm.runs.lock import held, identity
 from ledgerlm.runs.pipeline import load_pipeline
 
 
@@ -32,18 +33,22 @@ def roll_back(file: str, overrides: Sequence[str] = (), *, to: int | None = None
         Exit code.
 
     Raises:
+        ConfigError: a run is at work on the lake.
         DataError: there is no such publication.
     """
     pipeline = load_pipeline(file, overrides)
     progress, engines = Progress(), Engines(pipeline)
     try:
+        lake, attempt = Lake(pipeline.home.root, engines.spark), uuid.uuid4().hex
+        by = Author(attempt=attempt, stage=f"{pipeline.name}/rollback", run_id=f"rollback-{attempt[:12]}")
         with held(pipeline.out, pipeline.name):
-            lake = Lake(pipeline.home.root, engines.spark)
-            now = published(lake)
-            wanted = published(lake, to if to is not None else before(lake, now.number))
-            again = wanted.again(publications(lake)[0].number + 1, dt.datetime.now(dt.UTC))
-            by = Author(attempt=uuid.uuid4().hex, stage=f"{pipeline.name}/rollback", run_id=f"rollback-{again.number}")
-            lake.apply(PUBLICATIONS, again.row(lake.spark).withColumn(CHANGE, F.lit(INSERT)), by=by)
+            holder = Holder(pipeline=pipeline.name, run_id=by.run_id, folder=identity(pipeline.out))
+            with leased(lake, holder, pipeline.conf.lease_minutes * 60) as lease:
+                now = published(lake)
+                wanted = published(lake, to if to is not None else before(lake, now.number))
+                again = wanted.again(publications(lake)[0].number + 1, dt.datetime.now(dt.UTC))
+                lease.check()
+                lake.apply(PUBLICATIONS, again.row(lake.spark).withColumn(CHANGE, F.lit(INSERT)), by=by)
     finally:
         engines.stop()
     progress.say(

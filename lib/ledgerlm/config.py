@@ -27,8 +27,8 @@ class Conf(BaseModel):
     """Base of every configuration: frozen, keyword only, unknown keys refused.
 
     Attributes:
-        HOW: settings that say how the work is done, not what comes of it (how many workers, say); they may change
-            between two attempts of a stage and are no part of its definition.
+        HOW: settings that say how the work is done, not what comes of it (how many workers, say), or what may come in
+            from now on; they may change between two attempts of a stage and are no part of its definition.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
 from pyspark.sql import SparkSession
 
-from ledgerlm.errors import DataError, SpecError
+from ledgerlm.errors import ConfigError, DataError, SpecError
 from ledgerlm.lake.lake import Lake
+from ledgerlm.lake.publications import versions
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.record import StageRecord
@@ -38,8 +42,8 @@ class Bank:
         source = {"path": str(self.files), "files": [{"glob": "*.csv"}]}
         (root / "bank.yaml").write_text(yaml.safe_dump(SPEC | {"source": source} | spec))
 
-    def deliver(self, name: str, *rows: str) -> None:
-        (self.files / name).write_text(HEAD + "".join(f"{row}\n" for row in rows))
+    def deliver(self, name: str, *rows: str, head: str = HEAD) -> None:
+        (self.files / name).write_text(head + "".join(f"{row}\n" for row in rows))
 
     def ingest(self, out: str = "out", *, fresh: bool = False, **conf: Any) -> StageRecord:
         file = self.root / f"{out}.yaml"
@@ -52,6 +56,10 @@ class Bank:
     def rows(self, table: str, out: str = "out", without: tuple[str, ...] = ("run_id", "quarantined_at")) -> list[Any]:
         frame = Lake(str(self.root / out / "lake"), self.spark).read(table)
         return sorted((tuple(row) for row in frame.drop(*without).collect()), key=repr)
+
+    def versions(self) -> dict[str, int]:
+        """Of all tables: what nobody wrote to stays."""
+        return versions(Lake(str(self.root / "out" / "lake"), self.spark))
 
     def equals_a_run_from_nothing(self) -> None:
         name = f"whole{len(list(self.root.iterdir()))}"
@@ -222,3 +230,128 @@ def test_rows_without_an_id_are_counted_over_batches_as_over_files(tmp_path: Pat
     record = bank.ingest()
     assert (record.rows_in, record.rows_out, record.duplicates) == (4, 2, 2)
     bank.equals_a_run_from_nothing()
+
+
+def test_a_file_with_other_columns(bank: Bank) -> None:
+    bank.deliver("day2.csv", "4,a,2024-01-03 10:00,8,food,,hello", head="id,who,at,sum,mcc,op,note\n")
+    before = bank.versions()
+    refused = (
+        r"data set bank, batch 2: .*day2.csv has column 'note', which no delivery of \*.csv had before, and "
+        r"batch.columns is refuse, so nothing of the batch was taken; .* set batch.columns to warn"
+    )
+    with pytest.raises(DataError, match=refused):
+        bank.ingest(batch={"columns": "refuse"})
+    assert bank.versions() == before
+    taken = bank.ingest()
+    assert (taken.batch, taken.rows_out) == (2, 1), "a rule is no reason to read everything anew"
+    assert taken.facts["batch_rules"]["columns"]["action"] == "warn"
+    assert "'note'" in taken.facts["report"][0]["blocks"][0]["rows"][0][2]
+    bank.deliver("day3.csv", "5,a,2024-01-04 10:00,8,food,,hello", head="ID,who,at,sum,mcc,op,Note\n")
+    assert bank.ingest().facts["batch_rules"] == {}, "known by now, in capitals too"
+    bank.deliver("day4.csv", "6,a,2024-01-05 10:00,8,food,")
+    missing = bank.ingest().facts["batch_rules"]["columns"]["said"]
+    assert missing.endswith("day4.csv lacks column 'note', which the last delivery of *.csv had")
+
+
+def in_hours(hours: float) -> str:
+    """A time from now, on the clock of the bank."""
+    return f"{dt.datetime.now(ZoneInfo('Europe/Berlin')) + dt.timedelta(hours=hours):%Y-%m-%d %H:%M}"
+
+
+def test_a_time_in_the_future(bank: Bank) -> None:
+    rows = (f"4,a,{in_hours(0.7)},8,food,", f"5,a,{in_hours(3)},8,food,", f"6,b,{in_hours(30)},8,food,")
+    bank.deliver("day2.csv", *rows)
+    before = bank.versions()
+    with pytest.raises(DataError, match=r"2 rows have a time in the future, up to .* in files/day2.csv, taken in at"):
+        bank.ingest(batch={"future": "refuse"})
+    assert bank.versions() == before
+    taken = bank.ingest()
+    assert (taken.rows_in, taken.rows_out, taken.quarantined) == (3, 1, 2), "an hour is for clocks that differ"
+    assert taken.facts["quarantined_by_reason"] == {"time_in_future": 2}
+    assert taken.facts["batch_rules"]["future"]["action"] == "quarantine"
+    assert {(row[1], row[4]) for row in bank.rows("quarantine")} == {("time_in_future", row) for row in rows[1:]}
+    bank.deliver("day3.csv", f"7,c,{in_hours(3)},8,food,", f"3,b,{in_hours(50)},,,D")
+    warned = bank.ingest(batch={"future": "warn"})
+    assert (warned.rows_out, warned.facts["deleted"]) == (1, 1), "a deletion is no event, whenever it is"
+    assert warned.facts["batch_rules"]["future"]["said"].startswith("1 rows have a time in the future")
+
+
+def test_the_first_batch_is_held_against_the_clock_alone(tmp_path: Path, spark: SparkSession) -> None:
+    bank = Bank(tmp_path, spark)
+    bank.deliver("day1.csv", "1,a,2024-01-01 10:00,5,food,", f"2,a,{in_hours(3)},8,food,")
+    with pytest.raises(DataError, match="batch 1: 1 rows have a time in the future"):
+        bank.ingest(batch={"future": "refuse", "columns": "refuse", "currencies": "refuse", "rows": "refuse"})
+    assert bank.versions() == {}
+    first = bank.ingest()
+    assert (first.rows_out, first.quarantined, first.batch) == (1, 1, 1)
+    assert list(first.facts["batch_rules"]) == ["future"]
+
+
+MONEY = {"amount": {"column": "sum", "currency_column": "cur"}}
+WITH_CURRENCY = "id,who,at,sum,mcc,op,cur\n"
+
+
+def test_a_currency_that_was_never_seen(tmp_path: Path, spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = Bank(tmp_path, spark, **MONEY)
+    bank.deliver("1.csv", "1,a,2024-01-01 10:00,5,food,,EUR", "2,a,2024-01-01 11:00,5,food,,", head=WITH_CURRENCY)
+    assert bank.ingest(batch={"currencies": "refuse"}).facts["batch_rules"] == {}
+    rows = ("3,a,2024-01-02 10:00,5,food,,EUR", "4,b,2024-01-02 11:00,5,food,,XBT", "5,a,2024-01-02 12:00,5,food,,")
+    bank.deliver("2.csv", *rows, head=WITH_CURRENCY)
+    before = bank.versions()
+    with pytest.raises(DataError, match=r"1 rows have a currency that no event had before, such as XBT in files/2.csv"):
+        bank.ingest(batch={"currencies": "refuse"})
+    assert bank.versions() == before
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("LEDGERLM_FAILPOINT", "ingest:after_changes")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "kill", kill)
+        with pytest.raises(KeyboardInterrupt):
+            bank.ingest(batch={"currencies": "quarantine"})
+    monkeypatch.delenv("LEDGERLM_FAILPOINT")
+    taken = bank.ingest()  # by the rules under which it had begun to write
+    assert (taken.rows_in, taken.rows_out, taken.quarantined) == (3, 2, 1)
+    assert taken.facts["quarantined_by_reason"] == {"new_currency": 1}
+    assert [(row[1], row[2]) for row in bank.rows("quarantine")] == [("new_currency", "currency: XBT")]
+    assert set(bank.changes(2)) == {"a"}
+    bank.deliver("3.csv", "6,b,2024-01-03 11:00,5,food,,XBT", head=WITH_CURRENCY)
+    assert "XBT" in bank.ingest().facts["batch_rules"]["currencies"]["said"], "what was set aside is not known"
+    bank.deliver("4.csv", "7,b,2024-01-04 11:00,5,food,,XBT", head=WITH_CURRENCY)
+    assert bank.ingest(batch={"currencies": "refuse"}).facts["batch_rules"] == {}, "what was warned of is"
+
+
+def test_many_more_rows_or_fewer_than_on_other_nights(bank: Bank) -> None:
+    def rows(first: int, count: int) -> list[str]:
+        return [f"{first + place},a,2024-02-01 10:00,5,food," for place in range(count)]
+
+    bank.deliver("day2.csv", *rows(100, 40))
+    assert bank.ingest().facts["batch_rules"] == {}, "the history is no night to be held against"
+    bank.deliver("day3.csv", *rows(200, 3))
+    before = bank.versions()
+    too_few = r"3 rows, 0.075 times the median 40 of the 1 batches before, less than batch.least 0.1, and batch.rows is"
+    with pytest.raises(DataError, match=too_few):
+        bank.ingest(batch={"rows": "refuse"})
+    assert bank.versions() == before
+    bank.deliver("day3.csv", *rows(200, 20))  # the rest has come
+    assert bank.ingest(batch={"rows": "refuse"}).facts["batch_rules"] == {}
+    bank.deliver("day4.csv", *rows(300, 70))
+    warned = bank.ingest(batch={"most": 2}).facts["batch_rules"]["rows"]
+    assert warned["said"] == "70 rows, 2.3 times the median 30 of the 2 batches before, more than batch.most 2.0"
+
+
+def test_a_delivery_of_what_was_there(bank: Bank) -> None:
+    bank.deliver("day2.csv", "2,a,2024-01-02 10:00,6,fuel,", "9,a,,,,D")
+    before = bank.versions()
+    with pytest.raises(DataError, match=r"nothing in it is new: 2 rows were there, .*; withdraw the file"):
+        bank.ingest(batch={"repeated": "refuse"})
+    assert bank.versions() == before
+    assert bank.ingest().facts["batch_rules"]["repeated"]["action"] == "warn"
+    bank.deliver("day3.csv", "2,a,2024-01-02 10:00,6,fuel,", "4,a,2024-01-03 10:00,6,fuel,")
+    assert bank.ingest(batch={"repeated": "refuse"}).facts["batch_rules"] == {}
+
+
+def test_rules_for_batches_where_none_come_are_refused(bank: Bank) -> None:
+    with pytest.raises(ConfigError, match="batch: only files that arrive come in batches; say 'append: true'"):
+        bank.ingest(append=False, batch={"future": "warn"})

@@ -30,11 +30,13 @@ class Part:
         rows: payload, path, place and FAULT of each row, and what `columns` stand on.
         columns: name in the files to value.
         files: the files.
+        names: all columns that stand in them, as far as their heads tell; folders above them are none.
     """
 
     rows: DataFrame
     columns: Mapping[str, Column]
     files: Sequence[Found]
+    names: Sequence[str]
 
 
 def csv_parts(spark: SparkSession, file: FileSpec, files: Sequence[Found], needed: Collection[str]) -> Iterator[Part]:
@@ -62,7 +64,7 @@ def csv_parts(spark: SparkSession, file: FileSpec, files: Sequence[Found], neede
         found = [head.file for head, _ in members]
         lines = read_lines(spark, [one.pattern for one in found], dialect, file.quote, above)
         rows, columns = _parsed(lines, dialect, file)
-        yield Part(rows=rows, columns=columns, files=found)
+        yield Part(rows=rows, columns=columns, files=found, names=tuple(columns))
 
 
 def _has_rows(head: FileHead, above: int) -> bool:

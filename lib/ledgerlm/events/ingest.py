@@ -8,7 +8,7 @@ have to fit into memory.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +17,10 @@ from pyspark.sql import functions as F
 
 from ledgerlm.engines.frames import small_frame
 from ledgerlm.events.attributes import conflicts, damaged_attributes, dictionaries, unknown_codes
+from ledgerlm.events.batch_rules import Held, Seen
 from ledgerlm.events.columns import BLOCK, FILE, LEFT_OUT, ODD, PATH, PLACE
 from ledgerlm.events.counts import IngestCounts, facts_of
+from ledgerlm.events.csv_files import Part
 from ledgerlm.events.files import decoded_path, found_files, in_order_of_names
 from ledgerlm.events.judging import NOTED, aside, counters, good_rows, judged_rows
 from ledgerlm.events.quality import Reason, pseudonymised
@@ -60,6 +62,8 @@ class Ingested:
         partitions: partitions of the shuffle by client.
         empty: whether there is no event; then Spark has cut what was observed out of its plan, and rows are counted by
             themselves.
+        held: what each row was held against beside the spec.
+        columns: path of a file -> its columns, those of folders above it too.
     """
 
     delivered: DataFrame
@@ -70,6 +74,8 @@ class Ingested:
     partitions: int | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)
     empty: bool = False
+    held: Held = field(default_factory=Held)
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def events(self) -> DataFrame:
@@ -115,13 +121,17 @@ class Ingested:
             warnings=self._warnings(judged),
         )
 
+    def seen(self) -> dict[Reason, Seen]:
+        """What `held` found, once `events` has been written; waits for ever before."""
+        return self.held.seen(self._before_shuffle())
+
     def _good(self) -> tuple[DataFrame, DataFrame]:
         """The good rows, and the same numbered."""
         good = _hidden(_ranked(good_rows(self.rows), self.ranks), self.spec)
         return good, _numbered(good, self.spec, self.partitions)
 
     def _before_shuffle(self) -> Mapping[str, Any]:
-        return _counted(self.rows, counters(self.spec)) if self.empty else self.judged.get
+        return _counted(self.rows, _counters(self.spec, self.held)) if self.empty else self.judged.get
 
     def _after_shuffle(self) -> Mapping[str, Any]:
         return _counted(self._good()[1], _kept_counters(self.spec)) if self.empty else self.kept.get
@@ -139,7 +149,12 @@ class Ingested:
 
 
 def ingest_events(
-    spark: SparkSession, spec: DataSetSpec, partitions: int | None = None, came: Mapping[str, int] | None = None
+    spark: SparkSession,
+    spec: DataSetSpec,
+    partitions: int | None = None,
+    *,
+    came: Mapping[str, int] | None = None,
+    held: Held | None = None,
 ) -> Ingested:
     """Reads the event files of a data set.
 
@@ -149,6 +164,7 @@ def ingest_events(
         partitions: partitions of the shuffle by client; None lets Spark choose by size.
         came: path of a file -> number of the batch that brought it, where files came one after the other; others came
             last. Where file and line decide, the batch decides before them.
+        held: what each row is held against beside the spec; None: nothing.
 
     Returns:
         Events and quarantine as lazy DataFrames.
@@ -156,10 +172,15 @@ def ingest_events(
     Raises:
         SpecError: no source, nothing at its path, or a column that the files lack.
     """
-    rows, ranks = judged_rows(spark, spec), _ranks(spark, spec, came or {})
+    held, columns = held or Held(), {}
+
+    def seen(part: Part) -> None:
+        columns.update({one.path: [*part.names, *(name for name, _ in one.partitions)] for one in part.files})
+
+    ranks, rows = _ranks(spark, spec, came or {}), held.marked(judged_rows(spark, spec, seen), spec)
     judged, kept = Observation(), Observation()
-    counted = rows.observe(judged, *(column.alias(name) for name, column in counters(spec).items()))
-    good = good_rows(counted).drop("reason", "detail", "payload", ODD, LEFT_OUT, *NOTED)
+    counted = rows.observe(judged, *(column.alias(name) for name, column in _counters(spec, held).items()))
+    good = good_rows(counted).drop("reason", "detail", "payload", ODD, LEFT_OUT, *NOTED, *held.flags.values())
     numbered = _numbered(_hidden(_ranked(good, ranks), spec), spec, partitions)
     return Ingested(
         delivered=_placed(numbered, spec, kept),
@@ -169,7 +190,13 @@ def ingest_events(
         kept=kept,
         partitions=partitions,
         ranks=ranks,
+        held=held,
+        columns=columns,
     )
+
+
+def _counters(spec: DataSetSpec, held: Held) -> dict[str, Column]:
+    return {**counters(spec), **held.counters()}
 
 
 def _ranks(spark: SparkSession, spec: DataSetSpec, came: Mapping[str, int]) -> dict[str, int]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pyspark.sql import DataFrame, SparkSession
 
 from ledgerlm.config import Conf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
 from ledgerlm.events.bank import Bank, count_labels
+from ledgerlm.events.batch_rules import BatchRules, Finding, Held
 from ledgerlm.events.ends import End, end_of_data
 from ledgerlm.events.ingest import (
     IngestCounts,
@@ -36,7 +37,8 @@ from ledgerlm.lake.slices import WHOLE, Slice
 class IngestConf(Conf):
     """Reads the files that the data set spec names."""
 
-    HOW = frozenset({"max_quarantined_share", "max_unmatched_share", "partitions", "unknown_codes"})
+    # They say what may come in from now on; what is there came in under those of its night, and is not read anew.
+    HOW = frozenset({"batch", "max_quarantined_share", "max_unmatched_share", "partitions", "unknown_codes"})
 
     append: bool = Field(
         False,
@@ -61,6 +63,17 @@ class IngestConf(Conf):
     )
     partitions: int | None = Field(None, ge=1, description="partitions of the shuffle by client; Spark chooses if null")
     unknown_codes: int = Field(20, ge=0, description="how many codes without a description the report lists")
+    batch: BatchRules = Field(
+        default_factory=BatchRules,  # type: ignore[arg-type]
+        description="with append: what is done with a batch that is not as batches are (refuse: nothing of it is "
+        "taken; quarantine: its odd rows are set aside; warn)",
+    )
+
+    @model_validator(mode="after")
+    def _batches_alone(self) -> Self:
+        if not self.append and self.batch != BatchRules():
+            raise ValueError("batch: only files that arrive come in batches; say 'append: true', or leave it out")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,11 +84,15 @@ class Ingestion:
         made: the tables of the bank, what was set aside, and the counts. Rows in are those of the event files.
         deletions: rows of the `deletions` table; None where the data set's rows do not take events away by their order.
         refusal: why these tables should not replace those that are there; None when nothing speaks against it.
+        ingested: the events as they were read; None where there was nothing to read.
+        findings: what the rules for batches found, and did not refuse.
     """
 
     made: Made
     refusal: str | None
     deletions: DataFrame | None = None
+    ingested: Ingested | None = None
+    findings: Sequence[Finding] = ()
 
 
 def ingest_files(
@@ -84,6 +101,7 @@ def ingest_files(
     conf: IngestConf,
     *,
     came: Mapping[str, int] | None = None,
+    held: Held | None = None,
     keep: Keep,
 ) -> Ingestion:
     """Reads the files of a data set.
@@ -97,6 +115,7 @@ def ingest_files(
         conf: bounds.
         came: see `ingest.ingest_events`.
         keep: holds events, first events, dictionaries and labels, each read several times.
+        held: what each row is held against beside the spec.
 
     Returns:
         Tables as `Bank.tables` has them. Facts: `quarantined_by_reason`, `first_event`, `last_event`, `unmatched`,
@@ -107,7 +126,7 @@ def ingest_files(
         SpecError: no source, nothing at its path, or a column that the files lack.
         DataError: rows vanished, or a file has another header than the first.
     """
-    ingested = ingest_events(spark, spec, conf.partitions, came)
+    ingested = ingest_events(spark, spec, conf.partitions, came=came, held=held)
     ends = bool(spec.event_id.deleted) and ordered(spec)
     if ends:
         ingested = replace(ingested, delivered=keep(ingested.delivered))
@@ -136,7 +155,7 @@ def ingest_files(
         },
     )
     away = taken_away(ingested.delivered) if ends else None
-    return Ingestion(made=made, refusal=refusal_of(spec, counts, told, conf), deletions=away)
+    return Ingestion(made=made, refusal=refusal_of(spec, counts, told, conf), deletions=away, ingested=ingested)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

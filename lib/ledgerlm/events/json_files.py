@@ -37,9 +37,12 @@ def json_parts(
     heads = file_heads_of(spark, [one for one in files if one.size], file)
     keys: set[str] = set()
     groups: dict[Dialect, list[Found]] = {}
+    names: dict[Dialect, set[str]] = {}
     for head in heads:
-        keys |= keys_in(head)
-        groups.setdefault(Dialect(encoding=head.encoding, newline=head.newline), []).append(head.file)
+        dialect = Dialect(encoding=head.encoding, newline=head.newline)
+        names.setdefault(dialect, set()).update(keys_in(head))
+        keys |= names[dialect]
+        groups.setdefault(dialect, []).append(head.file)
     filled = any(head.text.strip() for head in heads)
     if not filled and not file.empty:
         raise SpecError(f"{files[0].path}: no rows in {file.glob}; give another path, or leave the entry out")
@@ -55,7 +58,8 @@ def json_parts(
         parsed = lines.withColumn("_row", array).withColumn("_row", F.when(alone, F.col("_row")))
         fault = F.coalesce(damage, F.when(F.col("_row").isNull(), Reason.BAD_JSON.value))
         columns = {name: _value(name, keys) for name in (*needed, *optional)}
-        yield Part(rows=parsed.withColumn(FAULT, fault), columns=columns, files=found)
+        told = sorted(names[dialect])
+        yield Part(rows=parsed.withColumn(FAULT, fault), columns=columns, files=found, names=told)
     if missing:
         raise no_key(missing[0], keys, files[0], file)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import and_
 
@@ -16,6 +16,7 @@ from ledgerlm.events.attributes import joined
 from ledgerlm.events.cells import code, currency_at, event_uses, exact, raw, real, type_of
 from ledgerlm.events.clock import fixed_instant, known_zone, local
 from ledgerlm.events.columns import BLOCK, FAULT, FILE, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
+from ledgerlm.events.csv_files import Part
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
 from ledgerlm.events.masks import mask_steps
 from ledgerlm.events.numbers import EXACT, amount_of, converted, number, product, same
@@ -33,8 +34,13 @@ NOTED = ("_signed", "_rounded", "_converted", "_unordered", "_skipped")
 """What the settings of a spec decided about a row: counted, and written nowhere."""
 
 
-def judged_rows(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
+def judged_rows(spark: SparkSession, spec: DataSetSpec, seen: Callable[[Part], None] | None = None) -> DataFrame:
     """The rows of all event files.
+
+    Args:
+        spark: session in UTC with ANSI mode.
+        spec: the data set.
+        seen: told the files as they are looked at, before any row is read.
 
     Returns:
         client_id, _id, _gone (the row takes the event of its id away), event_time, _order, amount, currency, `f_NAME`
@@ -45,12 +51,14 @@ def judged_rows(spark: SparkSession, spec: DataSetSpec) -> DataFrame:
         SpecError: no source, nothing at its path, or files that are not as the spec says.
     """
     places = range(len(source_of(spec).files))
-    return reduce(DataFrame.unionByName, [judged_entry(spark, spec, place) for place in places])
+    return reduce(DataFrame.unionByName, [judged_entry(spark, spec, place, seen) for place in places])
 
 
-def judged_entry(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
+def judged_entry(
+    spark: SparkSession, spec: DataSetSpec, place: int, seen: Callable[[Part], None] | None = None
+) -> DataFrame:
     """The rows of one entry of event files, as `judged_rows` has them."""
-    return _judged(_read(spark, spec, place), spec)
+    return _judged(_read(spark, spec, place, seen), spec)
 
 
 def good_rows(rows: DataFrame) -> DataFrame:
@@ -80,7 +88,7 @@ def first_fault(*faults: tuple[Column, Reason, Column]) -> Column:
     return found
 
 
-def _read(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
+def _read(spark: SparkSession, spec: DataSetSpec, place: int, seen: Callable[[Part], None] | None) -> DataFrame:
     """One file entry with the columns that the spec needs, join columns included."""
     needed = needed_of_events(spec, place)
     rows = read_file(
@@ -90,6 +98,7 @@ def _read(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
         needed=needed.keys,
         optional=needed.optional,
         uses=event_uses(spec),
+        seen=seen,
     )
     for number_of_join in range(len(spec.joins)):
         rows = joined(spark, rows, spec, number_of_join)

@@ -6,7 +6,7 @@ are no rows. A value is the text that stands in the file; what it means is judge
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -50,6 +50,7 @@ def read_file(
     needed: Mapping[str, str],
     optional: Collection[str] = (),
     uses: Uses | None = None,
+    seen: Callable[[Part], None] | None = None,
 ) -> DataFrame:
     """Reads the columns that a spec needs of one file entry.
 
@@ -60,6 +61,7 @@ def read_file(
         needed: column, as the spec names it, to the spec's key that asks for it.
         optional: columns that may be absent (they are null then).
         uses: what columns are read as beside text.
+        seen: told each part as its files are looked at, before any row is read.
 
     Returns:
         The needed columns by the functions of `ledgerlm.events.cells`: `raw`, and `code`, `real`, `exact` and
@@ -78,6 +80,8 @@ def read_file(
     lacking = {file.rename.get(one, one) for one, name in wide.items() if name in optional}
     try:
         for part in _parts(spark, file, source, keys, lacking):
+            if seen is not None:
+                seen(part)
             if file.unpivot:
                 rows = Cells(part=part, file=wide_entry, names=[*wide], uses=wide_uses(uses, wide)).rows()
                 frames.append(long_rows(rows, file.unpivot, needed, uses))

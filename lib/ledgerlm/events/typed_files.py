@@ -175,6 +175,7 @@ def _part(
         ),
         columns={name: F.col(f"v{place}") for place, name in enumerate(columns)},
         files=files,
+        names=rows.columns,
     )
 
 

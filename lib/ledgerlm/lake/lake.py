@@ -228,6 +228,26 @@ class Lake:
             else:
                 self.spark.conf.set(_SIGNATURE, before)
 
+    def create(self, table: Table, properties: Mapping[str, str]) -> None:
+        """Creates an empty table where it is missing.
+
+        Args:
+            table: it; one that `write` fills creates itself.
+            properties: table properties beside those that all tables have.
+        """
+        self._create(table, table.schema, properties)
+
+    def _create(self, table: Table, columns: T.StructType, properties: Mapping[str, str]) -> None:
+        if self.home.is_catalog:
+            self._schema_there()
+        told = _properties(table) | dict(properties)
+        listed = ", ".join(f"{literal(key)} = {literal(value)}" for key, value in told.items())
+        typed = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in columns)
+        self.spark.sql(
+            f"CREATE TABLE IF NOT EXISTS {self.home.identifier(table.name)} ({typed}) USING delta "
+            f"TBLPROPERTIES ({listed})"
+        )
+
     def _schema_there(self) -> None:
         """Creates the catalog's schema where it is missing."""
         schema = self.home.root
@@ -251,12 +271,7 @@ class Lake:
         """
         name = self.home.identifier(definition.name)
         if there is None:
-            self._schema_there()
-            properties = ", ".join(
-                f"{literal(key)} = {literal(value)}" for key, value in _properties(definition).items()
-            )
-            columns = ", ".join(f"`{field.name}` {field.dataType.simpleString()}" for field in rows.schema)
-            self.spark.sql(f"CREATE TABLE IF NOT EXISTS {name} ({columns}) USING delta TBLPROPERTIES ({properties})")
+            self._create(definition, rows.schema, {})
             there = rows.schema
         new = [field for field in rows.schema if field.name not in there.fieldNames()]
         if new:

@@ -112,6 +112,9 @@ BATCHES = Table(
         _required("size", T.LongType()),
         _required("content", STRING),
         _required("taken", STRING),
+        _required("entry", STRING),
+        _required("columns", T.ArrayType(STRING)),
+        _required("currencies", T.ArrayType(STRING)),
         _required("events", T.LongType()),
         _required("batch_counts", T.MapType(STRING, T.LongType())),
         _required("taken_at", T.TimestampType()),
@@ -451,6 +454,21 @@ STOCK_FORECASTS = Table(
     key=("as_of", "stage", "region", "category"),
     checks={"interval_holds_it": "low <= expected AND expected <= high"},
 )
+
+LEASES = Table(
+    name="leases",
+    columns=(
+        _required("lease", STRING),
+        _required("pipeline", STRING),
+        _required("host", STRING),
+        _required("process", T.LongType()),
+        _required("folder", STRING),
+        _required("since", T.TimestampType()),
+        _required("until", T.TimestampType()),
+    ),
+    key=("lease",),
+)
+"""Who is at work on the lake: no data, so it is none of TABLES, and no publication names it."""
 
 TABLES: dict[str, Table] = {
     table.name: table

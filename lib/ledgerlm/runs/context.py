@@ -373,6 +373,15 @@ class Context:
             push(folder)
         return folder
 
+    def note(self, name: str, text: str) -> None:
+        """Notes what this attempt decided, before it acts on it."""
+        self.once(name, lambda folder: (folder / "note").write_text(text, encoding="utf-8"))
+
+    def noted(self, name: str) -> str | None:
+        """What this attempt noted before it was killed; None where it had not come so far."""
+        folder = self.staging / name
+        return (folder / "note").read_text(encoding="utf-8") if (folder / "_SUCCESS").exists() else None
+
     def keep(self, frame: DataFrame) -> DataFrame:
         """The same rows, computed once and kept on disk until the stage ends."""
         return self.engines.keeper.keep(frame)

@@ -1,10 +1,14 @@
-"""One run of a pipeline at a time: a lock of this machine, and where `out` is a URL, a file there that is made once."""
+"""One run of a pipeline at a time: a lock of this machine, and where `out` is a URL, a file there that is made once.
+
+Runs with other folders and the same lake are kept apart by the lake's lease (`ledgerlm.lake.leases`).
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +21,7 @@ from ledgerlm.files import Place, create, drop, place_of
 from ledgerlm.runs.record import now
 
 LOCK = "runs.lock"
+_IDENTITY = "runs.id"
 
 
 @contextmanager
@@ -53,6 +58,14 @@ def held(out: Path, pipeline: str) -> Iterator[None]:
                 yield
     finally:
         lock.release()
+
+
+def identity(out: Path) -> str:
+    """What tells a folder from any other, its copies too; to be asked while its lock is held."""
+    file = out / _IDENTITY
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return f"{file.read_text(encoding='utf-8')} {out}"
 
 
 @contextmanager

@@ -45,6 +45,12 @@ class PipelineConf(Conf):
         description="where the tables lie: a folder of any file system that Spark knows, by its URL, or a catalog's "
         "schema, as catalog.schema; without a scheme a folder of this machine; default the folder lake of `out`",
     )
+    lease_minutes: float = Field(
+        10.0,
+        gt=0,
+        description="of a pipeline that publishes: for how long a run that dies on another machine keeps the next one "
+        "out of the lake; the clocks of the machines must agree to within half of it",
+    )
     seed: int = Field(42, description="seed of everything that is drawn")
     engine: str = Field("laptop", description="engine profile: a name in conf/engines/ or a YAML file")
     spark: dict[str, str | int | float | bool] = Field(
@@ -91,6 +97,11 @@ class Pipeline:
     def stages(self) -> tuple[Stage, ...]:
         """The stages in order."""
         return tuple(one.stage for one in self.plans)
+
+    @property
+    def publishes(self) -> bool:
+        """Whether readers are shown what it makes, so that one run at a time may work on its lake."""
+        return any(stage.job.name == "publish" for stage in self.stages)
 
     @property
     def place(self) -> str:

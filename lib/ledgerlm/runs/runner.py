@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from ledgerlm.runs.faults import as_ledger_error
 from ledgerlm.runs.given import Given, answer, origin
 from ledgerlm.runs.hashes import Hashes
 from ledgerlm.runs.job import Scope, StageResult
-from ledgerlm.runs.lock import held
+from ledgerlm.runs.lock import held, identity
 from ledgerlm.runs.pipeline import Pipeline
 from ledgerlm.runs.plan import StagePlan
 from ledgerlm.runs.record import (
@@ -43,6 +44,7 @@ from ledgerlm.runs.tables import Tables, views
 
 if TYPE_CHECKING:
     from ledgerlm.lake.lake import Lake
+    from ledgerlm.lake.leases import Lease
 
 _NIGHT = "night"  # among the files that a stage consumes: the time as of which everybody is asked
 Before = Sequence[tuple[StagePlan, StageRecord | None]]
@@ -88,6 +90,8 @@ class Runner:
         self.engines = Engines(pipeline)
         self.history = History(pipeline.home, lambda: self.engines.spark)
         self.hashes = Hashes(pipeline.out / "runs" / "hashes.json", lambda: self.engines.spark)
+        self._lease: Lease | None = None
+        self._at_end = ExitStack()
         self.run_id = datetime.now(UTC).strftime("%Y%m%dT%H%M%S") + "-" + uuid.uuid4().hex[:6]
 
     def run(self, *, only: str | None = None, fresh: bool = False) -> Run:
@@ -98,9 +102,12 @@ class Runner:
             fresh: do finished stages again.
 
         Raises:
-            ConfigError: another process runs this pipeline, nothing can be written to `out`, or no stage has the verb.
+            ConfigError: another process runs this pipeline, or another run that publishes is at work on its lake;
+                nothing can be written to `out`, or no stage has the verb.
+            DataError: such a run took the lake over, since this one had not been heard of in time.
         """
-        with held(self.pipeline.out, self.pipeline.name), self.progress.running():
+        with held(self.pipeline.out, self.pipeline.name), self.progress.running(), ExitStack() as at_end:
+            self._at_end, self._lease = at_end, None
             self.records.fetch()
             return self._run(only=only, fresh=fresh)
 
@@ -159,6 +166,7 @@ class Runner:
         if last is not None:
             self.progress.say(f"{head}  finished before, unchanged: skipped")
             return Finished(record=last, skipped=True)
+        self._leased()
         self.progress.say(f"{head}  {plan.stage.job.engine} ...")
         began = time.monotonic()
         work = _Attempt(self, plan, self._begin(plan, fresh))
@@ -173,6 +181,28 @@ class Runner:
         remove(self.pipeline.out / "staging" / plan.stage.name)
         self.progress.say(f"{head}  {summary(done)}")
         return Finished(record=done, skipped=False)
+
+    def _leased(self) -> None:
+        """Takes the lake's lease before the first stage that works, where the pipeline publishes; asserts it later.
+
+        A run that finds nothing to do asks for none, and starts no Spark.
+        """
+        if self._lease is None and self.pipeline.publishes:
+            from ledgerlm.lake.leases import Holder, leased
+
+            holder = Holder(pipeline=self.pipeline.name, run_id=self.run_id, folder=identity(self.pipeline.out))
+            seconds = self.pipeline.conf.lease_minutes * 60
+            self._lease = self._at_end.enter_context(leased(self.lake(), holder, seconds))
+        self.guard()
+
+    def guard(self) -> None:
+        """To be called before something is written to the lake.
+
+        Raises:
+            DataError: another run has taken the lake over.
+        """
+        if self._lease is not None:
+            self._lease.check()
 
     def _learnt(self, plan: StagePlan, *, done: bool = True) -> StageRecord:
         """The record of a stage that learns, however long ago it did.
@@ -360,6 +390,7 @@ class _Attempt:
             seen=views(plan, before),
             author=author,
             consumed=self._table,
+            guard=runner.guard,
             failpoint=self._failpoint,
         )
         self.context = Context(

@@ -72,6 +72,7 @@ class Tables:
         seen: what it sees of each table.
         author: identity of the attempt.
         consumed: told each table as it is first read, with the states of what is seen of it.
+        guard: called before each write; it raises where this run may write no more.
         failpoint: called after each write.
     """
 
@@ -84,11 +85,12 @@ class Tables:
         seen: Mapping[str, View],
         author: Author,
         consumed: Callable[[str, Sequence[State | None]], None],
+        guard: Callable[[], None],
         failpoint: Callable[[str], None],
     ) -> None:
         self._lake, self._history = lake, history
         self._plan, self._seen, self._author = plan, seen, author
-        self._consumed, self._failpoint = consumed, failpoint
+        self._consumed, self._guard, self._failpoint = consumed, guard, failpoint
         self._pins: dict[str, int | None] = {}
         self.written: dict[str, TableRecord] = {}
 
@@ -146,6 +148,7 @@ class Tables:
     def write(self, table: str, frame: DataFrame, part: Slice = WHOLE) -> Written:
         """Replaces a table, or a slice of it, in one commit; what this attempt has written is not written again."""
         self._declared(table)
+        self._guard()
         written = self._lake().write(table, frame, by=self._author, part=part)
         self.written[table] = TableRecord(version=written.version, rows=written.rows, slice=part, state=written.state)
         self._failpoint(f"after_{table}")
@@ -154,6 +157,7 @@ class Tables:
     def apply(self, table: str, differences: DataFrame, part: Slice = WHOLE) -> Written:
         """Applies differences to a table, or a slice of it, in one commit, which this attempt does not repeat."""
         self._declared(table)
+        self._guard()
         written = self._lake().apply(table, differences, by=self._author, part=part)
         self.written[table] = TableRecord(version=written.version, rows=written.rows, slice=part, state=written.state)
         self._failpoint(f"after_{table}")
