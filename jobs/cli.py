@@ -189,12 +189,13 @@ def deliveries(folder: str, clients: int, nights: int) -> int:
     help="Pipeline that ran on a sample of the data, which is measured; several sizes tell start from work.",
 )
 @click.option("--form", type=click.Choice(["text", "json", "markdown"]), default="text", show_default=True)
+@click.option("--backbone", default=None, metavar="NAME", help="This one of the file alone.")
 @_SET
-def plan(file: str, pipelines: tuple[str, ...], form: Any, overrides: tuple[str, ...]) -> int:
+def plan(*, file: str, pipelines: tuple[str, ...], backbone: str | None, form: Any, overrides: tuple[str, ...]) -> int:
     """Say what the clients and backbones of plan FILE will cost: tokens, hours, bytes, money, and where time goes."""
     from ledgerlm.jobs.plan import tell_plan
 
-    return tell_plan(file, overrides, pipelines=pipelines, form=form)
+    return tell_plan(file, overrides, pipelines=pipelines, backbone=backbone, form=form)
 
 
 @app.command()

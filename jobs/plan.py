@@ -9,14 +9,15 @@ from typing import Literal
 
 from rich.console import Console
 
+from ledgerlm.config import nearest
 from ledgerlm.errors import ConfigError
 from ledgerlm.lake.lake import Lake
 from ledgerlm.planning import told
+from ledgerlm.planning.conf import PlanConf, load_plan
 from ledgerlm.planning.estimate import Plan, Walk
 from ledgerlm.planning.inputs import Inputs
 from ledgerlm.planning.measured import Sample, sample_of
 from ledgerlm.planning.plans import plans_of
-from ledgerlm.planning.settings import PlanConf, load_plan
 from ledgerlm.runs.engines import Engines
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.record import Records
@@ -24,12 +25,20 @@ from ledgerlm.runs.record import Records
 Form = Literal["text", "json", "markdown"]
 
 
-def tell_plan(file: str, overrides: Sequence[str] = (), *, pipelines: Sequence[str] = (), form: Form = "text") -> int:
+def tell_plan(
+    file: str,
+    overrides: Sequence[str] = (),
+    *,
+    pipelines: Sequence[str] = (),
+    backbone: str | None = None,
+    form: Form = "text",
+) -> int:
     """Prints a plan: a table of all cases, and where there is one case alone each number with its formula.
 
     Args:
         file: plan file.
         overrides: `key.sub=value` items that win over the file.
+        backbone: the one that is planned for; left out, all of the file.
         pipelines: pipelines that ran on samples, `FILE` or `FILE,key=value,…`; several sizes tell start from work.
         form: lines, JSON or Markdown.
 
@@ -37,11 +46,15 @@ def tell_plan(file: str, overrides: Sequence[str] = (), *, pipelines: Sequence[s
         Exit code.
 
     Raises:
-        ConfigError: a number that is neither given nor measured.
+        ConfigError: there is no such backbone, or a number that is neither given nor measured.
     """
     conf = load_plan(file, tuple(overrides))
     if not conf.population.clients:
         raise ConfigError(f"{file}: population.clients is empty; say how many there will be: [1_000_000, 10_000_000]")
+    if backbone is not None:
+        if backbone not in conf.backbones:
+            raise ConfigError(f"no backbone '{backbone}' in {file}: {nearest(backbone, conf.backbones)}")
+        conf = conf.model_copy(update={"backbones": {backbone: conf.backbones[backbone]}})
     inputs, plans = plans_of(conf, [_sample(one, conf) for one in pipelines])
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if form == "json":

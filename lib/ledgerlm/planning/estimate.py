@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ledgerlm.backbone.layout import StateLayout
+from ledgerlm.planning.conf import BackboneConf, HardwareConf, Part, PlanConf
 from ledgerlm.planning.figures import NOTHING, Figure, known, shown
 from ledgerlm.planning.inputs import MONTHS, Inputs
-from ledgerlm.planning.settings import BackboneConf, HardwareConf, Part, PlanConf
 
 TRAINING_BYTES = 16
 """Bytes of a weight that learns by Adam in mixed precision: weight, gradient, fp32 copy and two moments (Rajbhandari

@@ -11,7 +11,7 @@ import numpy as np
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.config import nearest
 from ledgerlm.errors import ConfigError
-from ledgerlm.planning.settings import PARTS, UNITS, BytesConf, Part, PlanConf
+from ledgerlm.planning.conf import PARTS, UNITS, BytesConf, Part, PlanConf
 from ledgerlm.text.windows import WindowConf
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.layout import StateLayout
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.lake.upkeep import sizes
+from ledgerlm.planning.conf import BackboneConf, Part
 from ledgerlm.planning.estimate import learn_flops, read_flops
 from ledgerlm.planning.inputs import Point
-from ledgerlm.planning.settings import BackboneConf, Part
 from ledgerlm.text.windows import ToldWindows, WindowConf
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def _points(done: Mapping[str, StageRecord], counted: _Counts, sizes: _Sizes, co
     for job in ("serialize", "aggregate"):
         if job in whole:
             found[job] = Point(units=counted.events, seconds=whole[job].seconds, cores=cores)
-    if "finetune" in whole:
+    if "finetune" in whole and whole["finetune"].facts.get("tokens_trained"):
         facts, seconds = whole["finetune"].facts, whole["finetune"].seconds
         took = facts["training_seconds"]
         flops = facts["tokens_trained"] * sizes.learn

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ledgerlm.planning.conf import PlanConf
 from ledgerlm.planning.estimate import Plan, plan_of
 from ledgerlm.planning.inputs import Inputs, inputs_of
 from ledgerlm.planning.measured import Sample
-from ledgerlm.planning.settings import PlanConf
 
 
 def plans_of(conf: PlanConf, samples: Sequence[Sample] = ()) -> tuple[Inputs, list[Plan]]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ledgerlm.planning.conf import HardwareConf
 from ledgerlm.planning.estimate import QUANTITIES, Plan, StageCost, Walk, duration
 from ledgerlm.planning.figures import Figure
 from ledgerlm.planning.inputs import Inputs
-from ledgerlm.planning.settings import HardwareConf
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Headings, and rows of as many texts."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.config import Conf, find_file, load_yaml, parse
@@ -59,11 +59,12 @@ class PopulationConf(Conf):
     features: float | None = Field(None, gt=0, description="aggregate features beside the embedding")
     heads: float | None = Field(None, gt=0, description="heads that score every client")
 
-    @model_validator(mode="after")
-    def _fits(self) -> PopulationConf:
-        if any(one <= 0 for one in self.clients):
-            raise ValueError(f"clients {list(self.clients)} must all be above 0")
-        return self
+    @field_validator("clients")
+    @classmethod
+    def _some(cls, clients: tuple[float, ...]) -> tuple[float, ...]:
+        if any(one <= 0 for one in clients):
+            raise ValueError("numbers of clients must all be above 0")
+        return clients
 
 
 class BackboneConf(Conf):

@@ -1,0 +1,169 @@
+"""The plan against what it plans: speeds are fitted on two small runs of the nightly pipeline, others are predicted.
+
+Each run is one of the command line, in a process of its own. Its stages' seconds are told twice: by the clock, and by
+the CPU seconds of all its processes over the cores, which is what the clock would show on a machine that nobody else
+uses. The plan is fitted and judged on each of them alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from ledgerlm.events.simulator.deliveries import DeliveriesConf
+from ledgerlm.jobs.deliveries import write_deliveries
+from ledgerlm.lake.lake import Lake
+from ledgerlm.planning.conf import Part, PlanConf
+from ledgerlm.planning.estimate import Walk
+from ledgerlm.planning.measured import Sample, backbone_of, cores_of, sample_of
+from ledgerlm.planning.plans import plans_of
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.record import Records
+from tests.benchmarks.bench_first_run import ORPHANS_COME_HERE, so_far
+
+PURCHASES = 100  # mean of a client in half a year
+FITTED, CHECKED = (250, 1000), (500, 2000, 4000)  # clients
+NIGHT = "2025-01-02"
+WITHIN = 1.3
+_STAGE, _ENDED = re.compile(r"^\d+/\d+ (\w+)  (.*)"), re.compile(r" in, .* out")
+_STAGE_OF: dict[Part, str] = {"fold": "embed"}
+
+Seconds = dict[str, float]
+"""Stage -> seconds."""
+
+
+def run(spark: SparkSession, workdir: Path) -> list[dict[str, Any]]:
+    """Measures; returns rows of what, against, ratio, target, better and detail."""
+    told: dict[str, dict[int, Seconds]] = {"clock": {}, "CPU": {}}
+    samples: dict[str, list[Sample]] = {"clock": [], "CPU": []}
+    for clients in (*FITTED, *CHECKED):
+        conf = _pipeline(clients, workdir)
+        clock, used = _measured(["run", *conf])
+        told["clock"][clients], told["CPU"][clients] = clock, used
+        if clients in FITTED:
+            pipeline = load_pipeline(conf[0], conf[2::2])
+            sample = sample_of(pipeline, Records(pipeline.out), Lake(pipeline.home.root, spark))
+            samples["clock"].append(sample)
+            samples["CPU"].append(_with_seconds(sample, clock, used))
+    clock, used = _measured(["rescore", *_bring_night(CHECKED[-1], workdir), "--as-of", NIGHT])
+    nights = {"clock": clock, "CPU": used}
+    rows = []
+    for by, mine in samples.items():
+        for clients in CHECKED:
+            first, night = _planned(clients, mine, workdir)
+            rows += _rows(f"first run of {clients:,} clients, {by}", first, told[by][clients])
+        rows += _rows(f"a night of {clients:,} clients, {by}", night, nights[by])
+    return rows
+
+
+def _pipeline(clients: int, workdir: Path) -> list[str]:
+    """Writes a bank's files; words of the command line for a pipeline over them."""
+    bank, out = workdir / f"bank-{clients}", workdir / f"out-{clients}"
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(bank, ignore_errors=True)
+    write_deliveries(str(bank), DeliveriesConf(clients=clients, purchases=PURCHASES, nights=1))
+    settings = (f"source.path={bank}", f"out={out}", "stages.finetune.max_tokens=40000")
+    return ["conf/nightly.yaml", *(word for one in settings for word in ("--set", one))]
+
+
+def _bring_night(clients: int, workdir: Path) -> list[str]:
+    bank = workdir / f"bank-{clients}"
+    shutil.copy(bank / "nights" / "night-1.csv", bank / "deliveries")
+    settings = (f"source.path={bank}", f"out={workdir / f'out-{clients}'}", "stages.finetune.max_tokens=40000")
+    return ["conf/nightly.yaml", *(word for one in settings for word in ("--set", one))]
+
+
+def _measured(words: list[str]) -> tuple[Seconds, Seconds]:
+    """Seconds of each stage, by the clock and by the CPU over the cores."""
+    command = [sys.executable, "-m", "tests.benchmarks.bench_plan", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{words}: {done.stdout}{done.stderr}")
+    out = next(Path(word.removeprefix("out=")) for word in words if word.startswith("out="))
+    used: Seconds = json.loads(done.stdout.splitlines()[-1])
+    clock = {name: json.loads((out / "runs" / "stages" / f"{name}.json").read_text())["seconds"] for name in used}
+    return clock, used
+
+
+def _with_seconds(sample: Sample, clock: Seconds, used: Seconds) -> Sample:
+    """The sample as if it had taken other seconds, each part of a stage in proportion."""
+    shares = {stage: used[stage] / clock[stage] for stage in used}
+    parts = {}
+    for part, one in sample.parts.items():
+        share = shares.get(_STAGE_OF.get(part, part), 1.0)
+        start = None if one.start is None else one.start * share
+        parts[part] = replace(one, seconds=one.seconds * share, start=start)
+    return replace(sample, parts=parts)
+
+
+def _planned(clients: int, samples: list[Sample], workdir: Path) -> tuple[Walk, Walk]:
+    """First run and night of so many clients, on this machine and with the backbone of the larger sample."""
+    largest = max(samples, key=lambda one: one.events)
+    size = FITTED[-1]
+    pipeline = load_pipeline("conf/nightly.yaml", [f"out={workdir / f'out-{size}'}"])
+    folder = json.loads((pipeline.out / "runs" / "stages" / "embed.json").read_text())["facts"]["backbone"]
+    backbone = backbone_of(Path(folder.replace("{out}", str(pipeline.out))))
+    rows = largest.population["training_rows"] / largest.population["clients"] * clients
+    conf = PlanConf.model_validate(
+        {
+            "population": {"clients": clients, "training_rows": rows},
+            "backbones": {"sample": backbone.model_dump()},
+            "hardware": {
+                "executors": {"count": 1, "cores": int(cores_of(pipeline)), "hour_price": 0},
+                "storage_price": 0,
+            },
+        }
+    )
+    _, (plan,) = plans_of(conf, samples)
+    return plan.first, plan.night
+
+
+def _rows(what: str, walk: Walk, measured: Seconds) -> list[dict[str, Any]]:
+    planned = {one.stage: one.wall_seconds.value for one in walk.stages}
+    pairs = {stage: (planned[stage], measured[stage]) for stage in planned if stage in measured}
+    pairs["together"] = sum(one for one, _ in pairs.values()), sum(other for _, other in pairs.values())
+    return [
+        {
+            "what": f"{what}: {stage}, planned {one:.1f} s",
+            "against": f"measured {other:.1f} s",
+            "ratio": max(one / other, other / one) if one and other else float("inf"),
+            "target": WITHIN,
+            "better": "lower",
+            "detail": f"planned / measured {one / other:.2f}",
+        }
+        for stage, (one, other) in pairs.items()
+    ]
+
+
+def measure(words: list[str]) -> Seconds:
+    """CPU seconds of each stage of `ledgerlm WORDS`, over the cores of the machine."""
+    ctypes.CDLL(None).prctl(ORPHANS_COME_HERE, 1, 0, 0, 0)
+    command = [sys.executable, "-u", "-m", "ledgerlm.jobs.cli", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
+    assert process.stdout is not None
+    used: Seconds = {}
+    began, said = 0.0, []
+    for line in process.stdout:
+        said.append(line)
+        found = _STAGE.match(line)
+        if found and found[2].endswith("..."):
+            began = so_far()
+        elif found and _ENDED.search(found[2]):
+            used[found[1]] = (so_far() - began) / (os.cpu_count() or 1)
+    if process.wait():
+        raise RuntimeError("".join(said))
+    return used
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(measure(sys.argv[1:])) + "\n")
