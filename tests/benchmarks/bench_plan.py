@@ -20,19 +20,23 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
+from ledgerlm.config import load_yaml, shipped
 from ledgerlm.events.simulator.deliveries import DeliveriesConf
 from ledgerlm.jobs.deliveries import write_deliveries
 from ledgerlm.lake.lake import Lake
 from ledgerlm.planning.conf import Part, PlanConf
 from ledgerlm.planning.estimate import Walk
-from ledgerlm.planning.measured import Sample, backbone_of, cores_of, sample_of
+from ledgerlm.planning.measured import Sample, backbone_of, sample_of
 from ledgerlm.planning.plans import plans_of
-from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.record import Records
+from ledgerlm.runs.pipeline import Pipeline, load_pipeline
+from ledgerlm.runs.record import Records, write_json
+from ledgerlm.text.serialize import DocumentConf
+from ledgerlm.text.windows import windows
+from tests.benchmarks.bench_backtests import SPEC, WINDOWING, backbone, events
 from tests.benchmarks.bench_first_run import ORPHANS_COME_HERE, so_far
 
 PURCHASES = 100  # mean of a client in half a year
-FITTED, CHECKED = (250, 1000), (500, 2000, 4000)  # clients
+FITTED, CHECKED = (100, 800), (200, 400, 1600)  # clients
 NIGHT = "2025-01-02"
 WITHIN = 1.3
 _STAGE, _ENDED = re.compile(r"^\d+/\d+ (\w+)  (.*)"), re.compile(r" in, .* out")
@@ -44,55 +48,62 @@ Seconds = dict[str, float]
 
 def run(spark: SparkSession, workdir: Path) -> list[dict[str, Any]]:
     """Measures; returns rows of what, against, ratio, target, better and detail."""
-    told: dict[str, dict[int, Seconds]] = {"clock": {}, "CPU": {}}
+    folder = _backbone(spark, workdir)
+    files = {clients: _pipeline(clients, folder, workdir) for clients in (*FITTED, *CHECKED)}
+    told: dict[str, dict[str, Seconds]] = {"clock": {}, "CPU": {}}
     samples: dict[str, list[Sample]] = {"clock": [], "CPU": []}
-    for clients in (*FITTED, *CHECKED):
-        conf = _pipeline(clients, workdir)
-        clock, used = _measured(["run", *conf])
-        told["clock"][clients], told["CPU"][clients] = clock, used
+    for clients, file in files.items():
+        pipeline = load_pipeline(file)
+        clock, used = _measured(pipeline, "run")
+        told["clock"][f"{clients}"], told["CPU"][f"{clients}"] = clock, used
         if clients in FITTED:
-            pipeline = load_pipeline(conf[0], conf[2::2])
             sample = sample_of(pipeline, Records(pipeline.out), Lake(pipeline.home.root, spark))
             samples["clock"].append(sample)
             samples["CPU"].append(_with_seconds(sample, clock, used))
-    clock, used = _measured(["rescore", *_bring_night(CHECKED[-1], workdir), "--as-of", NIGHT])
-    nights = {"clock": clock, "CPU": used}
+        write_json(workdir / "measured.json", told)
+    last = CHECKED[-1]
+    shutil.copy(workdir / f"bank-{last}" / "nights" / "night-1.csv", workdir / f"bank-{last}" / "deliveries")
+    told["clock"]["night"], told["CPU"]["night"] = _measured(load_pipeline(files[last]), "rescore", "--as-of", NIGHT)
+    write_json(workdir / "measured.json", told)
     rows = []
     for by, mine in samples.items():
         for clients in CHECKED:
-            first, night = _planned(clients, mine, workdir)
-            rows += _rows(f"first run of {clients:,} clients, {by}", first, told[by][clients])
-        rows += _rows(f"a night of {clients:,} clients, {by}", night, nights[by])
+            first, night = _planned(clients, mine, folder)
+            rows += _rows(f"first run of {clients:,} clients, {by}", first, told[by][f"{clients}"])
+        rows += _rows(f"a night of {last:,} clients, {by}", night, told[by]["night"])
     return rows
 
 
-def _pipeline(clients: int, workdir: Path) -> list[str]:
-    """Writes a bank's files; words of the command line for a pipeline over them."""
+def _backbone(spark: SparkSession, workdir: Path) -> Path:
+    """A Llama with random weights: what it costs does not depend on what it learnt."""
+    told = windows(events(spark), SPEC, DocumentConf(), WINDOWING)
+    return backbone(told, workdir / "backbone")[0]
+
+
+def _pipeline(clients: int, folder: Path, workdir: Path) -> Path:
+    """Writes a bank's files, and the nightly pipeline over them with a backbone that is there already."""
     bank, out = workdir / f"bank-{clients}", workdir / f"out-{clients}"
-    shutil.rmtree(out, ignore_errors=True)
-    shutil.rmtree(bank, ignore_errors=True)
+    for one in (bank, out):
+        shutil.rmtree(one, ignore_errors=True)
     write_deliveries(str(bank), DeliveriesConf(clients=clients, purchases=PURCHASES, nights=1))
-    settings = (f"source.path={bank}", f"out={out}", "stages.finetune.max_tokens=40000")
-    return ["conf/nightly.yaml", *(word for one in settings for word in ("--set", one))]
+    content = load_yaml(shipped("nightly.yaml"), [f"source.path={bank}", f"out={out}"])
+    del content["stages"]["finetune"]
+    content["stages"]["embed"]["backbone"] = str(folder)
+    file = workdir / f"pipeline-{clients}.yaml"
+    file.write_text(json.dumps(content))
+    return file
 
 
-def _bring_night(clients: int, workdir: Path) -> list[str]:
-    bank = workdir / f"bank-{clients}"
-    shutil.copy(bank / "nights" / "night-1.csv", bank / "deliveries")
-    settings = (f"source.path={bank}", f"out={workdir / f'out-{clients}'}", "stages.finetune.max_tokens=40000")
-    return ["conf/nightly.yaml", *(word for one in settings for word in ("--set", one))]
-
-
-def _measured(words: list[str]) -> tuple[Seconds, Seconds]:
-    """Seconds of each stage, by the clock and by the CPU over the cores."""
-    command = [sys.executable, "-m", "tests.benchmarks.bench_plan", *words]
+def _measured(pipeline: Pipeline, *words: str) -> tuple[Seconds, Seconds]:
+    """Seconds of each stage of a command on a pipeline, by the clock and by the CPU over the cores."""
+    verb, *more = words
+    command = [sys.executable, "-m", "tests.benchmarks.bench_plan", verb, str(pipeline.file), *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{words}: {done.stdout}{done.stderr}")
-    out = next(Path(word.removeprefix("out=")) for word in words if word.startswith("out="))
+        raise RuntimeError(f"{command}: {done.stdout}{done.stderr}")
     used: Seconds = json.loads(done.stdout.splitlines()[-1])
-    clock = {name: json.loads((out / "runs" / "stages" / f"{name}.json").read_text())["seconds"] for name in used}
-    return clock, used
+    records = {name: Records(pipeline.out).load(name) for name in used}
+    return {name: record.seconds for name, record in records.items() if record is not None}, used
 
 
 def _with_seconds(sample: Sample, clock: Seconds, used: Seconds) -> Sample:
@@ -106,22 +117,17 @@ def _with_seconds(sample: Sample, clock: Seconds, used: Seconds) -> Sample:
     return replace(sample, parts=parts)
 
 
-def _planned(clients: int, samples: list[Sample], workdir: Path) -> tuple[Walk, Walk]:
-    """First run and night of so many clients, on this machine and with the backbone of the larger sample."""
+def _planned(clients: int, samples: list[Sample], folder: Path) -> tuple[Walk, Walk]:
+    """First run and night of so many clients on this machine."""
     largest = max(samples, key=lambda one: one.events)
-    size = FITTED[-1]
-    pipeline = load_pipeline("conf/nightly.yaml", [f"out={workdir / f'out-{size}'}"])
-    folder = json.loads((pipeline.out / "runs" / "stages" / "embed.json").read_text())["facts"]["backbone"]
-    backbone = backbone_of(Path(folder.replace("{out}", str(pipeline.out))))
     rows = largest.population["training_rows"] / largest.population["clients"] * clients
     conf = PlanConf.model_validate(
         {
             "population": {"clients": clients, "training_rows": rows},
-            "backbones": {"sample": backbone.model_dump()},
-            "hardware": {
-                "executors": {"count": 1, "cores": int(cores_of(pipeline)), "hour_price": 0},
-                "storage_price": 0,
-            },
+            "training": {"tokens": 0},
+            "backbones": {"random": backbone_of(folder).model_dump()},
+            "hardware": {"executors": {"count": 1, "cores": os.cpu_count(), "hour_price": 0}, "storage_price": 0},
+            "speeds": {"finetune": {}},
         }
     )
     _, (plan,) = plans_of(conf, samples)

@@ -16,14 +16,15 @@ from ledgerlm.backbone.embedding import EmbedConf
 from ledgerlm.backbone.finetune import training_texts
 from ledgerlm.backbone.layout import StateLayout
 from ledgerlm.backbone.preparing import FinetuneConf, windows_to_learn
-from ledgerlm.errors import ConfigError
+from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.jobs.cli import main
 from ledgerlm.lake.lake import Lake
 from ledgerlm.planning.conf import PlanConf
 from ledgerlm.planning.measured import backbone_of, sample_of
 from ledgerlm.planning.plans import plans_of
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.record import StageRecord
+from ledgerlm.runs.record import Records, StageRecord
 from ledgerlm.runs.runner import Runner
 
 CLIENTS, EVENTS = 24, 40
@@ -234,6 +235,34 @@ def test_a_plan_of_a_sample_needs_no_number_but_clients_backbone_and_hardware(
     read = lake.read("states").agg(F.sum("token_count") + F.count("*")).collect()[0][0]
     assert planned["embed"].tokens.value == pytest.approx(read, rel=0.1)
     assert planned["embed"].wall_seconds.value == pytest.approx(records["embed"].seconds, rel=0.25)
+
+
+def test_the_command_plans_from_a_pipeline_that_ran(
+    lake: Lake, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.yaml"
+    content = {
+        "population": {"clients": [1_000_000], "events": 300},
+        "training": {"tokens": 0},
+        "backbones": {"one": {"parameters": 1.2e9, "width": 2048, "layers": 16, "vocabulary": 128_256}},
+        "hardware": {"executors": {"count": 4, "cores": 8, "hour_price": 1}, "storage_price": 0.1},
+        "speeds": {"finetune": {}, "publish": {}},
+    }
+    file.write_text(json.dumps(content))
+    assert main(["plan", str(file), "--pipeline", f"{folder / 'run.yaml'},seed=42", "--form", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    told = {one["key"]: one for one in found["inputs"]}
+    assert (told["population.events"]["value"], told["population.events"]["origin"]) == (300, "given")
+    assert told["population.windows"]["origin"] == "measured"
+    assert told["speeds.serialize.rate"]["how"].startswith("events a second and core; of one sample")
+    assert told["population.windows"]["how"] == f"small ({CLIENTS} clients, {CLIENTS * EVENTS} events)"
+    assert found["plans"][0]["first"]["bottleneck"]["stage"] == "embed", "a billion weights on 32 cores"
+
+
+def test_a_plan_refuses_a_pipeline_that_has_not_run(lake: Lake, folder: Path, tmp_path: Path) -> None:
+    runner = pipeline(folder)
+    with pytest.raises(DataError, match="serialize and embed has not finished; ledgerlm run it on a sample first"):
+        sample_of(runner.pipeline, Records(tmp_path), lake)
 
 
 def test_stages_that_do_not_fit_are_refused(folder: Path, lake: Lake) -> None:

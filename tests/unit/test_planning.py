@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.config import shipped
-from ledgerlm.errors import ConfigError
+from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.jobs.cli import main
 from ledgerlm.planning.conf import BackboneConf, PlanConf, load_plan
 from ledgerlm.planning.estimate import QUANTITIES, Plan, StageCost, learn_flops, read_flops
 from ledgerlm.planning.figures import Figure, known, shown
 from ledgerlm.planning.inputs import Inputs, Point, expected_windows, fitted
-from ledgerlm.planning.measured import Sample
+from ledgerlm.planning.measured import Sample, backbone_of
 from ledgerlm.planning.plans import plans_of
 from ledgerlm.text.windows import WindowConf
 
@@ -305,6 +307,22 @@ class TestInputs:
         with pytest.raises(ConfigError, match=message) as refused:
             load_plan(file, (change,))
         assert str(file) in str(refused.value)
+
+
+def test_the_size_of_a_backbone_is_read_from_its_folder(tmp_path: Path) -> None:
+    save_file(
+        {"embed": torch.zeros(100, 10), "layers.0.mlp": torch.zeros(30, 10), "norm": torch.zeros(10)},
+        tmp_path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = {"hidden_size": 10, "num_hidden_layers": 3, "vocab_size": 100}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = backbone_of(tmp_path)
+    assert found == BackboneConf(parameters=1310, width=10, layers=3, vocabulary=100, tied=True, number_bytes=4)
+    save_file({"lm_head.weight": torch.zeros(100, 10)}, tmp_path / "more.safetensors")
+    assert (backbone_of(tmp_path).parameters, backbone_of(tmp_path).tied) == (2310, False)
+    with pytest.raises(DataError, match="cannot be read as a backbone"):
+        backbone_of(tmp_path / "nowhere")
 
 
 class TestCommand:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import functions as F
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.layout import StateLayout
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.files import pull
 from ledgerlm.lake.upkeep import sizes
 from ledgerlm.planning.conf import BackboneConf, Part
 from ledgerlm.planning.estimate import learn_flops, read_flops
@@ -77,10 +79,11 @@ def sample_of(pipeline: Pipeline, records: Records, lake: Lake, cores: float | N
     serialize, embed = done["serialize"], done["embed"]
     told = ToldWindows.of(serialize.facts, serialize.name)
     definition = EmbeddingDefinition.model_validate(embed.facts["definition"])
-    backbone = backbone_of(Path(embed.facts["backbone"]))
+    folder = pull(Path(embed.facts["backbone"]))
+    backbone = backbone_of(folder)
     events, windows = lake.read("events"), told.of_table(lake.read("windows"))
     counted = _Counts.of(events, windows, _states(lake, embed))
-    frame = 1 + header_tokens(Path(embed.facts["backbone"]), serialize.facts["example"]["text"])
+    frame = 1 + header_tokens(folder, serialize.facts["example"]["text"])
     tokens = (counted.tokens - counted.states * (frame - 1)) / max(counted.state_events, 1)
     cores = cores or cores_of(pipeline)
     span = counted.events * tokens / max(counted.windows, 1) + frame
@@ -141,24 +144,31 @@ def cores_of(pipeline: Pipeline) -> float:
 
 
 def backbone_of(folder: Path) -> BackboneConf:
-    """The size of a backbone, from its folder.
+    """The size of a backbone, from its folder in Hugging Face format; its weights are not read, but counted.
 
     Raises:
-        DataError: the folder is not there, or is none of a backbone that finetune made.
+        DataError: the folder is not there, or holds no such model.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        card = json.loads((folder / "backbone.json").read_text())
-    except (OSError, ValueError) as error:
+        shapes = {name: one["shape"] for file in folder.glob("*.safetensors") for name, one in _weights(file)}
+        return BackboneConf(
+            parameters=sum(math.prod(shape) for shape in shapes.values()),
+            width=config["hidden_size"],
+            layers=config["num_hidden_layers"],
+            vocabulary=config["vocab_size"],
+            tied="lm_head.weight" not in shapes,
+            number_bytes=4,
+        )
+    except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{folder}: cannot be read as a backbone ({error}); run the finetune stage again") from error
-    return BackboneConf(
-        parameters=card["parameters"],
-        width=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        vocabulary=config["vocab_size"],
-        tied=config.get("tie_word_embeddings", False),
-        number_bytes=4,
-    )
+
+
+def _weights(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name and description of each tensor: a safetensors file begins with the length of a JSON header, then that."""
+    with file.open("rb") as content:
+        header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
+    yield from ((name, one) for name, one in header.items() if name != "__metadata__")
 
 
 def header_tokens(folder: Path, text: str) -> int:
