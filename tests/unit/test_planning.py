@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,9 @@ from ledgerlm.planning.conf import BackboneConf, PlanConf, load_plan
 from ledgerlm.planning.estimate import QUANTITIES, Plan, StageCost, learn_flops, read_flops
 from ledgerlm.planning.figures import Figure, known, shown
 from ledgerlm.planning.inputs import Inputs, Point, expected_windows, fitted
-from ledgerlm.planning.measured import Sample, backbone_of
+from ledgerlm.planning.measured import Sample, backbone_of, cores_of
 from ledgerlm.planning.plans import plans_of
+from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.text.windows import WindowConf
 
 # 1,000 clients of 120 events in a year, ten a month, in windows of eight: two windows a month, 24 of them.
@@ -324,6 +326,25 @@ def test_the_size_of_a_backbone_is_read_from_its_folder(tmp_path: Path) -> None:
     assert (backbone_of(tmp_path).parameters, backbone_of(tmp_path).tied) == (2310, False)
     with pytest.raises(DataError, match="cannot be read as a backbone"):
         backbone_of(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("spark", "cores"),
+    [("{master: 'local[3]'}", 3), ("{master: local}", 1), ("{master: 'local[*]'}", os.cpu_count()),
+     ("{remote: 'local[2]'}", 2), ("{master: yarn}", None), ("{}", None)],
+)  # fmt: skip
+def test_cores_of_a_sample_are_those_of_its_engine(tmp_path: Path, spark: str, cores: float | None) -> None:
+    (tmp_path / "engine.yaml").write_text(f"spark: {spark}\n")
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"pipeline: p\ndata: datasets/deliveries.yaml\nengine: {tmp_path}/engine.yaml\nstages: {{ingest: }}\n"
+    )
+    pipeline = load_pipeline(file)
+    if cores is None:
+        with pytest.raises(ConfigError, match="sample_cores: the engine .* is no local one"):
+            cores_of(pipeline)
+    else:
+        assert cores_of(pipeline) == cores
 
 
 class TestCommand:

@@ -133,14 +133,14 @@ def cores_of(pipeline: Pipeline) -> float:
         ConfigError: the session is no local one.
     """
     spark = pipeline.engine.spark
-    found = re.match(r"local(?:\[(\*|\d+)", spark.master or spark.remote or "")
+    found = re.match(r"local(?:\[(\*|\d+)|$)", spark.master or spark.remote or "")
     if found is None:
         raise ConfigError(
             f"sample_cores: the engine {pipeline.conf.engine} of {pipeline.file} is no local one, so nobody knows on "
             "how many cores its stages ran; give sample_cores in the plan file"
         )
-    many = {"*": os.cpu_count() or 1, None: 1}
-    return float(many.get(found[1], found[1]))  # type: ignore[arg-type]
+    named = found[1] or "1"
+    return float(os.cpu_count() or 1) if named == "*" else float(named)
 
 
 def backbone_of(folder: Path) -> BackboneConf:
