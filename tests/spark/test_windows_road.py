@@ -152,37 +152,7 @@ def test_a_text_is_read_once_whatever_is_asked_of_it(lake: Lake, records: dict[s
     assert facts["tokens"] == tokens
 
 
-def test_states_are_used_again_and_give_the_same_bytes(
-    lake: Lake, records: dict[str, StageRecord], folder: Path
-) -> None:
-    def rows(table: str) -> list[dict[str, Any]]:
-        found = [row.asDict() | {"run_id": ""} for row in lake.read(table).collect()]
-        return sorted(found, key=lambda row: (row["client_id"], str(row.get("as_of", row.get("text_hash")))))
-
-    before = {table: rows(table) for table in ("states", "embeddings")}
-    runner = pipeline(folder)
-    again = runner.run(only="embed", fresh=True).stages[0].record
-    assert (again.facts["reused"], again.facts["embedded"]) == (records["embed"].facts["embedded"], 0)
-    assert {table: rows(table) for table in before} == before
-
-
-def test_the_backbone_learns_from_no_event_at_or_after_the_newest_time_asked(lake: Lake) -> None:
-    windows, clients = lake.read("windows"), lake.read("clients").withColumn("split", F.lit("train"))
-    labels = lake.read("labels").select("client_id", "as_of")
-    asked = clients.join(labels, "client_id", how="left").select(
-        "client_id", F.coalesce("as_of", F.lit("2024-11-01").cast("timestamp")).alias("as_of")
-    )
-    learnt = windows_to_learn(windows, asked)
-    texts = training_texts(clients, None, None, learnt, formats=["windows"])
-    assert {row.kind for row in texts.select("kind").distinct().collect()} == {"windows"}
-    lines = F.size(F.split("text", "\n")) - 1
-    found = {row.client_id: row.lines for row in texts.groupBy("client_id").agg(F.sum(lines).alias("lines")).collect()}
-    newest = asked.groupBy("client_id").agg(F.max("as_of").alias("as_of"))
-    before = lake.read("events").join(newest, "client_id").where("event_time < as_of").groupBy("client_id").count()
-    assert found == {row.client_id: row["count"] for row in before.collect()}
-    assert found["c00"] < EVENTS == found["c02"], "one has labels as of August, the other none"
-
-
+# Before a stage is run again, whose record then tells of less work.
 def test_a_plan_measures_a_pipeline_that_ran(lake: Lake, records: dict[str, StageRecord], folder: Path) -> None:
     runner = pipeline(folder)
     found = sample_of(runner.pipeline, runner.records, lake)
@@ -257,6 +227,37 @@ def test_the_command_plans_from_a_pipeline_that_ran(
     assert told["speeds.serialize.rate"]["how"].startswith("events a second and core; of one sample")
     assert told["population.windows"]["how"] == f"small ({CLIENTS} clients, {CLIENTS * EVENTS} events)"
     assert found["plans"][0]["first"]["bottleneck"]["stage"] == "embed", "a billion weights on 32 cores"
+
+
+def test_states_are_used_again_and_give_the_same_bytes(
+    lake: Lake, records: dict[str, StageRecord], folder: Path
+) -> None:
+    def rows(table: str) -> list[dict[str, Any]]:
+        found = [row.asDict() | {"run_id": ""} for row in lake.read(table).collect()]
+        return sorted(found, key=lambda row: (row["client_id"], str(row.get("as_of", row.get("text_hash")))))
+
+    before = {table: rows(table) for table in ("states", "embeddings")}
+    runner = pipeline(folder)
+    again = runner.run(only="embed", fresh=True).stages[0].record
+    assert (again.facts["reused"], again.facts["embedded"]) == (records["embed"].facts["embedded"], 0)
+    assert {table: rows(table) for table in before} == before
+
+
+def test_the_backbone_learns_from_no_event_at_or_after_the_newest_time_asked(lake: Lake) -> None:
+    windows, clients = lake.read("windows"), lake.read("clients").withColumn("split", F.lit("train"))
+    labels = lake.read("labels").select("client_id", "as_of")
+    asked = clients.join(labels, "client_id", how="left").select(
+        "client_id", F.coalesce("as_of", F.lit("2024-11-01").cast("timestamp")).alias("as_of")
+    )
+    learnt = windows_to_learn(windows, asked)
+    texts = training_texts(clients, None, None, learnt, formats=["windows"])
+    assert {row.kind for row in texts.select("kind").distinct().collect()} == {"windows"}
+    lines = F.size(F.split("text", "\n")) - 1
+    found = {row.client_id: row.lines for row in texts.groupBy("client_id").agg(F.sum(lines).alias("lines")).collect()}
+    newest = asked.groupBy("client_id").agg(F.max("as_of").alias("as_of"))
+    before = lake.read("events").join(newest, "client_id").where("event_time < as_of").groupBy("client_id").count()
+    assert found == {row.client_id: row["count"] for row in before.collect()}
+    assert found["c00"] < EVENTS == found["c02"], "one has labels as of August, the other none"
 
 
 def test_a_plan_refuses_a_pipeline_that_has_not_run(lake: Lake, folder: Path, tmp_path: Path) -> None:

@@ -341,7 +341,7 @@ def test_cores_of_a_sample_are_those_of_its_engine(tmp_path: Path, spark: str, c
     )
     pipeline = load_pipeline(file)
     if cores is None:
-        with pytest.raises(ConfigError, match="sample_cores: the engine .* is no local one"):
+        with pytest.raises(ConfigError, match=r"sample_cores: the engine .* is no local one"):
             cores_of(pipeline)
     else:
         assert cores_of(pipeline) == cores

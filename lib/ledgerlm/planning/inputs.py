@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
-from ledgerlm.config import nearest
 from ledgerlm.errors import ConfigError
 from ledgerlm.planning.conf import PARTS, UNITS, BytesConf, Part, PlanConf
 from ledgerlm.text.windows import WindowConf
@@ -230,7 +229,7 @@ def _speeds(conf: PlanConf, samples: Sequence[Sample], without: set[str]) -> tup
             known = sorted({name for one in samples for name in one.parts})
             raise ConfigError(
                 f"speeds.{part} is neither given nor measured"
-                + (f" (the samples tell {nearest(part, known)})" if known else "")
+                + (f" (the samples tell {', '.join(known)})" if known else "")
                 + "; give start and rate in the plan file, or name with --pipeline a pipeline whose stages ran from "
                 "nothing on a sample: ledgerlm run FILE --fresh"
             )
