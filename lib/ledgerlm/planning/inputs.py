@@ -10,7 +10,7 @@ import numpy as np
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.errors import ConfigError
-from ledgerlm.planning.conf import PARTS, UNITS, BytesConf, Part, PlanConf
+from ledgerlm.planning.conf import PARTS, UNITS, Part, PlanConf
 from ledgerlm.text.windows import WindowConf
 
 if TYPE_CHECKING:
@@ -123,46 +123,63 @@ def inputs_of(conf: PlanConf, samples: Sequence[Sample] = (), *, on_accelerators
         ConfigError: a number that is neither given nor measured, and that nobody may assume.
     """
     largest = max(samples, key=lambda one: one.events, default=None)
-    windowing = conf.windows or (largest.windowing if largest else None) or WindowConf(period="month", events=32)
-    definition = conf.definition or (largest.definition if largest else None) or EmbeddingDefinition()
-    told = [
-        Input(key="windows", value=windowing.windowing, origin=_from(conf.windows, largest and largest.windowing)),
-        Input(
-            key="definition",
-            value="+".join(definition.parts),
-            origin=_from(conf.definition, largest and largest.definition),
-        ),
-    ]
-    measured = {} if largest is None else largest.population
-    sizes = {} if largest is None else largest.bytes
-    people: dict[str, float] = {}
-    for one in fields(Population):
-        found = _found(f"population.{one.name}", getattr(conf.population, one.name), measured.get(one.name), largest)
-        if found is None and one.name == "windows":
-            found = _windows(people, windowing)
-        if found is None and one.name in _ASSUMED:
-            value, why = _ASSUMED[one.name]
-            found = Input(key=f"population.{one.name}", value=value, origin="assumed", how=why)
-        people[one.name] = float(_needed(f"population.{one.name}", found, told).value)
-    rows: dict[str, float] = {}
-    for one in fields(RowBytes):
-        key, given = f"bytes.{one.name}", getattr(conf.bytes, one.name)
-        found = _found(key, given, sizes.get(one.name), largest)
-        if one.name in BytesConf.model_fields and one.name not in conf.bytes.model_fields_set and given is not None:
-            found = Input(key=key, value=given, origin="assumed")
-        rows[one.name] = float(_needed(key, found, told).value)
+    told: list[Input] = []
+    windowing, definition = _texts(conf, largest, told)
+    people = _population(conf, windowing, largest, told)
+    rows = _row_bytes(conf, largest, told)
     tokens = None if largest is None else largest.training_tokens
     learnt = _needed("training.tokens", _found("training.tokens", conf.training.tokens, tokens, largest), told)
-    speeds, of_speeds = _speeds(conf, samples, without={"embed", "finetune"} if on_accelerators else set())
+    speeds = _speeds(conf, samples, told, without={"embed", "finetune"} if on_accelerators else set())
     return Inputs(
-        population=Population(**people),
+        population=people,
         windowing=windowing,
         definition=definition,
         speeds=speeds,
-        bytes=RowBytes(**rows),
+        bytes=rows,
         training_tokens=float(learnt.value),
-        told=(*told, *of_speeds),
+        told=tuple(told),
     )
+
+
+def _texts(conf: PlanConf, sample: Sample | None, told: list[Input]) -> tuple[WindowConf, EmbeddingDefinition]:
+    """How histories are cut, and what an embedding is."""
+    windowing = conf.windows or (sample.windowing if sample else None)
+    definition = conf.definition or (sample.definition if sample else None)
+    measured: Origin = "assumed" if sample is None else "measured"
+    origins: tuple[Origin, Origin] = (
+        "given" if conf.windows is not None else measured,
+        "given" if conf.definition is not None else measured,
+    )
+    windowing, definition = windowing or WindowConf(period="month", events=32), definition or EmbeddingDefinition()
+    told.append(Input(key="windows", value=windowing.windowing, origin=origins[0]))
+    told.append(Input(key="definition", value="+".join(definition.parts), origin=origins[1]))
+    return windowing, definition
+
+
+def _population(conf: PlanConf, windowing: WindowConf, sample: Sample | None, told: list[Input]) -> Population:
+    people: dict[str, float] = {}
+    for one in fields(Population):
+        key, measured = f"population.{one.name}", None if sample is None else sample.population.get(one.name)
+        found = _found(key, getattr(conf.population, one.name), measured, sample)
+        if found is None and one.name == "windows":
+            windows = expected_windows(people["events"], people["months"], windowing)
+            found = Input(key=key, value=windows, origin="computed", how="events come at a steady rate")
+        if found is None and one.name in _ASSUMED:
+            value, why = _ASSUMED[one.name]
+            found = Input(key=key, value=value, origin="assumed", how=why)
+        people[one.name] = float(_needed(key, found, told).value)
+    return Population(**people)
+
+
+def _row_bytes(conf: PlanConf, sample: Sample | None, told: list[Input]) -> RowBytes:
+    rows: dict[str, float] = {}
+    for one in fields(RowBytes):
+        key, value = f"bytes.{one.name}", getattr(conf.bytes, one.name)
+        found = _found(key, value, None if sample is None else sample.bytes.get(one.name), sample)
+        if value is not None and one.name not in conf.bytes.model_fields_set:
+            found = Input(key=key, value=value, origin="assumed")
+        rows[one.name] = float(_needed(key, found, told).value)
+    return RowBytes(**rows)
 
 
 def expected_windows(events: float, months: float, windowing: WindowConf) -> float:
@@ -184,15 +201,6 @@ def expected_windows(events: float, months: float, windowing: WindowConf) -> flo
     return float(periods * pdtrc(starts, each).sum())
 
 
-def _windows(people: Mapping[str, float], windowing: WindowConf) -> Input:
-    value = expected_windows(people["events"], people["months"], windowing)
-    return Input(key="population.windows", value=value, origin="computed", how="events come at a steady rate")
-
-
-def _from(given: object, measured: object) -> Origin:
-    return "given" if given is not None else "measured" if measured is not None else "assumed"
-
-
 def _found(key: str, given: float | None, measured: float | None, sample: Sample | None) -> Input | None:
     if given is not None:
         return Input(key=key, value=given, origin="given")
@@ -211,33 +219,36 @@ def _needed(key: str, found: Input | None, told: list[Input]) -> Input:
     return found
 
 
-def _speeds(conf: PlanConf, samples: Sequence[Sample], without: set[str]) -> tuple[dict[Part, Speed], list[Input]]:
+def _speeds(conf: PlanConf, samples: Sequence[Sample], told: list[Input], *, without: set[str]) -> dict[Part, Speed]:
     speeds: dict[Part, Speed] = {}
-    told: list[Input] = []
     for part in PARTS:
         points = [one.parts[part] for one in samples if part in one.parts]
-        key, how = f"speeds.{part}", f"{UNITS[part]} a second and core"
+        how = f"{UNITS[part]} a second and core"
+        origin: Origin = "given"
         if part in conf.speeds:
-            speeds[part] = Speed(start=conf.speeds[part].start, rate=conf.speeds[part].rate)
-            origin: Origin = "given"
+            speed = Speed(start=conf.speeds[part].start, rate=conf.speeds[part].rate)
         elif points:
-            speeds[part], origin = fitted(points), "measured"
+            speed, origin = fitted(points), "measured"
             how += "" if len(points) > 1 else "; of one sample, whose start counts as work"
         elif part in without:
-            speeds[part], origin, how = Speed(start=0, rate=None), "assumed", "seconds of start"
+            speed, origin = Speed(start=0, rate=None), "assumed"
         else:
-            known = sorted({name for one in samples for name in one.parts})
-            raise ConfigError(
-                f"speeds.{part} is neither given nor measured"
-                + (f" (the samples tell {', '.join(known)})" if known else "")
-                + "; give start and rate in the plan file, or name with --pipeline a pipeline whose stages ran from "
-                "nothing on a sample: ledgerlm run FILE --fresh"
-            )
-        told.append(Input(key=f"{key}.start", value=speeds[part].start, origin=origin, how="seconds"))
-        rate = speeds[part].rate
-        if rate is not None:
-            told.append(Input(key=f"{key}.rate", value=rate, origin=origin, how=how))
-    return speeds, told
+            raise ConfigError(_unknown_speed(part, samples))
+        speeds[part] = speed
+        told.append(Input(key=f"speeds.{part}.start", value=speed.start, origin=origin, how="seconds"))
+        if speed.rate is not None:
+            told.append(Input(key=f"speeds.{part}.rate", value=speed.rate, origin=origin, how=how))
+    return speeds
+
+
+def _unknown_speed(part: Part, samples: Sequence[Sample]) -> str:
+    known = sorted({name for one in samples for name in one.parts})
+    return (
+        f"speeds.{part} is neither given nor measured"
+        + (f" (the samples tell {', '.join(known)})" if known else "")
+        + "; give start and rate in the plan file, or name with --pipeline a pipeline whose stages ran from nothing on "
+        "a sample: ledgerlm run FILE --fresh"
+    )
 
 
 def fitted(points: Sequence[Point]) -> Speed:

@@ -85,45 +85,41 @@ def sample_of(pipeline: Pipeline, records: Records, lake: Lake, cores: float | N
     counted = _Counts.of(events, windows, _states(lake, embed))
     frame = 1 + header_tokens(folder, serialize.facts["example"]["text"])
     tokens = (counted.tokens - counted.states * (frame - 1)) / max(counted.state_events, 1)
-    cores = cores or cores_of(pipeline)
-    span = counted.events * tokens / max(counted.windows, 1) + frame
-    sizes_of = _Sizes(
+    cores, span = cores or cores_of(pipeline), counted.events * tokens / max(counted.windows, 1) + frame
+    lora = any(stage.job.name == "finetune" and getattr(stage.conf, "lora", None) for stage in pipeline.stages)
+    each = _Sizes(
         read=read_flops(backbone, span, surprise="surprise" in definition.parts).value,
-        learn=learn_flops(backbone, span, lora=False).value,
+        learn=learn_flops(backbone, span, lora=lora).value,
         state=StateLayout(definition, backbone.width).size * 4,
     )
-    parts = _points(done, counted, sizes_of, cores)
-    parts["scan"] = Point(units=counted.events, seconds=_scan(events), cores=cores)
-    active, each = _activity(events)
-    heads = done["fit"].facts["heads"] if "fit" in done else []
-    population = {
-        "clients": counted.clients,
-        "events": counted.events / counted.clients,
-        "months": counted.months,
-        "tokens": tokens,
-        "frame_tokens": frame,
-        "windows": counted.windows / counted.clients,
-        "cuts": counted.cuts / counted.clients,
-        "active": active,
-        "night_events": each,
-    }
-    if heads:
-        width = sum(embed.facts["widths"].values())
-        population |= {
-            "heads": len(heads),
-            "training_rows": sum(one["training_rows"] for one in heads) / len(heads),
-            "features": max(sum(one["features"] for one in heads) / len(heads) - width, 1),
-        }
+    scanned = Point(units=counted.events, seconds=_scan(events), cores=cores)
+    learnt = done["finetune"].facts.get("tokens_trained", 0) if "finetune" in done else 0
     return Sample(
         name=f"{pipeline.name} ({counted.clients:,} clients, {counted.events:,} events)",
         events=counted.events,
-        population=population,
+        population={
+            **counted.population,
+            "tokens": tokens,
+            "frame_tokens": frame,
+            **_activity(events),
+            **(_heads(done["fit"], embed) if "fit" in done else {}),
+        },
         bytes=_bytes(lake, counted),
-        parts=parts,
+        parts={**_points(done, counted, each, cores), "scan": scanned},
         windowing=_windowing(told),
         definition=definition,
-        training_tokens=float(done["finetune"].facts.get("tokens_trained", 0)) if "finetune" in done else 0.0,
+        training_tokens=float(learnt),
     )
+
+
+def _heads(fit: StageRecord, embed: StageRecord) -> dict[str, float]:
+    """How many heads there are, the rows that each learnt from, and its columns beside the embedding."""
+    heads, width = fit.facts["heads"], sum(embed.facts["widths"].values())
+    return {
+        "heads": len(heads),
+        "training_rows": sum(one["training_rows"] for one in heads) / len(heads),
+        "features": max(sum(one["features"] for one in heads) / len(heads) - width, 1),
+    }
 
 
 def cores_of(pipeline: Pipeline) -> float:
@@ -233,6 +229,17 @@ class _Counts:
             **read.asDict(),
         )
 
+    @property
+    def population(self) -> dict[str, float]:
+        """What they tell of a client."""
+        return {
+            "clients": self.clients,
+            "events": self.events / self.clients,
+            "months": self.months,
+            "windows": self.windows / self.clients,
+            "cuts": self.cuts / self.clients,
+        }
+
 
 def _records(pipeline: Pipeline, records: Records) -> dict[str, StageRecord]:
     """The finished record of each job; of several stages of one job, the latest."""
@@ -261,7 +268,7 @@ def _states(lake: Lake, embed: StageRecord) -> DataFrame:
     return lake.read("states").where(ids[0] & ids[1])
 
 
-def _activity(events: DataFrame) -> tuple[float, float]:
+def _activity(events: DataFrame) -> dict[str, float]:
     """Share of the clients with an event on a day, and events of such a client; means of the newest days."""
     newest = events.agg(F.max("event_time").alias("newest"))
     since = F.col("newest") - F.make_dt_interval(F.lit(_DAYS))
@@ -271,7 +278,7 @@ def _activity(events: DataFrame) -> tuple[float, float]:
     row = each.agg(F.count("*").alias("pairs"), F.coalesce(F.sum("count"), F.lit(0)).alias("events")).first()
     clients = events.select("client_id").distinct().count()
     assert row is not None, "an aggregate of all rows is one row"
-    return row["pairs"] / (clients * _DAYS), row["events"] / row["pairs"]
+    return {"active": row["pairs"] / (clients * _DAYS), "night_events": row["events"] / row["pairs"]}
 
 
 def _bytes(lake: Lake, counted: _Counts) -> dict[str, float]:
