@@ -37,7 +37,7 @@ JAVAS_OWN = (
     "-XX:Tier4InvocationThreshold=5000 -XX:Tier4MinInvocationThreshold=600 -XX:Tier4CompileThreshold=15000 "
     "-XX:Tier4BackEdgeThreshold=40000 -XX:Tier3DelayOn=5 -XX:+UseG1GC"
 )
-ORPHANS_COME_HERE = 36  # PR_SET_CHILD_SUBREAPER: the JVM outlives the process that started it
+_ORPHANS_COME_HERE = 36  # PR_SET_CHILD_SUBREAPER: the JVM outlives the process that started it
 
 
 def run(spark: SparkSession, workdir: Path, turns: int = 3) -> list[dict[str, Any]]:
@@ -95,11 +95,11 @@ def _pipeline(folder: Path, engine: str) -> Path:
 
 def measure(file: str) -> dict[str, float]:
     """CPU seconds of `ledgerlm run --fresh FILE`, and of its parts: what comes before a stage is done counts to it."""
-    ctypes.CDLL(None).prctl(ORPHANS_COME_HERE, 1, 0, 0, 0)
+    ctypes.CDLL(None).prctl(_ORPHANS_COME_HERE, 1, 0, 0, 0)
     command = [sys.executable, "-u", "-m", "ledgerlm.jobs.cli", "run", file, "--fresh"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    reached = [so_far() for line in process.stdout if " in, " in line]
+    reached = [_so_far() for line in process.stdout if " in, " in line]
     used = 0.0
     while True:
         try:
@@ -111,8 +111,7 @@ def measure(file: str) -> dict[str, float]:
     return {"ingest": ingest, "serialize": serialize - ingest, "report": used - serialize, "all": used}
 
 
-def so_far() -> float:
-    """CPU seconds of all processes below this one, so far."""
+def _so_far() -> float:
     used = 0.0
     for process in psutil.Process().children(recursive=True):
         times = process.cpu_times()

@@ -7,7 +7,6 @@ uses. The plan is fitted and judged on each of them alone.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -33,7 +32,7 @@ from ledgerlm.runs.record import Records, write_json
 from ledgerlm.text.serialize import DocumentConf
 from ledgerlm.text.windows import windows
 from tests.benchmarks.bench_backtests import SPEC, WINDOWING, backbone, events
-from tests.benchmarks.bench_first_run import ORPHANS_COME_HERE, so_far
+from tests.cpu_meter import CpuMeter
 
 PURCHASES = 100  # mean of a client in half a year
 FITTED, CHECKED = (100, 800), (200, 400, 1600)  # clients
@@ -153,7 +152,8 @@ def _rows(what: str, walk: Walk, measured: Seconds) -> list[dict[str, Any]]:
 
 def measure(words: list[str]) -> Seconds:
     """CPU seconds of each stage of `ledgerlm WORDS`, over the cores of the machine."""
-    ctypes.CDLL(None).prctl(ORPHANS_COME_HERE, 1, 0, 0, 0)
+    meter = CpuMeter(every=0.5)  # what processes had used that have ended since is not forgotten
+    meter.start()
     command = [sys.executable, "-u", "-m", "ledgerlm.jobs.cli", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
     assert process.stdout is not None
@@ -163,9 +163,10 @@ def measure(words: list[str]) -> Seconds:
         said.append(line)
         found = _STAGE.match(line)
         if found and found[2].endswith("..."):
-            began = so_far()
+            began = meter.so_far
         elif found and _ENDED.search(found[2]):
-            used[found[1]] = (so_far() - began) / (os.cpu_count() or 1)
+            used[found[1]] = (meter.so_far - began) / (os.cpu_count() or 1)
+    meter.stop()
     if process.wait():
         raise RuntimeError("".join(said))
     return used
