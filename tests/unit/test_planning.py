@@ -274,7 +274,7 @@ class TestInputs:
         one = fitted(runs[:1])
         assert (one.start, one.rate) == pytest.approx((0, 100 / 2 / 9.5))
         falling = fitted([Point(units=100, seconds=9, cores=2), Point(units=400, seconds=5, cores=2)])
-        assert falling.start > 0 and falling.rate is None, "no speed is below nothing"
+        assert (falling.start, falling.rate) == (0, 40), "runs that tell nothing do not make a large bank free"
         apart = fitted([Point(units=100, seconds=10, cores=2, start=30)])
         assert (apart.start, apart.rate) == (30, 5)
         assert fitted([Point(units=0, seconds=3, cores=2)]).start == 3

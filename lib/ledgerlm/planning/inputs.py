@@ -255,7 +255,9 @@ def fitted(points: Sequence[Point]) -> Speed:
     """Start and rate from measured runs: the line through them, neither negative, by relative least squares.
 
     Args:
-        points: the runs. Where their starts are not known, all seconds of a single one count as work.
+        points: the runs. Where their starts are not known, all seconds of a single one count as work; those of the
+            largest one too, where seconds did not grow with the work: that a large bank costs nothing is not to be
+            concluded from small ones.
     """
     from scipy.optimize import nnls
 
@@ -271,4 +273,7 @@ def fitted(points: Sequence[Point]) -> Speed:
     scale = columns.max(axis=0)
     found, _ = nnls(columns / scale / seconds[:, None], np.ones_like(seconds))
     slope, start = [*(found / scale), 0.0][:2]
-    return Speed(start=float(start), rate=float(1 / slope) if slope > 0 else None)
+    if not slope > 0:
+        largest = int(work.argmax())
+        return Speed(start=0.0, rate=float(work[largest] / seconds[largest]))
+    return Speed(start=float(start), rate=float(1 / slope))
