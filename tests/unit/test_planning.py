@@ -191,6 +191,10 @@ class TestFormulas:
         _, plan = planned(population=GIVEN["population"] | {"cuts": 3})
         tokens = (1000 * 120 + 1000 * 3 * 4) * 10 + 1000 * (24 + 3) * 5
         assert stage(plan, "embed").tokens.value == tokens
+        # Vectors, features and scores as of each of them, in the first run; a night's are as of tonight.
+        assert stage(plan, "score").limits["executors"] == pytest.approx(1000 * 4 * 2 / 10 / 12)
+        assert stage(plan, "aggregate").stored_bytes.value == 1000 * 4 * 100
+        assert stage(plan, "score", "night").limits["executors"] == pytest.approx(1000 * 2 / 10 / 12)
 
     def test_without_accelerators_the_backbone_runs_on_cores(self) -> None:
         speeds = GIVEN["speeds"] | {"embed": {"start": 7, "rate": 1e6}, "finetune": {"start": 8, "rate": 1e5}}

@@ -346,9 +346,9 @@ def _first(case: _Case, *, lora: bool) -> Walk:
     read = events + (clients * extra if extra.value else NOTHING)
     tokens = read * case.each("tokens", "tokens an event") + windows * case.each("frame_tokens", "tokens of its frame")
     states = (windows * case.state).named("bytes of states")
-    vectors = clients * (1 + case.each("cuts", "further times")) * case.vector
+    asked = (clients * (1 + case.each("cuts", "further times"))).named("clients and times")
     learnt = known(case.inputs.training_tokens, "tokens")
-    scored = clients * case.each("heads", "heads")
+    scored = asked * case.each("heads", "heads")
     return Walk(
         stages=(
             case.stage(
@@ -378,14 +378,14 @@ def _first(case: _Case, *, lora: bool) -> Walk:
                 work=case.core_seconds("fold", states),
                 tokens=tokens,
                 flops=case.flops(tokens),
-                stored=states + vectors,
+                stored=states + asked * case.vector,
                 shuffled=2 * told * wide + 2 * states,
             ),
             case.stage(
                 "aggregate",
                 "aggregate",
                 work=case.core_seconds("aggregate", events),
-                stored=clients * case.bytes("features", "bytes of features"),
+                stored=asked * case.bytes("features", "bytes of features"),
                 shuffled=events * row * wide,
             ),
             case.stage("fit", "fit", work=_fit(case), cores=case.hardware.executors.cores),
@@ -394,7 +394,7 @@ def _first(case: _Case, *, lora: bool) -> Walk:
                 "score",
                 work=case.core_seconds("score", scored),
                 stored=scored * case.bytes("score", "bytes a score"),
-                shuffled=_joined(case),
+                shuffled=_joined(case, asked),
             ),
             case.stage("publish", "publish"),
         )
@@ -407,9 +407,9 @@ def _fit(case: _Case) -> Figure:
     return case.core_seconds("fit", rows * (width + case.each("features", "features")) * heads)
 
 
-def _joined(case: _Case) -> Figure:
-    """What a score stage shuffles: vectors and features of every client, brought together."""
-    return case.clients * (case.vector.named("bytes of a vector") + case.bytes("features", "bytes of features"))
+def _joined(case: _Case, asked: Figure) -> Figure:
+    """What a score stage shuffles: vectors and features of each client and time, brought together."""
+    return asked * (case.vector.named("bytes of a vector") + case.bytes("features", "bytes of features"))
 
 
 def _night(case: _Case) -> Walk:
@@ -465,7 +465,7 @@ def _night(case: _Case) -> Walk:
                 "score",
                 work=case.core_seconds("score", scored),
                 stored=scored * case.bytes("score", "bytes a score"),
-                shuffled=_joined(case),
+                shuffled=_joined(case, clients),
             ),
             case.stage("publish", "publish", work=case.scan("publish", scored)),
         )
