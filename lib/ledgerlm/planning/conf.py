@@ -31,6 +31,10 @@ UNITS: Mapping[Part, str] = {
 """What a part's speed counts, a second and core."""
 
 
+KEYS = 150
+"""Bytes of ids and hashes of a row of states or embeddings, which is assumed."""
+
+
 def _several(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
@@ -143,7 +147,7 @@ class BytesConf(Conf):
     window_event: float | None = Field(None, gt=0, description="an event in the table windows")
     features: float | None = Field(None, gt=0, description="a row of the table features")
     score: float | None = Field(None, gt=0, description="a row of the table scores")
-    keys: float = Field(150, gt=0, description="ids and hashes of a row of states or embeddings (assumed)")
+    keys: float = Field(KEYS, gt=0, description="ids and hashes of a row of states or embeddings (assumed)")
     shuffled: float = Field(
         3, gt=0, description="bytes in a shuffle for one that lies compressed in a table of events or texts (assumed)"
     )

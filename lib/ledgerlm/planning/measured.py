@@ -20,7 +20,7 @@ from ledgerlm.backbone.layout import StateLayout
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.files import pull
 from ledgerlm.lake.upkeep import sizes
-from ledgerlm.planning.conf import BackboneConf, Part
+from ledgerlm.planning.conf import KEYS, BackboneConf, Part
 from ledgerlm.planning.estimate import learn_flops, read_flops
 from ledgerlm.planning.inputs import Point
 from ledgerlm.text.windows import ToldWindows, WindowConf
@@ -90,7 +90,7 @@ def sample_of(pipeline: Pipeline, records: Records, lake: Lake, cores: float | N
     each = _Sizes(
         read=read_flops(backbone, span, surprise="surprise" in definition.parts).value,
         learn=learn_flops(backbone, span, lora=lora).value,
-        state=StateLayout(definition, backbone.width).size * 4,
+        state=StateLayout(definition, backbone.width).size * 4 + KEYS,
     )
     scanned = Point(units=counted.events, seconds=_scan(events), cores=cores)
     learnt = done["finetune"].facts.get("tokens_trained", 0) if "finetune" in done else 0
