@@ -180,6 +180,25 @@ def deliveries(folder: str, clients: int, nights: int) -> int:
 
 
 @app.command()
+@click.argument("file")
+@click.option(
+    "--pipeline",
+    "pipelines",
+    multiple=True,
+    metavar="FILE[,KEY=VALUE…]",
+    help="Pipeline that ran on a sample of the data, which is measured; several sizes tell start from work.",
+)
+@click.option("--form", type=click.Choice(["text", "json", "markdown"]), default="text", show_default=True)
+@click.option("--backbone", default=None, metavar="NAME", help="This one of the file alone.")
+@_SET
+def plan(*, file: str, pipelines: tuple[str, ...], backbone: str | None, form: Any, overrides: tuple[str, ...]) -> int:
+    """Say what the clients and backbones of plan FILE will cost: tokens, hours, bytes, money, and where time goes."""
+    from ledgerlm.jobs.plan import tell_plan
+
+    return tell_plan(file, overrides, pipelines=pipelines, backbone=backbone, form=form)
+
+
+@app.command()
 @click.option("--fix", is_flag=True, help="Install the Delta jars and make the class archive, where missing.")
 def doctor(fix: bool) -> int:
     """Say what this machine has and lacks, and how to get it."""

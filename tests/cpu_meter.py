@@ -32,6 +32,11 @@ class CpuMeter:
         """Begins to look."""
         self._looks.start()
 
+    @property
+    def so_far(self) -> float:
+        """The seconds as of the last look."""
+        return sum(list(self.used.values()))
+
     def stop(self) -> float:
         """Ends the looking and tells the seconds."""
         self._ended.set()

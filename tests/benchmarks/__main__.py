@@ -24,6 +24,7 @@ from tests.benchmarks import (
     bench_finetune,
     bench_first_run,
     bench_night,
+    bench_plan,
     bench_predict,
     bench_serialize,
 )
@@ -34,6 +35,7 @@ BENCHMARKS = {
     "embed": bench_embed,
     "backtests": bench_backtests,
     "night": bench_night,
+    "plan": bench_plan,
     "finetune": bench_finetune,
     "predict": bench_predict,
 }

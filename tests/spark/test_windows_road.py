@@ -14,12 +14,17 @@ from pyspark.sql import functions as F
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.embedding import EmbedConf
 from ledgerlm.backbone.finetune import training_texts
+from ledgerlm.backbone.layout import StateLayout
 from ledgerlm.backbone.preparing import FinetuneConf, windows_to_learn
-from ledgerlm.errors import ConfigError
+from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.jobs.cli import main
 from ledgerlm.lake.lake import Lake
+from ledgerlm.planning.conf import PlanConf
+from ledgerlm.planning.measured import backbone_of, sample_of
+from ledgerlm.planning.plans import plans_of
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.record import StageRecord
+from ledgerlm.runs.record import Records, StageRecord
 from ledgerlm.runs.runner import Runner
 
 CLIENTS, EVENTS = 24, 40
@@ -147,6 +152,90 @@ def test_a_text_is_read_once_whatever_is_asked_of_it(lake: Lake, records: dict[s
     assert facts["tokens"] == tokens
 
 
+# Before a stage is run again, whose record then tells of less work.
+def test_a_plan_measures_a_pipeline_that_ran(lake: Lake, records: dict[str, StageRecord], folder: Path) -> None:
+    runner = pipeline(folder)
+    found = sample_of(runner.pipeline, runner.records, lake)
+    assert found.events == CLIENTS * EVENTS
+    assert (found.windowing.windowing, found.definition.parts) == ("month:8", tuple(DEFINITION["parts"]))
+    people = found.population
+    assert (people["clients"], people["events"]) == (CLIENTS, EVENTS)
+    # An event a week for nine months.
+    assert people["months"] == pytest.approx(39 * 7 / 30.44, rel=0.01)
+    assert people["windows"] == records["serialize"].facts["windows"] / CLIENTS
+    assert people["cuts"] == (8 * 2 + 8) / CLIENTS
+    # An event on the newest day of the data, and 7, 14, 21 and 28 days before it.
+    assert people["active"] == pytest.approx(5 / 30)
+    assert people["night_events"] == 1
+    states = lake.read("states").agg(F.sum("token_count"), F.sum("event_count"), F.count("*")).collect()[0]
+    frame = people["frame_tokens"] - 1
+    assert frame >= len(["days", "weekday", "hour", "kind", "amount"])
+    assert people["tokens"] * states[1] + frame * states[2] == pytest.approx(states[0])
+    heads = records["fit"].facts["heads"]
+    assert (people["heads"], people["training_rows"]) == (1, heads[0]["training_rows"])
+    layout = StateLayout(found.definition, 32)
+    assert found.parts["fold"].units == states[2] * (layout.size * 4 + 150)
+    assert found.parts["ingest"].units == CLIENTS * EVENTS
+    assert found.parts["score"].units == lake.read("scores").count()
+    took = {name: record.seconds for name, record in records.items()}
+    assert found.parts["aggregate"].seconds == took["aggregate"]
+    assert found.parts["embed"].seconds + found.parts["fold"].seconds <= took["embed"] + 0.01
+    assert found.bytes["event"] > 0 and found.bytes["score"] > 0
+
+
+def test_a_plan_of_a_sample_needs_no_number_but_clients_backbone_and_hardware(
+    lake: Lake, records: dict[str, StageRecord], folder: Path
+) -> None:
+    runner = pipeline(folder)
+    sample = sample_of(runner.pipeline, runner.records, lake, 2)
+    conf = PlanConf.model_validate(
+        {
+            "population": {"clients": CLIENTS},
+            "training": {"tokens": 0},
+            "backbones": {"own": backbone_of(Path(records["embed"].facts["backbone"])).model_dump()},
+            "hardware": {"executors": {"count": 1, "cores": 2, "hour_price": 0}, "storage_price": 0},
+            "speeds": {"finetune": {}, "publish": {}},
+        }
+    )
+    inputs, (plan,) = plans_of(conf, [sample])
+    assert {one.origin for one in inputs.told if one.key.startswith("population.")} == {"measured"}
+    planned = {one.stage: one for one in plan.first.stages}
+    # The sample planned again: what its stages took and read; its head reads two parts of four, and all are planned.
+    assert planned["fit"].wall_seconds.value >= records["fit"].seconds
+    for name in ("ingest", "serialize", "aggregate", "score"):
+        assert planned[name].wall_seconds.value == pytest.approx(records[name].seconds, rel=0.02), name
+    # Texts that stand twice in a client are read once, which only a sample of such clients would show.
+    texts = lake.read("windows").join(lake.read("states"), ["client_id", "text_hash"])
+    tokens = texts.agg(F.sum("token_count") + F.count("*")).collect()[0][0]
+    assert planned["embed"].tokens.value == pytest.approx(tokens, rel=0.1)
+    model, fold = sample.parts["embed"], sample.parts["fold"]
+    folded = texts.count() / lake.read("states").count() * fold.seconds
+    read = planned["embed"].flops.value / model.units * model.seconds
+    assert planned["embed"].wall_seconds.value == pytest.approx(read + folded, rel=0.01)
+
+
+def test_the_command_plans_from_a_pipeline_that_ran(
+    lake: Lake, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "plan.yaml"
+    content = {
+        "population": {"clients": [1_000_000], "events": 300},
+        "training": {"tokens": 0},
+        "backbones": {"one": {"parameters": 1.2e9, "width": 2048, "layers": 16, "vocabulary": 128_256}},
+        "hardware": {"executors": {"count": 4, "cores": 8, "hour_price": 1}, "storage_price": 0.1},
+        "speeds": {"finetune": {}, "publish": {}},
+    }
+    file.write_text(json.dumps(content))
+    assert main(["plan", str(file), "--pipeline", f"{folder / 'run.yaml'},seed=42", "--form", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    told = {one["key"]: one for one in found["inputs"]}
+    assert (told["population.events"]["value"], told["population.events"]["origin"]) == (300, "given")
+    assert told["population.windows"]["origin"] == "measured"
+    assert told["speeds.serialize.rate"]["how"].startswith("events a second and core; of one sample")
+    assert told["population.windows"]["how"] == f"small ({CLIENTS} clients, {CLIENTS * EVENTS} events)"
+    assert found["plans"][0]["first"]["bottleneck"]["stage"] == "embed", "a billion weights on 32 cores"
+
+
 def test_states_are_used_again_and_give_the_same_bytes(
     lake: Lake, records: dict[str, StageRecord], folder: Path
 ) -> None:
@@ -176,6 +265,12 @@ def test_the_backbone_learns_from_no_event_at_or_after_the_newest_time_asked(lak
     before = lake.read("events").join(newest, "client_id").where("event_time < as_of").groupBy("client_id").count()
     assert found == {row.client_id: row["count"] for row in before.collect()}
     assert found["c00"] < EVENTS == found["c02"], "one has labels as of August, the other none"
+
+
+def test_a_plan_refuses_a_pipeline_that_has_not_run(lake: Lake, folder: Path, tmp_path: Path) -> None:
+    runner = pipeline(folder)
+    with pytest.raises(DataError, match="serialize and embed has not finished; ledgerlm run it on a sample first"):
+        sample_of(runner.pipeline, Records(tmp_path), lake)
 
 
 def test_stages_that_do_not_fit_are_refused(folder: Path, lake: Lake) -> None:

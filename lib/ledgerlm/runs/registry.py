@@ -72,6 +72,7 @@ _COMMANDS = frozenset(
         "doctor",
         "explain",
         "maintain",
+        "plan",
         "quarantine",
         "rescore",
         "rollback",

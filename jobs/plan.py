@@ -1,0 +1,107 @@
+"""Says what a bank of some size will cost before it is run: each stage's tokens, FLOPs, hours, bytes and money."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+from rich.console import Console
+
+from ledgerlm.config import nearest
+from ledgerlm.errors import ConfigError
+from ledgerlm.lake.lake import Lake
+from ledgerlm.planning import told
+from ledgerlm.planning.conf import PlanConf, load_plan
+from ledgerlm.planning.estimate import Plan, Walk
+from ledgerlm.planning.inputs import Inputs
+from ledgerlm.planning.measured import Sample, sample_of
+from ledgerlm.planning.plans import plans_of
+from ledgerlm.runs.engines import Engines
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.record import Records
+
+Form = Literal["text", "json", "markdown"]
+
+
+def tell_plan(
+    file: str,
+    overrides: Sequence[str] = (),
+    *,
+    pipelines: Sequence[str] = (),
+    backbone: str | None = None,
+    form: Form = "text",
+) -> int:
+    """Prints a plan: a table of all cases, and where there is one case alone each number with its formula.
+
+    Args:
+        file: plan file.
+        overrides: `key.sub=value` items that win over the file.
+        backbone: the one that is planned for; left out, all of the file.
+        pipelines: pipelines that ran on samples, `FILE` or `FILE,key=value,…`; several sizes tell start from work.
+        form: lines, JSON or Markdown.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        ConfigError: there is no such backbone, or a number that is neither given nor measured.
+    """
+    conf = load_plan(file, tuple(overrides))
+    if not conf.population.clients:
+        raise ConfigError(f"{file}: population.clients is empty; say how many there will be: [1_000_000, 10_000_000]")
+    if backbone is not None:
+        if backbone not in conf.backbones:
+            raise ConfigError(f"no backbone '{backbone}' in {file}: {nearest(backbone, conf.backbones)}")
+        conf = conf.model_copy(update={"backbones": {backbone: conf.backbones[backbone]}})
+    inputs, plans = plans_of(conf, [_sample(one, conf) for one in pipelines])
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if form == "json":
+        console.print_json(json.dumps(told.as_json(plans, inputs, conf.hardware)))
+    else:
+        console.print((_text if form == "text" else _markdown)(plans, inputs, conf))
+    return 0
+
+
+def _sample(named: str, conf: PlanConf) -> Sample:
+    file, *overrides = named.split(",")
+    pipeline = load_pipeline(file, overrides)
+    engines = Engines(pipeline)
+    try:
+        records = Records(pipeline.out)
+        records.fetch()
+        return sample_of(pipeline, records, Lake(pipeline.home.root, engines.spark), conf.sample_cores)
+    finally:
+        engines.stop()
+
+
+def _markdown(plans: Sequence[Plan], inputs: Inputs, conf: PlanConf) -> str:
+    parts = [told.markdown(told.overview(plans, conf.hardware))]
+    for word, walk in _details(plans):
+        parts += [f"{word}: {walk.bottleneck.text}.", told.markdown(told.stages(walk, conf.hardware))]
+        parts.append("\n".join(f"* {line}" for line in told.formulas(walk)))
+    return "\n\n".join([*parts, *_notes(plans), told.markdown(told.inputs(inputs))])
+
+
+def _text(plans: Sequence[Plan], inputs: Inputs, conf: PlanConf) -> str:
+    lines = told.aligned(told.overview(plans, conf.hardware))
+    for word, walk in _details(plans):
+        lines += ["", f"{word}: {walk.bottleneck.text}", *told.aligned(told.stages(walk, conf.hardware))]
+        lines += [f"  {line}" for line in told.formulas(walk)]
+    return "\n".join([*lines, "", *_notes(plans), *told.aligned(told.inputs(inputs))])
+
+
+def _details(plans: Sequence[Plan]) -> list[tuple[str, Walk]]:
+    """What is told stage by stage: of one case alone, or nobody would read it."""
+    return [("First run", plans[0].first), ("A night", plans[0].night)] if len(plans) == 1 else []
+
+
+def _notes(plans: Sequence[Plan]) -> list[str]:
+    return list(dict.fromkeys(note for plan in plans for note in plan.notes))
+
+
+if __name__ == "__main__":
+    from ledgerlm.jobs.cli import main
+
+    sys.exit(main(["plan", *sys.argv[1:]]))
