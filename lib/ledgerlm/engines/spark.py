@@ -156,6 +156,11 @@ def start(settings: SparkConf, *, log: Path | None = None, schemes: Collection[s
 
 def _quiet() -> None:
     """Python's side of Spark prints each error with two stack traces, before anybody could say what it means."""
+    from pyspark.accumulators import AccumulatorTCPServer, AccumulatorUnixServer
+
+    # Of a JVM that was killed, the server of its counters prints a third one.
+    for server in (AccumulatorTCPServer, AccumulatorUnixServer):
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
     for name in ("py4j", "SQLQueryContextLogger", "DataFrameQueryContextLogger"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
