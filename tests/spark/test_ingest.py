@@ -445,7 +445,7 @@ def test_labels(spark: SparkSession, tmp_path: Path) -> None:
     reasons = sorted((row.reason, row.detail) for row in result.quarantine.where("detail IS NOT NULL").collect())
     assert reasons == [
         ("bad_label", "task bad: X"),
-        ("bad_time", "task bad: as_of"),
+        ("bad_time", "task bad: when: 249999"),
         ("conflicting_label", "task bad: bad"),
         ("conflicting_label", "task bad: good"),
         ("label_without_history", "task age: carl"),

@@ -113,11 +113,13 @@ def test_amounts_keep_their_digits_or_none(spark: SparkSession) -> None:
     cases = {
         "0.00001234": None, "1.00005": None, "1.0000500": None, "0.000000000000000001": None, "12.3400000": "12.3400",
         "99999999999999.9999": "99999999999999.9999", "123456789012345678.99": None, "1.5E3": "1500.0000",
-        "1e-30": None, "1.23456789012345678e5": None, "-0.00": "0.0000", "1e30": None,
+        "1e-30": None, "1e-400": None, "-1e-400": None, "0e-400": "0.0000",
+        "1.23456789012345678e5": None, "-0.00": "0.0000", "1e30": None,
     }  # fmt: skip
     doubles = {
         0.1 + 0.2: "0.3000", 12.5: "12.5000", 1e7 + 0.5: "10000000.5000", 0.00001: None, 1e300: None,
-        float("inf"): None, 3 * 1.1: "3.3000", -2.675: "-2.6750", 12345678901.34: "12345678901.3400",
+        float("inf"): None, float("nan"): None, 3 * 1.1: "3.3000",
+        -2.675: "-2.6750", 12345678901.34: "12345678901.3400",
     }  # fmt: skip
 
     def read(text: str) -> Column:
@@ -128,14 +130,14 @@ def test_amounts_keep_their_digits_or_none(spark: SparkSession) -> None:
     pairs = (("2.95", "10"), ("0.001", "0.001"))
     products = [amount_of(product(read(one), read(other))).cast("string") for one, other in pairs]
     computed = [amount_of(exact_double(F.lit(value))).cast("string") for value in doubles]
-    wide = [number(F.lit(text)) for text in ("1e300", "5e38", "3e38", "-1e-300")]
+    wide = [number(F.lit(text)) for text in ("1e300", "5e38", "3e38", "-1e-300", "1e-400", "0e-400")]
     found = {"e": exact, "r": rounded, "p": products, "w": wide, "d": computed}
     row = spark.range(1).select(*(F.array(*columns).alias(name) for name, columns in found.items())).first()
     assert row is not None
     assert dict(zip(cases, row.e, strict=True)) == cases
     assert row.r == ["1.0100", "-1.0100", "7.0000"]
     assert row.p == ["29.5000", None]
-    assert row.w == [None, None, 3e38, -1e-300]
+    assert row.w == [None, None, 3e38, -1e-300, None, 0.0]
     assert dict(zip(doubles, row.d, strict=True)) == doubles
 
 
@@ -170,6 +172,27 @@ def test_zones_and_epochs_in_values(spark: SparkSession) -> None:
         ({}, "2024-05-01 08:00:00 UTC", eight),
         ({}, "2024-05-01 10:00:00", eight),
         ({}, "2024-05-01 10:00 PM", None),
+        ({}, "2024-05-01T10:00[Asia/Tokyo]", dt.datetime(2024, 5, 1, 1)),
+        ({}, "2024-05-01T10:00:00+0200[Europe/Berlin]", eight),
+        ({}, "2024-05-01 11:00 UTC+3", eight),
+        ({}, "2024-05-01 05:00:00.0GMT-3", eight),
+        ({}, "2024-05-01T10:00:00 +2", eight),
+        *(
+            ({}, f"2024-05-01 10:00{gap}{zone}", None)
+            for zone in ("IST", "CST", "EST", "CET", "MST7MDT")
+            for gap in ("", ":00 ")
+        ),
+        ({}, "2024-05-01 1:2:3 IST", None),
+        ({}, "2024-05", None),
+        ({}, "2024-5-01T10", eight),
+        ({}, "2024-05-01 09:59:60", eight.replace(hour=7, minute=59, second=59)),
+        ({}, "2024-05-01T07:59:60.5Z", eight.replace(hour=7, minute=59, second=59, microsecond=500000)),
+        (
+            {"format": "yyyy-MM-dd HH:mm:ss.SSS"},
+            "2024-05-01 09:59:60.500",
+            eight.replace(hour=7, minute=59, second=59, microsecond=500000),
+        ),
+        ({"format": "yyyy-MM"}, "2024-05", dt.datetime(2024, 4, 30, 22)),
         ({"format": "yyyy-MM-dd'T'HH:mm:ss'Z'"}, "2024-05-01T08:00:00Z", eight),
         ({"format": "dd.MM.yyyy HH:mm"}, "01.05.2024 10:00", eight),
         ({"format": "epoch_ms"}, "1714550400000", eight),
@@ -378,6 +401,10 @@ def test_typed_files_of_several_schemas(spark: SparkSession, tmp_path: Path) -> 
         "c": {"id": ["3"], "amount": [1e7 + 0.5], "mcc": [b"caf\xe9"]},
         "d": {"id": [4111111111111111.0], "amount": [2.5], "mcc": [7.0]},
         "e": {"id": ["5"], "amount": ["7.10"], "mcc": [Decimal("5411.00")]},
+        "f": {"id": ["6"], "amount": [float("nan")], "mcc": [7.0]},
+        "g": {"id": ["7"], "amount": [float("-inf")], "mcc": [7.0]},
+        "h": {"id": ["8"], "amount": pa.array([None], pa.float64()), "mcc": [float("nan")]},
+        "i": {"id": ["9"], "amount": pa.array([float("nan")], pa.float32()), "mcc": ["1"]},
     }
     for name, columns in tables.items():
         pq.write_table(pa.table(base | columns), tmp_path / f"{name}.parquet")
@@ -387,14 +414,21 @@ def test_typed_files_of_several_schemas(spark: SparkSession, tmp_path: Path) -> 
         "1": ("0.3000", "5411"),
         "4111111111111111": ("2.5000", "7"),
         "5": ("7.1000", "5411"),
+        "8": ("None", None),
     }
     naive = dt.datetime.fromtimestamp(when // 10**9, dt.UTC) - dt.timedelta(hours=2)
     shown = spark.createDataFrame([(events["1"].event_time,)], "t timestamp").selectExpr(
         "date_format(t, 'HH:mm:ss.SSSSSS') s"
     )
     assert [row.s for row in shown.collect()] == [f"{naive:%H:%M:%S}.123456"]
-    assert sorted(row.reason for row in quarantine) == ["bad_amount", "bad_utf8"]
-    pq.write_table(pa.table(base | tables["a"] | {"time": [WHEN]}), tmp_path / "f.parquet")
+    assert sorted((row.reason, row.detail) for row in quarantine if row.reason == "bad_amount") == [
+        ("bad_amount", "amount: -Infinity"),
+        ("bad_amount", "amount: 1.23456"),
+        ("bad_amount", "amount: NaN"),
+        ("bad_amount", "amount: NaN"),
+    ]
+    assert [row.reason for row in quarantine if row.reason != "bad_amount"] == ["bad_utf8"]
+    pq.write_table(pa.table(base | tables["a"] | {"time": [WHEN]}), tmp_path / "j.parquet")
     refused(spark, tmp_path, "give such files entries of their own", files=[{"glob": "*.parquet", "format": "parquet"}])
 
 

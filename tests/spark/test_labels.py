@@ -176,3 +176,24 @@ def test_labels_that_contradict_each_other(
     found = labelled.quarantine.where("reason = 'conflicting_label'").collect()
     assert len(found) == contradicting
     assert {row.detail for row in found} <= {"task y: 0", "task y: 1"}
+
+
+def test_instants_of_labels_that_the_clock_changed_are_counted(spark: SparkSession, tmp_path: Path) -> None:
+    times = {"a": "2024-03-31 02:30", "b": "2024-10-27 02:30", "c": "2024-10-27 02:30+01:00", "d": "2024-10-27",
+             "e": "2024-05-01 10:00:00.1234567", "f": "2024-05", "g": "2024-05-01 10:00 IST"}  # fmt: skip
+    (tmp_path / "l.csv").write_text("client,y,at\n" + "".join(f"{one},1,{time}\n" for one, time in times.items()))
+    label = {"name": "y", "kind": "regression", "file": {"glob": "l.csv"}, "id": "client", "column": "y"}
+    source = {"path": str(tmp_path), "files": [{"glob": "e.csv"}]}
+    spec = spec_of(label | {"as_of": {"column": "at"}}, time=BERLIN, source=source)
+    events = events_of(spark, *((one, "2024-01-01 10:00:00", 1, "x") for one in times))
+    labelled = labels_of(spark, spec, first_events(events), events)
+    assert {client: at for client, _, at in told(labelled)} == {
+        "a": "2024-03-31 01:30:00", "b": "2024-10-27 00:30:00", "c": "2024-10-27 01:30:00", "d": "2024-10-26 22:00:00",
+        "e": "2024-05-01 08:00:00.123456",
+    }  # fmt: skip
+    counts = labelled.counts()
+    assert (counts.skipped, counts.doubled, counts.lossy) == (1, 1, 1)
+    assert {(row.reason, row.detail) for row in labelled.quarantine.collect()} == {
+        ("bad_time", "task y: at: 2024-05"),
+        ("bad_time", "task y: at: 2024-05-01 10:00 IST"),
+    }

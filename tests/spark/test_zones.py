@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql import types as T
 
 from ledgerlm.baselines.agg import Agg, AggConf
 from ledgerlm.baselines.sequence.histories import choose, observe
@@ -19,6 +21,8 @@ from ledgerlm.events.ends import end_of_data
 from ledgerlm.events.ingest import ingest_events
 from ledgerlm.events.labels import first_events, labels_of
 from ledgerlm.events.spec import DataSetSpec
+from ledgerlm.events.spec_times import TimeSpec
+from ledgerlm.events.times import CLOCK_CHOICES, DOUBLED, LOSSY, SKIPPED, TIME, timed
 from ledgerlm.heads.guessing import GuessConf
 from ledgerlm.text.documents import SerializeConf, tell_histories
 
@@ -73,8 +77,11 @@ def test_hours_and_weekdays_are_those_of_the_zone(spark: SparkSession, tmp_path:
 
 
 def test_rows_may_have_zones_of_their_own(spark: SparkSession, tmp_path: Path) -> None:
-    rows = ["1,a,2024-05-01 09:00:00,1,Asia/Tokyo", "2,a,2024-05-01 09:00:00,1,+02:00", "3,a,2024-05-01 09:00:00,1,",
-            "4,a,2024-05-01 09:00:00,1,Mars/Base", "5,a,2024-05-01 09:00:00Z,1,Asia/Tokyo"]  # fmt: skip
+    good = {"Asia/Tokyo": "00:00", "+02:00": "07:00", "": "13:00", "+0530": "03:30", "UTC+3": "06:00", "GMT-3": "12:00",
+            "Z": "09:00", "+5": "04:00", "UTC": "09:00"}  # fmt: skip
+    bad = ["Mars/Base", "IST", "CST", "CET", "+530", "+99:00"]
+    rows = [f"i{zone},a,2024-05-01 09:00:00,1,{zone}" for zone in (*good, *bad)]
+    rows += ["iown,a,2024-05-01 09:00:00Z,1,Mars/Base", "inone,a,9 o'clock,1,Mars/Base"]
     (tmp_path / "z.csv").write_text("id,client,time,amount,where\n" + "\n".join(rows))
     content: dict[str, Any] = {
         "name": "small",
@@ -85,11 +92,45 @@ def test_rows_may_have_zones_of_their_own(spark: SparkSession, tmp_path: Path) -
         "fields": [{"name": "amount_text", "column": "amount"}],
     }
     result = ingest_events(spark, DataSetSpec.model_validate(content))
-    found = result.events.selectExpr("event_id", "cast(event_time as string) t").collect()
-    assert {row.event_id: row.t[11:16] for row in found} == {"1": "00:00", "2": "07:00", "3": "13:00", "5": "09:00"}
-    assert [(row.reason, row.detail) for row in result.quarantine.collect()] == [
-        ("bad_time", "time: 2024-05-01 09:00:00")
-    ]
+    found = result.events.selectExpr("substring(event_id, 2) id", "cast(event_time as string) t").collect()
+    assert {row.id: row.t[11:16] for row in found} == {**good, "own": "09:00"}
+    assert {(row.reason, row.detail) for row in result.quarantine.collect()} == {
+        *(("bad_time", f"where: {zone}") for zone in bad),
+        ("bad_time", "time: 9 o'clock"),
+    }
+
+
+@pytest.mark.parametrize("form", ["timestamp", "yyyy-MM-dd"])
+def test_dates_are_the_datas_own_whatever_zone_their_row_has(spark: SparkSession, tmp_path: Path, form: str) -> None:
+    zones = ["Asia/Tokyo", "Pacific/Honolulu", "", "Mars/Base"]
+    times = [f"2018-11-0{3 + place},{zone}" for place, zone in enumerate(zones)]
+    rows = "".join(f"{place},a,{time},x\n" for place, time in enumerate(times))
+    # A time of day beside them is one of its row's zone.
+    rows += "4,a,2018-11-08 09:00:00,Asia/Tokyo,x\n" if form == "timestamp" else ""
+    (tmp_path / "d.csv").write_text("id,client,time,where,kind\n" + rows)
+    time = {"column": "time", "format": form, "zone": "America/Sao_Paulo", "zone_column": "where"}
+    files = {"path": str(tmp_path), "files": [{"glob": "d.csv"}]}
+    content = {"name": "small", "client": "client", "event_id": {"columns": ["id"]}, "fields": [{"name": "kind"}]}
+    spec = DataSetSpec.model_validate(content | {"source": files, "time": time})
+    result = ingest_events(spark, spec)
+    events = result.events.cache()
+    found = {row.event_id: row.t for row in events.selectExpr("event_id", "cast(event_time as string) t").collect()}
+    # On 4 November 2018 the clock of Sao Paulo began at one; the day is that day nevertheless, and nothing is lost.
+    days = ["2018-11-03 03:00:00", "2018-11-04 03:00:00", "2018-11-05 02:00:00", "2018-11-06 02:00:00"]
+    assert found == {str(place): day for place, day in enumerate(days)} | (
+        {"4": "2018-11-08 00:00:00"} if form == "timestamp" else {}
+    )
+    assert result.counts().choices == {}
+    [text] = texts(events.where("event_id < 4"), spec)
+    assert [line.split("|")[1] for line in text.split("\n")[1:] if line] == ["Sat", "Sun", "Mon", "Tue"]
+    midnights = spec.model_copy(update={"time": spec.time.model_copy(update={"clock": True})})
+    said = ingest_events(spark, midnights)
+    found = {
+        row.event_id: row.t for row in said.events.selectExpr("event_id", "cast(event_time as string) t").collect()
+    }
+    assert found["0"] == "2018-11-02 15:00:00", "midnights that are times have the zone of their row"
+    assert [row.detail for row in said.quarantine.collect()] == ["where: Mars/Base"]
+    events.unpersist()
 
 
 def test_dates_stay_dates_and_have_no_hour(spark: SparkSession, tmp_path: Path) -> None:
@@ -171,6 +212,51 @@ def test_hours_that_the_clock_skips_are_read_later_and_counted(spark: SparkSessi
     assert choices(night, zone="UTC")[0] == {}
     hours = [f"2024-03-31#{hour}" for hour in (1, 2, 3)]
     assert choices(hours, format="yyyy-MM-dd", hour="hour", zone="Europe/Berlin")[0] == {said: 1}
+    autumn = ["2024-10-27 01:59:59", "2024-10-27 02:00:00", "2024-10-27 02:59:59", "2024-10-27 03:00:00"]
+    earlier = ["10-26 23:59", "10-27 00:00", "10-27 00:59", "10-27 02:00", "10-27 01:30", "10-27 09:00"]
+    others = ["2024-10-27 02:30:00+01:00", "2024-10-27 10:00:00.1234567"]
+    twice, cut = CLOCK_CHOICES[DOUBLED], CLOCK_CHOICES[LOSSY]
+    assert choices([*autumn, *others], zone="Europe/Berlin") == ({twice: 2, cut: 1}, earlier)
+
+
+def test_what_a_time_loses_is_marked(spark: SparkSession) -> None:
+    fine, fraction = "2024-05-01 10:00:00.123456", "yyyyMMdd HH:mm:ss.SSSSSSSSS"
+    howe, paulo = {"zone": "Australia/Lord_Howe"}, {"zone": "America/Sao_Paulo"}
+    cases: list[tuple[dict[str, Any], dict[str, str]]] = [
+        ({}, {fine: "", fine + "000": "", fine + "789": LOSSY, fine + "0001Z": LOSSY, "2024-05-01 10:00:60": LOSSY}),
+        ({"format": fraction}, {f"20240501 10:00:00.{one}": LOSSY for one in ("123456789", "000000001")}),
+        ({"format": fraction}, {"20240501 10:00:00.123456000": ""}),
+        ({"format": "HH:mm:ss dd.MM.yyyy"}, {"10:00:60 01.05.2024": LOSSY, "10:00:59 01.05.2024": ""}),
+        ({"format": "days_clock", "origin": "2024-01-01"}, {"1 10:00:60": LOSSY, "1 10:00:00": ""}),
+        ({"format": "epoch"}, {"1714550400.1234567": LOSSY, "1714550400.123456": "", "1714550400": ""}),
+        ({"format": "epoch_ms"}, {"1714550400123.4567": LOSSY, "1714550400123.456": ""}),
+        ({"format": "epoch_us"}, {"1714550400123456.5": LOSSY, "1714550400123456": ""}),
+        ({"format": "epoch_ns"}, {"1714550400123456789": LOSSY, "1714550400123456000": ""}),
+        # On Lord Howe the clock is put back by half an hour.
+        (
+            howe,
+            {"2024-04-07 01:29": "", "2024-04-07 01:30": DOUBLED, "2024-04-07 01:59": DOUBLED, "2024-04-07 02:00": ""},
+        ),
+        # A day is no time that the clock could skip.
+        (paulo, {"2018-11-04": "", "2018-11-04 00:30": SKIPPED}),
+        (paulo | {"format": "yyyy-MM-dd"}, {"2018-11-04": ""}),
+    ]
+    frames, expected = [], {}
+    for place, (form, values) in enumerate(cases):
+        rows = spark.createDataFrame([(place, one) for one in values], "place int, text string")
+        frames.append(timed(rows, F.col("text"), T.StringType(), TimeSpec(column="t", **form)))
+        expected |= {(place, one): {flag} - {""} for one, flag in values.items()}
+    found = reduce(DataFrame.unionByName, frames).collect()
+    assert {(row.place, row.text): {flag for flag in CLOCK_CHOICES if row[flag]} for row in found} == expected
+    assert [(row.place, row.text) for row in found if row[TIME] is None] == []
+    # A day of Sao Paulo that begins at one: its two o'clock is two.
+    day = spark.createDataFrame([("2018-11-04", hour) for hour in (0, 2)], "text string, hour int")
+    form = TimeSpec(column="t", format="yyyy-MM-dd", hour="hour", zone="America/Sao_Paulo")
+    hours = timed(day, F.col("text"), T.StringType(), form, hours=F.col("hour"))
+    assert [tuple(row) for row in hours.selectExpr(f"cast({TIME} as string)", SKIPPED).collect()] == [
+        ("2018-11-04 03:00:00", True),
+        ("2018-11-04 04:00:00", False),
+    ]
 
 
 def test_conditions_see_the_clock_of_the_zone(spark: SparkSession) -> None:

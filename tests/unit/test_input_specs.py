@@ -47,6 +47,7 @@ labels:
         ("yyyy-MM-dd'T", "a quote is open"),
         ("epoch_millis", "did you mean 'epoch_ms'"),
         ("uuuu-MM-dd", "write yyyy"),
+        ("yyyy-MM-dd HH:mm z", "mean several; write VV"),
     ],
 )
 def test_pattern_that_reads_another_time_is_refused(form: str, says: str) -> None:

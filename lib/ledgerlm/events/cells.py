@@ -161,8 +161,12 @@ class Cells:
         for name in self.typed:
             column, kind = F.col(hidden(name, "t")), self._kind(name)
             time = name in self.uses.times and isinstance(kind, T.DatetimeType)
-            values[hidden(name)] = column if time else as_text(column, kind)
-            values[hidden(name, "i")] = as_text(column, kind)
+            text = as_text(column, kind)
+            values[hidden(name, "i")] = text
+            if isinstance(kind, T.FractionalType) and (name in self.uses.reals or name in self.uses.exact):
+                # As a code NaN is a gap; as a number it is written, and none.
+                text = F.coalesce(text, column.cast("string"))
+            values[hidden(name)] = column if time else text
         return with_columns(rows, values)
 
     def _with_numbers(self, rows: DataFrame, names: Sequence[str]) -> DataFrame:

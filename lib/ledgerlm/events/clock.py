@@ -5,13 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from zoneinfo import available_timezones
 
 from pydantic import BaseModel
 from pyspark.sql import functions as F
 
 from ledgerlm.events.condition import Condition
-from ledgerlm.events.patterns import OFFSET, offset_of
+from ledgerlm.events.patterns import ZONE, offset_of
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -25,8 +24,10 @@ def zoned(time: Column, zone: str | Column | None) -> Column:
 
 
 def known_zone(zone: Column) -> Column:
-    """The zone; null where nobody knows it."""
-    return F.when(zone.isin(*sorted(available_timezones())) | zone.rlike(OFFSET), zone)
+    """The zone of a row; null where it is none, or means several."""
+    # Spark is asked, since its list of regions may be of another year than Python's.
+    taken = F.concat(F.lit("2000-01-01 00:00:00 "), zone).try_cast("timestamp").isNotNull()
+    return F.when(zone.rlike(ZONE) & taken, zone)
 
 
 def local(time: Column, zone: str | Column) -> Column:

@@ -26,6 +26,7 @@ from ledgerlm.events.judging import NOTED, aside, counters, good_rows, judged_ro
 from ledgerlm.events.quality import Reason, pseudonymised
 from ledgerlm.events.spec import DataSetSpec, source_of
 from ledgerlm.events.spec_times import FILE_ORDER
+from ledgerlm.events.times import CLOCK_CHOICES
 from ledgerlm.lake.schemas import EVENT_ORDER
 
 # What the ingest job needs, in one place.
@@ -44,8 +45,8 @@ _SAID = {
     "_signed": "amounts with a sign of their own beside sign",
     "_rounded": "rounded amounts",
     "_converted": "amounts turned into another currency",
-    "_skipped": "times that the clock of their zone skipped",
     "_unordered": "events whose order is no number",
+    **CLOCK_CHOICES,
 }
 
 

@@ -30,6 +30,7 @@ from ledgerlm.events.ingest import (
 from ledgerlm.events.labels import LabelCounts, Labelled, client_attributes, first_events, labels_of
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.events.splits import with_split
+from ledgerlm.events.times import CLOCK_CHOICES, DOUBLED, LOSSY, SKIPPED
 from ledgerlm.lake.made import Made
 from ledgerlm.lake.slices import WHOLE, Slice
 
@@ -219,6 +220,8 @@ def count_facts(counts: IngestCounts, told: Told) -> dict[str, Any]:
         choices[f"task {task}: rows outside only"] = found.left_out
         choices[f"task {task}: labels that look beyond the end of the data"] = found.censored
         choices[f"task {task}: sums over events without an amount"] = found.unpriced
+        for flag, count in ((SKIPPED, found.skipped), (DOUBLED, found.doubled), (LOSSY, found.lossy)):
+            choices[f"task {task}: as_of: {CLOCK_CHOICES[flag]}"] = count
     made = {name: count for name, count in choices.items() if count}
     return facts | {"choices": facts["choices"] | made, "end_of_data": str(end.time) if end else None}
 

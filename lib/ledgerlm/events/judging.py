@@ -14,7 +14,7 @@ from pyspark.sql import types as T
 from ledgerlm.engines.frames import with_columns
 from ledgerlm.events.attributes import joined
 from ledgerlm.events.cells import code, currency_at, event_uses, exact, raw, real, type_of
-from ledgerlm.events.clock import fixed_instant, known_zone, local
+from ledgerlm.events.clock import fixed_instant, known_zone
 from ledgerlm.events.columns import BLOCK, FAULT, FILE, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
@@ -23,14 +23,14 @@ from ledgerlm.events.numbers import EXACT, amount_of, converted, number, product
 from ledgerlm.events.quality import Reason, recoded
 from ledgerlm.events.sources import Needed, read_file
 from ledgerlm.events.spec import AmountSpec, DataSetSpec, FieldSpec, SignSpec, source_of
-from ledgerlm.events.spec_times import FILE_ORDER
-from ledgerlm.events.times import hours_later, skipped, time_of
+from ledgerlm.events.spec_times import FILE_ORDER, TimeSpec
+from ledgerlm.events.times import DOUBLED, LOSSY, READABLE, SKIPPED, TIME, timed
 from ledgerlm.lake.schemas import AMOUNT
 
 DETAIL_LENGTH = 200  # characters of an offending value that the detail quotes
 _ID_LENGTH = 32  # hexadecimal digits of a hashed id: 128 bits
 _ONE, _ZERO = r"(?i)^(?:1(?:\.0+)?|true)$", r"(?i)^(?:0(?:\.0+)?|false)$"
-NOTED = ("_signed", "_rounded", "_converted", "_unordered", "_skipped")
+NOTED = ("_signed", "_rounded", "_converted", "_unordered", SKIPPED, DOUBLED, LOSSY)
 """What the settings of a spec decided about a row: counted, and written nowhere."""
 
 
@@ -148,12 +148,12 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
             "client_id": code(spec.client),
             "_id": _raw_id(spec),
             "_gone": _gone(spec),
-            **_time(rows, spec),
             "_order": _order(spec),
             **{f"_raw_{field.name}": without(field.nulls, raw(field.column)) for field in spec.fields_of("numeric")},
             **_money(spec),
         }
     )
+    typed = _timed(typed, spec).withColumnRenamed(TIME, "event_time")
     valued = typed.withColumns({**_amount(spec), "_unordered": _unordered(spec)})
     rows = valued.withColumns({"_bad": _fault(spec)} | {f"f_{field.name}": _value(field) for field in spec.fields})
     texts = [f"f_{field.name}" for field in spec.fields_of("text") if not field.flags]
@@ -186,25 +186,30 @@ def _none() -> Column:
     return F.lit(None).cast("string")
 
 
-def _time(rows: DataFrame, spec: DataSetSpec) -> dict[str, Column]:
-    """The instant, and whether the clock of its zone skipped what is written."""
+def _timed(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
+    """Adds the instant, as `timed` does, and `_zone` and `_hour` of each row: null where they are none."""
     form = spec.time
-    zone = known_zone(F.coalesce(code(form.zone_column), F.lit(form.zone))) if form.zone_column else None
     if form.columns:
         texts = [raw(name).cast("string") for name in form.columns]
         # Unlike concat_ws, concat is null when a part is.
         value = F.concat(texts[0], *(part for one in texts[1:] for part in (F.lit(" "), one)))
     else:
         value = raw(form.column)
-    kind = T.StringType() if form.columns else type_of(rows, form.column)
-    time, gap = time_of(value, kind, form, zone), skipped(value, kind, form, zone)
+    zone, hour = F.lit(form.zone), F.lit(0)
+    if form.zone_column:
+        zone = F.when(code(form.zone_column).isNull(), form.zone).otherwise(known_zone(code(form.zone_column)))
     if form.hour:
-        hour = number(raw(form.hour))
-        whole = F.when(hour.between(0, 23) & (hour == F.floor(hour)), hour)
-        there = form.zone if zone is None else zone
-        day, time = time, hours_later(time, whole, there)
-        gap = F.coalesce(F.unix_seconds(local(time, there)) - F.unix_seconds(local(day, there)) != whole * 3600, gap)
-    return {"event_time": time, "_skipped": gap}
+        written = number(raw(form.hour))
+        hour = F.when(written.between(0, 23) & (written == F.floor(written)), written.cast("int"))
+    return timed(
+        rows.withColumns({"_zone": zone, "_hour": hour}),
+        value,
+        T.StringType() if form.columns else type_of(rows, form.column),
+        form,
+        zone=F.col("_zone") if form.zone_column else None,
+        hours=F.col("_hour") if form.hour else None,
+        days_in_zone=form.clock is not True,
+    )
 
 
 def _order(spec: DataSetSpec) -> Column:
@@ -304,12 +309,13 @@ def _value(field: FieldSpec) -> Column:
     return recoded(text, field.values)
 
 
+def said(name: str, value: Column) -> Column:
+    """A column and its value, as details have them."""
+    return F.concat(F.lit(f"{name}: "), F.coalesce(value.cast("string"), F.lit("absent")))
+
+
 def _fault(spec: DataSetSpec) -> Column:
     """Struct of reason and detail, null of a good row."""
-
-    def said(name: str, value: Column) -> Column:
-        return F.concat(F.lit(f"{name}: "), F.coalesce(value.cast("string"), F.lit("absent")))
-
     written = F.concat_ws(" ", *(raw(name).cast("string") for name in spec.time.parts))
 
     def midnight_of(day: dt.date) -> Column:
@@ -328,6 +334,7 @@ def _fault(spec: DataSetSpec) -> Column:
     )
     found = first_fault(
         *named,
+        *_zone_faults(spec.time),
         (time.isNull(), Reason.BAD_TIME, raw_time),
         (time < midnight_of(spec.time.first_day), Reason.TIME_BEFORE_RANGE, raw_time),
         (time >= midnight_of(spec.time.far_future), Reason.TIME_IN_FAR_FUTURE, raw_time),
@@ -337,6 +344,13 @@ def _fault(spec: DataSetSpec) -> Column:
     )
     # What takes an event away need not say more than which.
     return F.when(F.col("_gone"), first_fault(*named)).otherwise(found) if spec.event_id.deleted else found
+
+
+def _zone_faults(form: TimeSpec) -> list[tuple[Column, Reason, Column]]:
+    """Faults of times that can be read, but for the zone or the hour that stands in a column of its own."""
+    bad = F.col("event_time").isNull() & F.col(READABLE)
+    parts = (("_zone", form.zone_column), ("_hour", form.hour))
+    return [(bad & F.col(part).isNull(), Reason.BAD_TIME, said(name, raw(name))) for part, name in parts if name]
 
 
 def _amount_faults(conf: AmountSpec) -> list[tuple[Column, Reason, Column]]:

@@ -19,13 +19,13 @@ from ledgerlm.events.clock import fixed_instant, local, zoned
 from ledgerlm.events.columns import FAULT, FILE, LEFT_OUT, PAYLOAD
 from ledgerlm.events.future import Computed, computed_labels
 from ledgerlm.events.identity import damaged_client
-from ledgerlm.events.judging import aside, first_fault
+from ledgerlm.events.judging import aside, first_fault, said
 from ledgerlm.events.quality import Reason, pseudonymised
 from ledgerlm.events.sources import read_file
 from ledgerlm.events.spec import DataSetSpec, LabelSpec, source_of
 from ledgerlm.events.spec_files import FileSpec
 from ledgerlm.events.spec_times import AsOfSpec, GridSpec
-from ledgerlm.events.times import time_of
+from ledgerlm.events.times import CLOCK_CHOICES, DOUBLED, LOSSY, SKIPPED, TIME, timed
 
 _KEY = ("client_id", "task", "as_of")
 _LEFT_OUT, _CENSORED = "left_out", "censored"
@@ -33,8 +33,9 @@ _LEFT_OUT, _CENSORED = "left_out", "censored"
 label whose days the data do not cover."""
 _KEPT = "reason IS NULL AND _nth = 1"
 _JUDGED = (
-    "client_id string, task string, as_of timestamp, label double, label_text string, unpriced boolean, reason string, "
-    "detail string, source_file string, payload string"
+    "client_id string, task string, as_of timestamp, label double, label_text string, unpriced boolean, "
+    f"{', '.join(f'{name} boolean' for name in CLOCK_CHOICES)}, reason string, detail string, source_file string, "
+    "payload string"
 )
 
 
@@ -51,6 +52,9 @@ class LabelCounts:
         censored: computed labels whose days reach beyond the end of the data; not among `rows`.
         lonely: rows set aside because their client has no event before.
         unpriced: computed sums over events of which some have no amount.
+        skipped: labels whose as_of the clock of its zone skipped.
+        doubled: labels whose as_of that clock showed twice; the earlier is taken.
+        lossy: labels whose as_of was cut to the microsecond, or from second 60 to 59.
     """
 
     rows: int
@@ -61,6 +65,9 @@ class LabelCounts:
     censored: int
     lonely: int
     unpriced: int
+    skipped: int
+    doubled: int
+    lossy: int
 
     def __add__(self, other: LabelCounts) -> LabelCounts:
         """The counts of both."""
@@ -72,7 +79,8 @@ class Labelled:
     """The labels of a data set, each judged; not computed yet.
 
     Attributes:
-        judged: client_id, task, as_of, label, label_text, unpriced, reason, detail, source_file, payload, `_nth`.
+        judged: client_id, task, as_of, label, label_text, unpriced, the flags of `CLOCK_CHOICES`, reason, detail,
+            source_file, payload, `_nth`.
         spec: the data set.
     """
 
@@ -207,6 +215,9 @@ def _counters() -> dict[str, Column]:
         "censored": reason == _CENSORED,
         "lonely": reason == Reason.LABEL_WITHOUT_HISTORY.value,
         "unpriced": kept & F.col("unpriced"),
+        "skipped": kept & F.col(SKIPPED),
+        "doubled": kept & F.col(DOUBLED),
+        "lossy": kept & F.col(LOSSY),
     }
 
 
@@ -254,6 +265,7 @@ def _computed_rows(made: Computed) -> DataFrame:
         F.col("_class").alias("label"),
         _label_text(label).alias("label_text"),
         "unpriced",
+        *(F.lit(False).alias(name) for name in CLOCK_CHOICES),
         reason.alias("reason"),
         F.when(~inside, F.concat(F.lit(f"task {label.name}: "), F.col("_text"))).alias("detail"),
         absent.alias(FILE),
@@ -291,16 +303,17 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
             "client_id": code(label.id),
             "_text": raw(label.column),
             "_number": F.lit(None).cast("double") if label.values else real(label.column),
-            "_as_of": _instant(as_of, spec, source),
         }
     ).withColumn("_class", _class(label))
+    typed = _with_as_of(typed, as_of, spec)
     task, client, text = F.lit(f"task {label.name}: "), F.col("client_id"), F.col("_text")
+    written = said(as_of.column, raw(as_of.column)) if isinstance(as_of, AsOfSpec) else F.lit("as_of")
     outside = ~F.col("_number").between(*label.between) if label.between else F.lit(False)
     fault = first_fault(
         (client.isNull(), Reason.NO_CLIENT, F.lit(f"task {label.name}")),
         (damaged_client(client), Reason.DAMAGED_ID, F.concat(task, client)),
         (text.isNull(), Reason.NO_LABEL, F.lit(f"task {label.name}")),
-        (F.col("_as_of").isNull(), Reason.BAD_TIME, F.lit(f"task {label.name}: as_of")),
+        (F.col("_as_of").isNull(), Reason.BAD_TIME, F.concat(task, written)),
         (outside, Reason.LABEL_OUTSIDE, F.concat(task, text)),
         (F.col("_class").isNull(), Reason.BAD_LABEL, F.concat(task, text)),
     )
@@ -315,6 +328,7 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
         F.col("_class").alias("label"),
         _label_text(label).alias("label_text"),
         F.lit(False).alias("unpriced"),
+        *CLOCK_CHOICES,
         F.coalesce(F.col(FAULT), passed_over, F.col("_bad.reason")).alias("reason"),
         F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).alias("detail"),
         FILE,
@@ -322,18 +336,21 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
     )
 
 
-def _instant(
-    as_of: dt.datetime | AsOfSpec | GridSpec | None, spec: DataSetSpec, rows: DataFrame | None = None
-) -> Column:
-    if isinstance(as_of, AsOfSpec) and rows is not None:
+def _with_as_of(rows: DataFrame, as_of: dt.datetime | AsOfSpec | GridSpec | None, spec: DataSetSpec) -> DataFrame:
+    """Adds `_as_of`, and the flags of `CLOCK_CHOICES`."""
+    if isinstance(as_of, AsOfSpec):
         zone = as_of.zone or spec.time.zone
-        time = time_of(raw(as_of.column), type_of(rows, as_of.column), as_of.model_copy(update={"zone": zone}))
+        form = as_of.model_copy(update={"zone": zone})
+        rows, time = timed(rows, raw(as_of.column), type_of(rows, as_of.column), form), F.col(TIME)
         if as_of.start_of:
             time = zoned(F.date_trunc(as_of.start_of, local(time, zone)), zone)
-        return time + F.make_dt_interval(secs=F.lit(as_of.hours * 3600)) if as_of.hours else time
+            # What the clock showed on another day of the month decides nothing.
+            rows = rows.withColumns(dict.fromkeys(CLOCK_CHOICES, F.lit(False)))
+        return rows.withColumn("_as_of", time + F.make_dt_interval(secs=F.lit(as_of.hours * 3600)))
     if not isinstance(as_of, dt.datetime):
         raise DataError("a label without as_of passed the check of the spec")
-    return fixed_instant(as_of, spec.time.zone)
+    flags = dict.fromkeys(CLOCK_CHOICES, F.lit(False))
+    return rows.withColumns({**flags, "_as_of": fixed_instant(as_of, spec.time.zone)})
 
 
 def _class(label: LabelSpec) -> Column:

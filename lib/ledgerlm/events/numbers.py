@@ -37,9 +37,14 @@ def number(value: Column) -> Column:
 
 
 def real_number(value: Column) -> Column:
-    """A double; null where a number, typed or a text in plain form, is none that a float32 can hold."""
+    """A double; null where a number, typed or a text in plain form, is none that a float32 can hold, or too small."""
     parsed = value.try_cast("double")
-    return F.when(F.abs(parsed) <= _LARGEST, parsed)
+    return F.when((F.abs(parsed) <= _LARGEST) & ((parsed != 0) | ~_has_digits(value)), parsed)
+
+
+def _has_digits(value: Column) -> Column:
+    """Whether a number has another digit than 0: one that a double takes for zero need not be it (1e-400)."""
+    return value.cast("string").rlike("^[^eE]*[1-9]")
 
 
 def exact_number(value: Column) -> Column:
@@ -47,7 +52,7 @@ def exact_number(value: Column) -> Column:
     exact = value.try_cast(EXACT)
     # With an exponent: fifteen digits are told apart by their double, so an equal one lost none.
     digits = F.length(F.regexp_replace(F.regexp_replace(value, "[eE].*$", ""), "[^0-9]", ""))
-    same = (digits <= _MOST_EXPONENT_DIGITS) & (exact.try_cast("double") == value.try_cast("double"))
+    same = (digits <= _MOST_EXPONENT_DIGITS) & (exact.try_cast("double") == real_number(value))
     return F.when(value.rlike(_FITS) | (value.rlike("[eE]") & same), exact).otherwise(_with_more(exact, value))
 
 

@@ -13,13 +13,15 @@ EPOCH_DIGITS = {"epoch": 0, "epoch_ms": 3, "epoch_us": 6, "epoch_ns": 9}
 """Epoch formats, and how many decimal places of a second one step is."""
 
 OFFSET = r"^[+-](0\d|1[0-7]):[0-5]\d$|^[+-]18:00$"
-"""A zone that is an offset."""
+"""A zone of a spec that is an offset."""
+ZONE = r"^(?:Z|(?:UTC|GMT|UT)(?![A-Z])|(?=[+-]))(?:[+-][0-9]{1,2}(?::?[0-9]{2}){0,2})?$|^[A-Za-z_]+/[A-Za-z0-9_+/-]+$"
+"""A zone of a value that means one: an offset, UTC, or a region; IST, CST and others mean several."""
 
 # Letters of a Spark pattern that can be read, and how often each may stand in a row.
 _LETTERS = {
     "G": (1, 2, 3, 4), "y": (1, 2, 3, 4, 5, 6), "M": (1, 2, 3, 4), "L": (1, 2, 3, 4), "d": (1, 2), "D": (3,),
     "a": (1,), "H": (1, 2), "h": (1, 2), "K": (1, 2), "k": (1, 2), "m": (1, 2), "s": (1, 2), "S": tuple(range(1, 10)),
-    "V": (2,), "z": (1, 2, 3, 4), "O": (1, 4), "X": (1, 2, 3, 4, 5), "x": (1, 2, 3, 4, 5), "Z": (1, 2, 3, 4, 5),
+    "V": (2,), "O": (1, 4), "X": (1, 2, 3, 4, 5), "x": (1, 2, 3, 4, 5), "Z": (1, 2, 3, 4, 5),
 }  # fmt: skip
 _WRONG_LETTERS = {
     "Y": "YYYY is the year of a week; write yyyy",
@@ -30,6 +32,7 @@ _WRONG_LETTERS = {
     "W": "weeks cannot be read",
     "w": "weeks cannot be read",
     "Q": "quarters cannot be read",
+    "z": "names of zones such as CST mean several; write VV (Europe/Berlin) or XXX (+02:00), or quote the name",
     "n": "nanoseconds are S, up to SSSSSSSSS",
 }
 

@@ -30,7 +30,7 @@ class TimeSpec(SpecPart):
         description="timestamp (typed, or ISO 8601 text), epoch, epoch_ms, epoch_us or epoch_ns (seconds to "
         "nanoseconds since 1970), days (since origin, fractions allowed), days_clock (day number and hh:mm:ss), "
         "days_before (whole days back from origin), or a Spark pattern such as yyMMdd. Month names may be in any "
-        "case; second 60 is read as 59",
+        "case; second 60 behind a colon is read as 59, digits beyond the microsecond are cut, and both are counted",
     )
     origin: dt.date | None = Field(None, description="day 0 of the formats days, days_clock and days_before")
     hour: str | None = Field(
@@ -43,12 +43,14 @@ class TimeSpec(SpecPart):
     )
     zone: Zone = Field(
         "UTC",
-        description="time zone of the data: of times that carry none, and of the hours, weekdays and dates told",
+        description="time zone of the data: of times that carry none, and of the hours, weekdays and dates told. Of an "
+        "hour that the clock shows twice in autumn the earlier is taken, and counted",
     )
     zone_column: str | None = Field(
         None,
-        description="column with the time zone of each row (Europe/Berlin, +02:00), where rows have their own; an "
-        "empty one is `zone`, an unknown one a bad time",
+        description="column with the time zone of each row (Europe/Berlin, +02:00, UTC+2, Z), where rows have their "
+        "own; an empty one is `zone`, another (CST, which means several) a bad time. Days without a time of day are "
+        "those of `zone`, unless `clock` is true",
     )
     pivot: int = Field(1970, description="first year that a two-digit year can mean")
     earliest: dt.date | None = Field(
