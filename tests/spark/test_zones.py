@@ -241,7 +241,8 @@ def test_what_a_time_loses_is_marked(spark: SparkSession) -> None:
         (paulo, {"2018-11-04": "", "2018-11-04 00:30": SKIPPED}),
         (paulo | {"format": "yyyy-MM-dd"}, {"2018-11-04": ""}),
     ]
-    frames, expected = [], {}
+    frames: list[DataFrame] = []
+    expected: dict[tuple[int, str], set[str]] = {}
     for place, (form, values) in enumerate(cases):
         rows = spark.createDataFrame([(place, one) for one in values], "place int, text string")
         frames.append(timed(rows, F.col("text"), T.StringType(), TimeSpec(column="t", **form)))
@@ -251,8 +252,8 @@ def test_what_a_time_loses_is_marked(spark: SparkSession) -> None:
     assert [(row.place, row.text) for row in found if row[TIME] is None] == []
     # A day of Sao Paulo that begins at one: its two o'clock is two.
     day = spark.createDataFrame([("2018-11-04", hour) for hour in (0, 2)], "text string, hour int")
-    form = TimeSpec(column="t", format="yyyy-MM-dd", hour="hour", zone="America/Sao_Paulo")
-    hours = timed(day, F.col("text"), T.StringType(), form, hours=F.col("hour"))
+    time = TimeSpec(column="t", format="yyyy-MM-dd", hour="hour", zone="America/Sao_Paulo")
+    hours = timed(day, F.col("text"), T.StringType(), time, hours=F.col("hour"))
     assert [tuple(row) for row in hours.selectExpr(f"cast({TIME} as string)", SKIPPED).collect()] == [
         ("2018-11-04 03:00:00", True),
         ("2018-11-04 04:00:00", False),
