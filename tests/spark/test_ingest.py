@@ -388,6 +388,14 @@ MASKED = {
     "money received today from Li Wei, thanks": "money received today from [name], thanks",
     "from Max Mustermann": "from [name]",
     "lunch with grandma zelda": "lunch with [name]",
+    # What a document would tell without the sign that hides it.
+    "41111111\u200b11111111": "[card]",
+    "４１１１１１１１１１１１１１１１": "[card]",
+    "4111|1111\u202f1111\n1111  x\u200b": "[card] x",
+    "DE89\u200d3704\u00ad0044 0532\t0130 00": "[iban]",
+    "mail a.b\u2060@mail.example.com": "mail [email]",
+    "+49\u2007170\u200e 1234567": "[phone]",
+    "Mr\u00a0\u200bSmith": "Mr [name]",
 }
 UNTOUCHED = [
     "DE12 REWE MARKT BERLIN MITTE 10", "DE89370400440532013001", "ref 12345678901234567", "4111 1111 1111 1112",
@@ -396,7 +404,7 @@ UNTOUCHED = [
     "Mr Price Clothing", "DR. OETKER PIZZA", "Dr Pepper", "Mrs. Fields Cookies", "Miss Selfridge",
     "TO GO CAFE", "FROM THE FARM", "Transfer to Savings Account", "transfer from checking",
     "Transfer to Acme Trading Ltd", "MS Office 365", "SNACKS FROM STOCK", "Farm to Table", "H&M", "Tesco Express",
-    "Transformer House", "Grandma Zeldas",
+    "Transformer House", "Grandma Zeldas", "a\u200bb １２  |\tc", "4111\u200b1111",
 ]  # fmt: skip
 
 

@@ -380,6 +380,13 @@ def test_json_numbers_keep_their_digits(spark: SparkSession, tmp_path: Path) -> 
         '{"ID": 4, "Amount": "5", ' + row + "}",
         '{"id": 1.2345678E7, "amount": 1, ' + row + "}",
         '{"id": "007", "amount": 1, "late": "l", ' + row + "}",
+        # An exponent is no double, whose digits and size have an end; inside a text it is the text.
+        '{"id": 1e3, "amount": 1e2, "note": 1e400, ' + row + "}",
+        '{"id":1001,"amount":1.5E-3,"late":"[:1e3, \\\\",' + row + "}",
+        '{"id": 1002, "amount": 1e-400, ' + row + "}",
+        '{"id": 1003, "amount": 1, "note": [-1e400, 1e2, "a\\" 1e3"], "late": ' + f"{'12' * 30}, " + row + "}",
+        '{"id": 4.11E+15, "amount": 1, ' + row + "}",
+        '{"id": 1004, "amount": 01e3, ' + row + "}",
     ]
     (tmp_path / "a.json").write_text("\n".join(lines))
     fields = [{"name": "mcc"}, {"name": "note", "kind": "text"}, {"name": "late", "optional": True}]
@@ -388,8 +395,18 @@ def test_json_numbers_keep_their_digits(spark: SparkSession, tmp_path: Path) -> 
         "9007199254740993": ("12345678901234.5678", None),
         "4": ("5.0000", None),
         "007": ("1.0000", "l"),
+        "1000": ("100.0000", None),
+        "1001": ("0.0015", "[:1e3, \\"),
+        "1003": ("1.0000", "12" * 30),
     }
-    assert sorted(row.reason for row in quarantine) == ["bad_amount", "bad_json", "damaged_id"]
+    assert (events["1000"].note, events["1003"].note) == ("1e400", '["-1e400",100,"a\\" 1e3"]')
+    assert sorted((row.reason, row.detail) for row in quarantine if row.detail) == [
+        ("bad_amount", "amount: 0.30000000000000004"),
+        ("bad_amount", "amount: 1e-400"),
+        ("damaged_id", "id: 1.2345678E7"),
+        ("damaged_id", "id: 4.11E+15"),
+    ]
+    assert [row.reason for row in quarantine if not row.detail] == ["bad_json"] * 2
 
 
 def test_typed_files_of_several_schemas(spark: SparkSession, tmp_path: Path) -> None:

@@ -18,6 +18,14 @@ from ledgerlm.events.lines import read_lines
 from ledgerlm.events.quality import Reason
 from ledgerlm.events.spec_files import FileSpec
 
+_DIGITS = 38
+# Numbers with an exponent or more digits, of which the parser keeps some sixteen digits, or infinity.
+_NUMBER = r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?"
+_DOUBLE = rf"^{_NUMBER}[eE][+-]?[0-9]+$|^(?=[0-9.-]{{{_DIGITS + 1}}}){_NUMBER}$"
+_DOUBLES = rf"[:\[,]\s*+-?(?:[0-9.]++[eE]|[0-9.]{{{_DIGITS}}})"
+_WHOLE = r"^(-?[1-9][0-9]*)[eE]\+?([0-9]|[1-2][0-9])$"
+_TOKENS = r'"(?:[^"\\]++|\\.)*+"|[\[\]{},:\s]++|[^"\[\]{},:\s]++|"'
+
 
 def json_parts(
     spark: SparkSession, file: FileSpec, files: Sequence[Found], needed: Collection[str], optional: Collection[str]
@@ -50,7 +58,7 @@ def json_parts(
     for dialect, found in groups.items():
         lines = read_lines(spark, [one.pattern for one in found], dialect, "", ())
         missing = [name for name in missing if lines.where(F.contains(LINE, F.lit(json.dumps(name)))).isEmpty()]
-        text, damage = F.trim(LINE), F.col(DAMAGE)
+        text, damage = _with_digits(F.trim(LINE)), F.col(DAMAGE)
         # The parser stops after the first value, so what follows it on the line would vanish: an array shows it.
         whole = F.when(text.startswith("{") & text.endswith("}"), F.concat(F.lit("["), text, F.lit("]")))
         array = F.when(damage.isNull(), F.try_parse_json(whole))
@@ -62,6 +70,19 @@ def json_parts(
         yield Part(rows=parsed.withColumn(FAULT, fault), columns=columns, files=found, names=told)
     if missing:
         raise no_key(missing[0], keys, files[0], file)
+
+
+def _with_digits(line: Column) -> Column:
+    """The line without numbers of which the parser would lose digits: 1e3 as 1000, and others as texts."""
+
+    def exact(token: Column) -> Column:
+        zeros = F.repeat(F.lit("0"), F.regexp_extract(token, _WHOLE, 2).try_cast("int"))
+        whole = F.concat(F.regexp_extract(token, _WHOLE, 1), zeros)
+        fits = token.rlike(_WHOLE) & (F.length(whole) <= _DIGITS)
+        return F.when(fits, whole).when(token.rlike(_DOUBLE), F.concat(F.lit('"'), token, F.lit('"'))).otherwise(token)
+
+    tokens = F.regexp_extract_all(line, F.lit(_TOKENS), F.lit(0))
+    return F.when(line.rlike(_DOUBLES), F.array_join(F.transform(tokens, exact), "")).otherwise(line)
 
 
 def no_key(name: str, keys: Collection[str], first: Found, file: FileSpec) -> SpecError:

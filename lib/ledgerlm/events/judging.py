@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from operator import and_
 
@@ -18,7 +18,7 @@ from ledgerlm.events.clock import fixed_instant, known_zone
 from ledgerlm.events.columns import BLOCK, FAULT, FILE, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
-from ledgerlm.events.masks import mask_steps
+from ledgerlm.events.masks import chosen, mask_steps, told
 from ledgerlm.events.numbers import EXACT, amount_of, converted, number, product, same
 from ledgerlm.events.quality import Reason, recoded
 from ledgerlm.events.sources import Needed, read_file
@@ -156,9 +156,7 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
     typed = _timed(typed, spec).withColumnRenamed(TIME, "event_time")
     valued = typed.withColumns({**_amount(spec), "_unordered": _unordered(spec)})
     rows = valued.withColumns({"_bad": _fault(spec)} | {f"f_{field.name}": _value(field) for field in spec.fields})
-    texts = [f"f_{field.name}" for field in spec.fields_of("text") if not field.flags]
-    for step in mask_steps(spec.mask, spec.mask_words) if texts else ():
-        rows = with_columns(rows, {name: step(F.col(name)) for name in texts})
+    rows = _masked(rows, [f"f_{field.name}" for field in spec.fields_of("text") if not field.flags], spec)
     return rows.select(
         "client_id",
         "_id",
@@ -180,6 +178,18 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
         ODD,
         LEFT_OUT,
     )
+
+
+def _masked(rows: DataFrame, texts: Sequence[str], spec: DataSetSpec) -> DataFrame:
+    """The rows with what names a person in texts replaced, as `masked` does it, in a projection for each step."""
+    steps = mask_steps(spec.mask, spec.mask_words)
+    if not texts or not steps:
+        return rows
+    found = {name: f"_told_{name}" for name in texts}
+    rows = with_columns(rows, {one: told(F.col(name)) for name, one in found.items()})
+    for step in steps:
+        rows = with_columns(rows, {one: step(F.col(one)) for one in found.values()})
+    return with_columns(rows, {name: chosen(F.col(name), F.col(one)) for name, one in found.items()})
 
 
 def _none() -> Column:

@@ -27,6 +27,13 @@ UA 6n19c|VA 18n|VG 4a16n|XK 16n|YE 4a4n18c
 _SIGNS = {"n": "[0-9]", "a": "[A-Z]", "c": "[0-9A-Z]"}
 _GAP = r"[ .\u00A0-]?"  # between any two signs: people write groups as they like
 
+# What a document does not tell, or tells as one blank (`ledgerlm.text.sanitise`), and what looks like another sign.
+_ODD = r"[^ -{}~]|  "
+_INVISIBLE = r"[\p{Cc}\p{Cf}\p{Co}\p{Cs}&&[^\t-\r\x85]]"
+_BLANKS = r"[\t-\r\x85\p{Z}|]+"
+_ASCII = "".join(chr(code) for code in range(0x21, 0x7F))
+_FULL_WIDTH = "".join(chr(code) for code in range(0xFF01, 0xFF5F))
+
 # Words that no person is called and that firms and accounts are: what holds one of them after `from` stays.
 _NO_PERSON = (
     r"(?iu:the|a|an|our|my|your|go|with|of|and|for|bank|account|konto|savings|checking|current|card|loan|deposit|salary|"
@@ -61,7 +68,9 @@ _PATTERNS = {
 
 
 def masked(text: Column, masks: Sequence[Mask], words: Sequence[str] = ()) -> Column:
-    """The text with what names a person replaced by its kind.
+    """The text with what names a person replaced by its kind; a text without such a thing stays as it is.
+
+    It is looked for in the text as documents tell it, `told`, so that no sign hides it that is dropped later.
 
     * `iban`: country, length and kind of its signs as the IBAN registry has them and right check digits (ISO 7064),
       upper or lower case, in groups by blanks, dots or hyphens, or glued to a word;
@@ -77,13 +86,28 @@ def masked(text: Column, masks: Sequence[Mask], words: Sequence[str] = ()) -> Co
         masks: kinds, in the order to apply.
         words: further names, masked as `[name]` wherever they stand as whole words, in upper or lower case.
     """
+    found = told(text)
     for step in mask_steps(masks, words):
-        text = step(text)
-    return text
+        found = step(found)
+    return chosen(text, found)
+
+
+def told(text: Column) -> Column:
+    """The text without invisible signs, each white space and `|` one blank, and full-width signs as usual ones."""
+    usual = F.regexp_replace(F.regexp_replace(F.translate(text, _FULL_WIDTH, _ASCII), _INVISIBLE, ""), _BLANKS, " ")
+    return F.when(text.rlike(_ODD), usual).otherwise(text)
+
+
+def chosen(text: Column, found: Column) -> Column:
+    """What the steps made of `told`, if they found something; else the text as it is."""
+    return F.when(found == told(text), text).otherwise(found)
 
 
 def mask_steps(masks: Sequence[Mask], words: Sequence[str] = ()) -> list[Callable[[Column], Column]]:
-    """The steps of `masked`. Some name their text several times: as a projection each, none stands twice in a plan."""
+    """The steps of `masked` between `told` and `chosen`.
+
+    Some name their text several times: as a projection each, none stands twice in a plan.
+    """
     steps: list[Callable[[Column], Column]] = []
     for name in masks:
         patterns, valid = _CHECKED.get(name, ((), None))
