@@ -25,12 +25,12 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.errors import DataError, SpecError
-from ledgerlm.events.attributes import dictionaries
+from ledgerlm.events.attributes import damaged_attributes, dictionaries
 from ledgerlm.events.identity import damaged_id, identity, nobody
 from ledgerlm.events.ingest import IngestCounts, ingest_events
 from ledgerlm.events.labels import client_attributes, first_events, labels_of
 from ledgerlm.events.numbers import amount_of, exact_double, exact_number, number, plain_number, product
-from ledgerlm.events.spec import DataSetSpec
+from ledgerlm.events.spec import DataSetSpec, PseudonymSpec
 from ledgerlm.events.spec_files import FileSpec
 from ledgerlm.events.spec_times import TimeSpec
 from ledgerlm.events.times import time_of
@@ -488,6 +488,39 @@ def test_rounding_is_a_setting_that_is_counted(spark: SparkSession, tmp_path: Pa
     assert counts.choices == {"rounded amounts": 1}
 
 
+def test_currencies_have_one_name(spark: SparkSession, tmp_path: Path) -> None:
+    rows = {"1": ("12.50", "EUR"), "2": ("12.50", " eur"), "3": ("12.50", "€"), "4": ("€12.50", "eur"), "5": ("$1", ""),
+            "6": ("$1", "EUR"), "7": ("1", "kč"), "8": ("1", "978"), "9": ("1", "xyz"), "10": ("1", "")}  # fmt: skip
+    (tmp_path / "a.csv").write_text(lines_of(HEAD, *(f"{one};c;{WHEN};{a};{c};x" for one, (a, c) in rows.items())))
+    (tmp_path / "b.csv").write_text(lines_of(HEAD, f"11;c;{WHEN};1;€;x", f"12;c;{WHEN};1;usd;x"))
+    pq.write_table(
+        pa.table({"id": ["13"], "client": ["c"], "time": [WHEN], "amount": [1.5], "mcc": [978], "note": ["x"]}),
+        tmp_path / "c.parquet",
+    )
+    signs = {"€": "eur", "$": "USD", "Kč": "CZK"}
+    codes = {"values": {"mcc": {"978": "eur"}}}
+    files: list[dict[str, Any]] = [
+        {"glob": "a.csv", "currency_signs": signs} | codes,
+        {"glob": "b.csv"},
+        {"glob": "c.parquet", "format": "parquet"} | codes,
+    ]
+    amount = {"column": "amount", "currency_column": "mcc"}
+    events, quarantine, _ = ingested(spark, spec_of(tmp_path, files, amount=amount))
+    assert {one: (row.currency, row.mcc) for one, row in events.items()} == {
+        "1": ("EUR", "EUR"), "2": ("EUR", "eur"), "3": ("EUR", "€"), "4": ("EUR", "eur"), "5": ("USD", None),
+        "7": ("CZK", "kč"), "8": ("EUR", "eur"), "9": ("XYZ", "xyz"), "10": (None, None), "11": ("€", "€"),
+        "12": ("USD", "usd"), "13": ("EUR", "eur"),
+    }  # fmt: skip
+    assert [row.detail for row in quarantine] == ["amount: $1"]
+    convert = {"into": "eur", "rates": {"usd": 2, "czk": "0.5"}}
+    events, quarantine, _ = ingested(spark, spec_of(tmp_path, files[:1], amount=amount | {"convert": convert}))
+    assert {one: str(row.amount) for one, row in events.items() if one in "12357"} == {
+        "1": "12.5000", "2": "12.5000", "3": "12.5000", "5": "2.0000", "7": "0.5000"
+    }  # fmt: skip
+    assert {row.currency for row in events.values()} == {"EUR"}
+    assert len(quarantine) == 3
+
+
 def test_rates_turn_amounts_into_one_currency(spark: SparkSession, tmp_path: Path) -> None:
     rows = {"1": ("10", "EUR"), "2": ("10000", "JPY"), "3": ("-0.10", "USD"), "4": ("5", "GBP"), "5": ("5", ""),
             "6": ("1.23456", "USD"), "7": ("0.00001234", "BTC"), "8": ("123456789012.34", "JPY"), "9": ("", "JPY"),
@@ -693,6 +726,53 @@ def test_attributes_codes_and_labels(spark: SparkSession, tmp_path: Path) -> Non
     of_labels = labelled.counts()
     assert (of_labels.rows, of_labels.out, of_labels.quarantined, of_labels.duplicates) == (4, 1, 3, 0)
     assert sorted(row.reason for row in labelled.quarantine.collect()) == ["damaged_id", "label_outside", "no_label"]
+
+
+def test_damaged_values_and_attributes_are_named(spark: SparkSession, tmp_path: Path) -> None:
+    head, row = HEAD.encode(), f";c;{WHEN};5;1;".encode()
+    lines = [b"1" + row + b"caf\xe9", b'2;"c;\xff";' + WHEN.encode() + b";5;1;x\r", b"3" + row + "b\x85a\x80d".encode(),
+             b"4" + row + b"n\0l", b"5" + row + b"x"]  # fmt: skip
+    (tmp_path / "a.csv").write_bytes(b"\n".join([head, *lines]))
+    json_row = f'"client": "c", "time": "{WHEN}", "amount": 1, "mcc": "1", "note": "'.encode()
+    (tmp_path / "a.json").write_bytes(b'{"id": 6, ' + json_row + b'caf\xe9"}\n{"id": 7, ' + json_row + b'\xc2\x80"}')
+    table = {"id": ["8"], "client": ["c"], "time": [WHEN], "amount": ["1"], "mcc": [b"caf\xe9"], "note": ["x"]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    clients = [b"client,city,since", b"c,Bonn,2020-01-01", b"c,Essen,", b"c,Ulm,2024-13-01", b"c,K\xf6ln,2024-01-01",
+               b"c,Mainz,2019-05"]  # fmt: skip
+    (tmp_path / "c.csv").write_bytes(b"\n".join(clients))
+    (tmp_path / "l.csv").write_bytes(b"client,y\nc,1\nc,\xb2")
+    one = {"file": {"glob": "c.csv"}, "id": "client", "attributes": {"city": "city"}, "valid_from": "since"}
+    label = {"name": "y", "kind": "regression", "file": {"glob": "l.csv"}, "id": "client", "column": "y"}
+    files = [{"glob": "a.csv"}, {"glob": "a.json", "format": "json"}, {"glob": "a.parquet", "format": "parquet"}]
+    spec = spec_of(tmp_path, files, clients=[one], labels=[label])
+    events, quarantine, _ = ingested(spark, spec)
+    assert set(events) == {"5"}
+    assert sorted((row.reason, row.detail) for row in quarantine) == [
+        ("bad_utf8", "client: c;\ufffd"),
+        ("bad_utf8", "mcc: caf\ufffd"),
+        ("bad_utf8", "note: caf\ufffd"),
+        ("bad_utf8", "note: caf\ufffd"),
+        ("control_sign", "note: b\x85a\x80d"),
+        ("control_sign", "note: \x80"),
+        ("nul_byte", "note: n\0l"),
+    ]
+    damaged = damaged_attributes(spark, spec)
+    assert damaged is not None
+    assert sorted((row.reason, row.detail) for row in damaged.collect()) == [
+        ("bad_time", "since: 2019-05"),
+        ("bad_time", "since: 2024-13-01"),
+        ("bad_time", "since: absent"),
+        ("bad_utf8", "city: K\ufffdln"),
+    ]
+    firsts = spark.createDataFrame([("c", dt.datetime(2000, 1, 1))], "client_id string, first_event_time timestamp")
+    assert [row.city for row in client_attributes(spark, spec, firsts).collect()] == ["Bonn"]
+    assert [tuple(row) for row in labels_of(spark, spec, firsts).quarantine.select("reason", "detail").collect()] == [
+        ("bad_utf8", "task y: y: \ufffd")
+    ]
+    hidden = spec.model_copy(update={"pseudonymise": PseudonymSpec(keep_payload=False)})
+    told = damaged_attributes(spark, hidden)
+    assert told is not None
+    assert {(row.detail, row.payload) for row in told.collect()} == {(None, None)}
 
 
 class Dialects:

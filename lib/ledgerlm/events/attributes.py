@@ -12,8 +12,9 @@ from pyspark.sql import functions as F
 from ledgerlm.engines.frames import small_frame, with_columns
 from ledgerlm.events.cells import Uses, code, event_uses, raw, type_of
 from ledgerlm.events.clock import fixed_instant
-from ledgerlm.events.columns import FAULT, FILE, LEFT_OUT, PAYLOAD
+from ledgerlm.events.columns import DAMAGED, FAULT, FILE, LEFT_OUT, PAYLOAD
 from ledgerlm.events.identity import identity, without
+from ledgerlm.events.quality import Reason, aside, first_fault, said
 from ledgerlm.events.sources import Needed, read_file
 from ledgerlm.events.spec import DataSetSpec, source_of
 from ledgerlm.events.spec_files import ClientFileSpec, Conflict, FileSpec, SourceSpec
@@ -26,13 +27,6 @@ _KEY, _VALUES, _DIFFER = "_key", "_values", "_differ"
 def sound(rows: DataFrame) -> DataFrame:
     """The rows without a fault of reading that hold something."""
     return rows.where(F.col(FAULT).isNull() & ~F.col(LEFT_OUT))
-
-
-def damaged(rows: DataFrame) -> DataFrame:
-    """The rows with a fault of reading, as quarantine takes them."""
-    return rows.where(F.col(FAULT).isNotNull()).select(
-        F.col(FAULT).alias("reason"), F.lit(None).cast("string").alias("detail"), FILE, F.col(PAYLOAD).alias("payload")
-    )
 
 
 def joined(spark: SparkSession, rows: DataFrame, spec: DataSetSpec, place: int) -> DataFrame:
@@ -110,16 +104,15 @@ def conflicts(spark: SparkSession, spec: DataSetSpec) -> dict[str, int]:
 
 
 def damaged_attributes(spark: SparkSession, spec: DataSetSpec) -> DataFrame | None:
-    """Damaged lines of join and client files, as quarantine takes them; None when no such file is text."""
-    source = source_of(spec)
-    files = [needed_of_join(spec, place) for place in range(len(spec.joins))]
-    files += [needed_of_clients(spec, place) for place in range(len(spec.clients))]
-    frames = [
-        damaged(read_file(spark, one.file, source, needed=one.keys))
-        for one in files
-        if one.file.format in ("csv", "json")
+    """Damaged lines of join and client files, and those whose `valid_from` is none, as quarantine takes them.
+
+    None when there is no such file.
+    """
+    judged = [_judged(spark, needed_of_join(spec, place), spec, None) for place in range(len(spec.joins))]
+    judged += [
+        _judged(spark, needed_of_clients(spec, place), spec, one.valid_from) for place, one in enumerate(spec.clients)
     ]
-    return reduce(DataFrame.unionByName, frames) if frames else None
+    return aside(reduce(DataFrame.unionByName, judged), spec) if judged else None
 
 
 def needed_of_join(spec: DataSetSpec, place: int) -> Needed:
@@ -149,23 +142,33 @@ def attribute_rows(spark: SparkSession, spec: DataSetSpec) -> Iterator[tuple[Fil
     Yields:
         The file, and reason (null of a good row), detail, source_file, payload, shown map<string, string>.
     """
-    source = source_of(spec)
-    wanted = [needed_of_join(spec, place) for place in range(len(spec.joins))]
-    wanted += [needed_of_clients(spec, place) for place in range(len(spec.clients))]
+    wanted: list[tuple[Needed, str | None]] = [(needed_of_join(spec, place), None) for place in range(len(spec.joins))]
+    wanted += [(needed_of_clients(spec, place), one.valid_from) for place, one in enumerate(spec.clients)]
     books = [needed_of_dictionary(spec, place) for place in range(len(spec.fields))]
-    for needed in [*wanted, *(book for book in books if book is not None)]:
-        rows = read_file(spark, needed.file, source, needed=needed.keys, uses=Uses(codes=needed.keys))
-        shown = F.create_map(*(part for name in needed.keys for part in (F.lit(name), code(name))))
-        yield (
-            needed.file,
-            rows.where(~F.col(LEFT_OUT)).select(
-                F.col(FAULT).alias("reason"),
-                F.lit(None).cast("string").alias("detail"),
-                FILE,
-                F.col(PAYLOAD).alias("payload"),
-                shown.alias("shown"),
-            ),
-        )
+    for needed, since in [*wanted, *((book, None) for book in books if book is not None)]:
+        yield needed.file, _judged(spark, needed, spec, since)
+
+
+def _judged(spark: SparkSession, needed: Needed, spec: DataSetSpec, since: str | None) -> DataFrame:
+    """The rows of an attribute file, as `attribute_rows` has them; one whose `since` is no time is bad."""
+    uses = Uses(codes=needed.keys, times=(since,) if since else ())
+    rows = read_file(spark, needed.file, source_of(spec), needed=needed.keys, uses=uses).where(~F.col(LEFT_OUT))
+    bad = first_fault((_since(rows, since, spec).isNull(), Reason.BAD_TIME, said(since, raw(since)))) if since else None
+    faults = {"reason": F.col(FAULT), "detail": F.col(DAMAGED)}
+    if bad is not None:
+        rows = rows.withColumn("_bad", bad)
+        faults = {
+            "reason": F.coalesce(FAULT, "_bad.reason"),
+            "detail": F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).otherwise(F.col(DAMAGED)),
+        }
+    shown = F.create_map(*(part for name in needed.keys for part in (F.lit(name), code(name))))
+    named = [column.alias(name) for name, column in faults.items()]
+    return rows.select(*named, FILE, F.col(PAYLOAD).alias("payload"), shown.alias("shown"))
+
+
+def _since(rows: DataFrame, column: str, spec: DataSetSpec) -> Column:
+    """The instant from which a row of client attributes holds; null where it is none."""
+    return time_of(raw(column), type_of(rows, column), AsOfSpec(column=column, zone=spec.time.zone))
 
 
 def _join_rows(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
@@ -182,9 +185,7 @@ def _client_rows(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, pl
     values = F.struct(*(without(one.nulls, code(column)).alias(name) for name, column in one.attributes.items()))
     since = None
     if one.valid_from:
-        since = time_of(
-            raw(one.valid_from), type_of(rows, one.valid_from), AsOfSpec(column=one.valid_from, zone=spec.time.zone)
-        )
+        since = _since(rows, one.valid_from, spec)
         rows = rows.where(since.isNotNull())
         if spec.as_of is not None:
             rows = rows.where(since < fixed_instant(spec.as_of, spec.time.zone))

@@ -14,11 +14,12 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.engines.frames import with_columns
-from ledgerlm.events.columns import BLOCK, FAULT, FILE, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
+from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.file_heads import resolved
 from ledgerlm.events.files import partition_value
 from ledgerlm.events.identity import in_one_form, odd_texts
+from ledgerlm.events.money import currency_of
 from ledgerlm.events.numbers import EXACT, exact_double, exact_number, plain_number, real_number
 from ledgerlm.events.quality import Reason, recoded
 from ledgerlm.events.spec import DataSetSpec, SignSpec
@@ -38,17 +39,20 @@ class Uses:
         reals: numbers that are kept as doubles.
         exact: numbers of which every digit counts, and the currency that may stand at them.
         times: stay timestamps or dates if the files have them so.
+        currencies: codes or signs of currencies.
     """
 
     codes: Collection[str] = ()
     reals: Collection[str] = ()
     exact: Collection[str] = ()
     times: Collection[str] = ()
+    currencies: Collection[str] = ()
 
     def columns(self, name: str) -> list[str]:
         """What `Cells.rows` calls the forms of a column that are used."""
         forms = {"r": True, "i": name in self.codes, "n": name in self.reals, "d": name in self.exact}
-        return [hidden(name, form) for form, used in (forms | {"c": name in self.exact}).items() if used]
+        forms |= {"c": name in self.exact or name in self.currencies}
+        return [hidden(name, form) for form, used in forms.items() if used]
 
 
 def event_uses(spec: DataSetSpec) -> Uses:
@@ -62,7 +66,13 @@ def event_uses(spec: DataSetSpec) -> Uses:
         codes |= {spec.amount.sign.column} if isinstance(spec.amount.sign, SignSpec) else set()
         codes |= {spec.amount.currency_column} if spec.amount.currency_column else set()
     reals = {field.column for field in spec.fields_of("numeric")}
-    return Uses(codes=codes, reals=reals, exact=numbers, times={spec.time.column} - {""})
+    return Uses(
+        codes=codes,
+        reals=reals,
+        exact=numbers,
+        times={spec.time.column} - {""},
+        currencies={spec.amount.currency_column} if spec.amount and spec.amount.currency_column else (),
+    )
 
 
 def raw(name: str) -> Column:
@@ -86,7 +96,7 @@ def exact(name: str) -> Column:
 
 
 def currency_at(name: str) -> Column:
-    """The currency that stands at an exact number of the data; null where none does."""
+    """The currency that stands in a column of currencies, or at an exact number; null where none does."""
     return F.col(hidden(name, "c"))
 
 
@@ -146,10 +156,16 @@ class Cells:
         kept = {hidden(name, "t"): self.found[name][0] for name in self.typed}
         rows = self.part.rows.withColumns({**kept, _CELLS: cells}).withColumn(_STRANGE, odd_texts(F.col(_CELLS)))
         strange = F.col(_STRANGE)
+        # A loop over the cells of the few rows that have such a sign, for its column.
+        places = F.transform(F.col(_CELLS), lambda text, place: F.when(text.rlike(_CONTROLS), place))
+        place = F.element_at(F.filter(places, lambda one: one.isNotNull()), 1)
+        names = F.array(*(F.lit(name) for name in (*codes, *texts))).cast("array<string>")
+        control = F.concat(F.get(names, place), F.lit(": "), F.get(_CELLS, place))
         controls = strange & F.concat_ws("\n", _CELLS).rlike(_CONTROLS)
         clean = F.when(strange, in_one_form(F.col(_CELLS), len(codes))).otherwise(F.col(_CELLS))
         fault = F.coalesce(FAULT, F.when(controls, Reason.CONTROL_SIGN.value))
-        return rows.withColumns({_CLEAN: clean, FAULT: fault})
+        damaged = F.coalesce(DAMAGED, F.when(F.col(FAULT).isNull() & controls, control))
+        return rows.withColumns({_CLEAN: clean, FAULT: fault, DAMAGED: damaged})
 
     def _with_texts(self, rows: DataFrame) -> DataFrame:
         """Each column as text and as a code; a time may keep its type."""
@@ -167,7 +183,10 @@ class Cells:
                 # As a code NaN is a gap; as a number it is written, and none.
                 text = F.coalesce(text, column.cast("string"))
             values[hidden(name)] = column if time else text
-        return with_columns(rows, values)
+        rows = with_columns(rows, values)
+        named = [name for name in self.names if name in self.uses.currencies]
+        signs = self.file.currency_signs
+        return with_columns(rows, {hidden(name, "c"): currency_of(code(name), signs) for name in named})
 
     def _with_numbers(self, rows: DataFrame, names: Sequence[str]) -> DataFrame:
         written = [name for name in names if name not in self.typed]
@@ -194,7 +213,7 @@ class Cells:
         return exact_number(self._number(name).cast("string"))
 
     def _place(self) -> list[Column]:
-        """The raw row, its fault, and where it stood."""
+        """The raw row, its fault and what shows it, and where it stood."""
         own = [F.lit(f"{name}={value}") for name, value in sorted(self.file.constants.items())]
         if self.file.format != "parquet":
             folders = {name: F.coalesce(partition_value(name, PATH), F.lit("")) for name in self.folders}
@@ -203,8 +222,8 @@ class Cells:
         odd = F.col(ODD) if self.file.format == "csv" else F.lit(False)
         file = F.substring_index(PATH, "/", -2)
         return [
-            F.col(PAYLOAD), F.col(FAULT), file.alias(FILE), row.alias(ROW), F.col(PATH), F.col(BLOCK), F.col(PLACE),
-            odd.alias(ODD), F.lit(False).alias(LEFT_OUT),
+            F.col(PAYLOAD), F.col(FAULT), F.col(DAMAGED), file.alias(FILE), row.alias(ROW), F.col(PATH), F.col(BLOCK),
+            F.col(PLACE), odd.alias(ODD), F.lit(False).alias(LEFT_OUT),
         ]  # fmt: skip
 
 

@@ -11,10 +11,18 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from ledgerlm.errors import SpecError
-from ledgerlm.events.columns import DAMAGE, FAULT, LINE, ODD
+from ledgerlm.events.columns import DAMAGE, DAMAGED, FAULT, LINE, ODD
 from ledgerlm.events.file_heads import Dialect, FileHead, csv_dialect, file_heads_of
 from ledgerlm.events.files import Found
-from ledgerlm.events.lines import odd_quotes, open_at_end, read_lines, without_values
+from ledgerlm.events.lines import (
+    MENDED,
+    damaged_line,
+    damaged_value,
+    odd_quotes,
+    open_at_end,
+    read_lines,
+    without_values,
+)
 from ledgerlm.events.quality import Reason
 from ledgerlm.events.spec_files import FileSpec
 
@@ -85,6 +93,8 @@ def _parsed(lines: DataFrame, dialect: Dialect, file: FileSpec) -> tuple[DataFra
     parsed = lines.withColumn("_early", fault).withColumn(
         "_row", F.from_csv(F.when(F.col("_early").isNull(), line), F.lit(schema), options)
     )
+    parsed = parsed.withColumn(MENDED, damaged_line()).withColumn("_torn", F.from_csv(MENDED, F.lit(schema), options))
+    torn = {name: F.col(f"_torn.{place}") for name, place in zip(dialect.names, positions, strict=False) if name}
     values = [F.col(f"_row.{name}") for name in positions]
     late = F.when(_wrong_count(values, dialect, file), Reason.WRONG_COLUMN_COUNT.value)
     if dialect.header:
@@ -93,7 +103,7 @@ def _parsed(lines: DataFrame, dialect: Dialect, file: FileSpec) -> tuple[DataFra
         late = F.coalesce(late, _other_header(known, dialect.header))
     undecided = file.quote and not dialect.records and file.line_breaks is None
     odd = odd_quotes(line, file.quote) if undecided else F.lit(False)
-    rows = parsed.withColumns({FAULT: F.coalesce("_early", late), ODD: odd})
+    rows = parsed.withColumns({FAULT: F.coalesce("_early", late), DAMAGED: damaged_value(torn), ODD: odd})
     return rows, {name: value for name, value in zip(dialect.names, values, strict=False) if name}
 
 

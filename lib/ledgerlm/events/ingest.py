@@ -22,8 +22,8 @@ from ledgerlm.events.columns import BLOCK, FILE, LEFT_OUT, ODD, PATH, PLACE
 from ledgerlm.events.counts import IngestCounts, facts_of
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.files import decoded_path, found_files, in_order_of_names
-from ledgerlm.events.judging import NOTED, aside, counters, good_rows, judged_rows
-from ledgerlm.events.quality import Reason, pseudonymised
+from ledgerlm.events.judging import NOTED, counters, good_rows, judged_rows
+from ledgerlm.events.quality import Reason, aside, pseudonymised
 from ledgerlm.events.spec import DataSetSpec, source_of
 from ledgerlm.events.spec_times import FILE_ORDER
 from ledgerlm.events.times import CLOCK_CHOICES

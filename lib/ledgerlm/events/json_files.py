@@ -10,11 +10,11 @@ from pyspark.sql import functions as F
 
 from ledgerlm.config import nearest
 from ledgerlm.errors import SpecError
-from ledgerlm.events.columns import DAMAGE, FAULT, LINE
+from ledgerlm.events.columns import DAMAGE, DAMAGED, FAULT, LINE
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.file_heads import Dialect, FileHead, file_heads_of, folded
 from ledgerlm.events.files import Found
-from ledgerlm.events.lines import read_lines
+from ledgerlm.events.lines import MENDED, damaged_line, damaged_value, read_lines
 from ledgerlm.events.quality import Reason
 from ledgerlm.events.spec_files import FileSpec
 
@@ -66,8 +66,11 @@ def json_parts(
         parsed = lines.withColumn("_row", array).withColumn("_row", F.when(alone, F.col("_row")))
         fault = F.coalesce(damage, F.when(F.col("_row").isNull(), Reason.BAD_JSON.value))
         columns = {name: _value(name, keys) for name in (*needed, *optional)}
+        torn = F.try_parse_json(F.concat(F.lit("["), F.trim(MENDED), F.lit("]")))
+        parsed = parsed.withColumns({FAULT: fault, MENDED: damaged_line()}).withColumn("_torn", torn)
+        damaged = damaged_value({name: _value(name, keys, "_torn") for name in columns})
         told = sorted(names[dialect])
-        yield Part(rows=parsed.withColumn(FAULT, fault), columns=columns, files=found, names=told)
+        yield Part(rows=parsed.withColumn(DAMAGED, damaged), columns=columns, files=found, names=told)
     if missing:
         raise no_key(missing[0], keys, files[0], file)
 
@@ -113,10 +116,10 @@ def keys_in(head: FileHead) -> set[str]:
     return found
 
 
-def _value(name: str, keys: Collection[str]) -> Column:
+def _value(name: str, keys: Collection[str], row: str = "_row") -> Column:
     """Text of a key, in any case; what the key itself says comes first."""
     names = [name, *sorted(key for key in keys if key != name and folded(key) == folded(name))]
-    return F.coalesce(*(F.try_variant_get(F.col("_row"), _path(one), "string") for one in names))
+    return F.coalesce(*(F.try_variant_get(F.col(row), _path(one), "string") for one in names))
 
 
 def _path(name: str) -> str:

@@ -15,19 +15,18 @@ from ledgerlm.engines.frames import with_columns
 from ledgerlm.events.attributes import joined
 from ledgerlm.events.cells import code, currency_at, event_uses, exact, raw, real, type_of
 from ledgerlm.events.clock import fixed_instant, known_zone
-from ledgerlm.events.columns import BLOCK, FAULT, FILE, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
+from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
 from ledgerlm.events.masks import chosen, mask_steps, told
 from ledgerlm.events.numbers import EXACT, amount_of, converted, number, product, same
-from ledgerlm.events.quality import Reason, recoded
+from ledgerlm.events.quality import Reason, first_fault, recoded, said
 from ledgerlm.events.sources import Needed, read_file
 from ledgerlm.events.spec import AmountSpec, DataSetSpec, FieldSpec, SignSpec, source_of
 from ledgerlm.events.spec_times import FILE_ORDER, TimeSpec
 from ledgerlm.events.times import DOUBLED, LOSSY, READABLE, SKIPPED, TIME, timed
 from ledgerlm.lake.schemas import AMOUNT
 
-DETAIL_LENGTH = 200  # characters of an offending value that the detail quotes
 _ID_LENGTH = 32  # hexadecimal digits of a hashed id: 128 bits
 _ONE, _ZERO = r"(?i)^(?:1(?:\.0+)?|true)$", r"(?i)^(?:0(?:\.0+)?|false)$"
 NOTED = ("_signed", "_rounded", "_converted", "_unordered", SKIPPED, DOUBLED, LOSSY)
@@ -64,28 +63,6 @@ def judged_entry(
 def good_rows(rows: DataFrame) -> DataFrame:
     """The judged rows that become events."""
     return rows.where(F.col("reason").isNull() & ~F.col(LEFT_OUT))
-
-
-def aside(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
-    """The judged rows that have a reason, as quarantine takes them; without the raw row if the spec wants that."""
-    keep = spec.pseudonymise is None or spec.pseudonymise.keep_payload
-    payload = F.col("payload") if keep else F.lit(None).cast("string")
-    detail = F.col("detail") if keep else F.lit(None).cast("string")
-    bad = rows.where(F.col("reason").isNotNull())
-    return bad.select("reason", detail.alias("detail"), FILE, payload.alias("payload"))
-
-
-def first_fault(*faults: tuple[Column, Reason, Column]) -> Column:
-    """Struct of reason and detail of the first fault that applies; null of none.
-
-    Args:
-        faults: condition, reason, and the offending value.
-    """
-    found = F.lit(None).cast("struct<reason:string,detail:string>")
-    for condition, name, value in reversed(faults):
-        detail = F.left(value, F.lit(DETAIL_LENGTH))
-        found = F.when(condition, F.struct(F.lit(name.value).alias("reason"), detail.alias("detail"))).otherwise(found)
-    return found
 
 
 def _read(spark: SparkSession, spec: DataSetSpec, place: int, seen: Callable[[Part], None] | None) -> DataFrame:
@@ -168,7 +145,7 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
         *(f"f_{field.name}" for field in spec.fields),
         FILE,
         F.when(~F.col(LEFT_OUT), F.coalesce(F.col(FAULT), F.col("_bad.reason"))).alias("reason"),
-        F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).alias("detail"),
+        F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).otherwise(F.col(DAMAGED)).alias("detail"),
         F.col(PAYLOAD).alias("payload"),
         PATH,
         BLOCK,
@@ -259,7 +236,7 @@ def _money(spec: DataSetSpec) -> dict[str, Column]:
         return {**nothing, "_agree": F.lit(True)}
     written = without(conf.nulls, raw(conf.column))
     number_of = exact(conf.column) if not conf.nulls else F.when(written.isNotNull(), exact(conf.column))
-    stated = code(conf.currency_column) if conf.currency_column else F.lit(conf.currency).cast("string")
+    stated = currency_at(conf.currency_column) if conf.currency_column else F.lit(conf.currency).cast("string")
     at = currency_at(conf.column)
     return {
         "_raw_amount": written,
@@ -317,11 +294,6 @@ def _value(field: FieldSpec) -> Column:
     if field.extract:
         text = present(F.regexp_extract(text, field.extract, 1))
     return recoded(text, field.values)
-
-
-def said(name: str, value: Column) -> Column:
-    """A column and its value, as details have them."""
-    return F.concat(F.lit(f"{name}: "), F.coalesce(value.cast("string"), F.lit("absent")))
 
 
 def _fault(spec: DataSetSpec) -> Column:

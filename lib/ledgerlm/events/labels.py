@@ -16,11 +16,10 @@ from ledgerlm.errors import DataError
 from ledgerlm.events.attributes import attributes_of
 from ledgerlm.events.cells import Uses, code, raw, real, type_of
 from ledgerlm.events.clock import fixed_instant, local, zoned
-from ledgerlm.events.columns import FAULT, FILE, LEFT_OUT, PAYLOAD
+from ledgerlm.events.columns import DAMAGED, FAULT, FILE, LEFT_OUT, PAYLOAD
 from ledgerlm.events.future import Computed, computed_labels
 from ledgerlm.events.identity import damaged_client
-from ledgerlm.events.judging import aside, first_fault, said
-from ledgerlm.events.quality import Reason, pseudonymised
+from ledgerlm.events.quality import Reason, aside, first_fault, pseudonymised, said
 from ledgerlm.events.sources import read_file
 from ledgerlm.events.spec import DataSetSpec, LabelSpec, source_of
 from ledgerlm.events.spec_files import FileSpec
@@ -330,7 +329,7 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
         F.lit(False).alias("unpriced"),
         *CLOCK_CHOICES,
         F.coalesce(F.col(FAULT), passed_over, F.col("_bad.reason")).alias("reason"),
-        F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).alias("detail"),
+        F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).otherwise(F.concat(task, DAMAGED)).alias("detail"),
         FILE,
         F.col(PAYLOAD).alias("payload"),
     )

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pyspark.sql import Column, DataFrame, SparkSession, Window
 from pyspark.sql import functions as F
 
 from ledgerlm.events.columns import BLOCK, DAMAGE, FILE_PATH, LINE, PATH, PAYLOAD, PLACE
 from ledgerlm.events.file_heads import Dialect
-from ledgerlm.events.quality import Reason
+from ledgerlm.events.quality import Reason, said
 
+MENDED = "_mended"
+"""Name of `damaged_line`."""
+DAMAGE_SIGNS = "[\ufffd\\u0000]"
+"""What bytes that are none of the encoding become, and NUL."""
+_BASE64 = "base64:"
 _BOM = "\ufeff"
 _JAVA = {"utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE"}
 _MOST_LINES = 1_000  # of one record; quotes further apart than this belong to nothing
@@ -46,7 +51,7 @@ def read_lines(
     bare = F.coalesce("_text", F.lit(""))
     bare = F.when(bare.startswith(_BOM), F.substring(bare, 2, 2**31 - 1)).otherwise(bare)
     damage = F.coalesce(DAMAGE, F.when(F.contains(bare, F.lit("\0")), Reason.NUL_BYTE.value))
-    payload = F.when(F.col(DAMAGE).isNull(), bare).otherwise(F.concat(F.lit("base64:"), F.base64("_bytes")))
+    payload = F.when(F.col(DAMAGE).isNull(), bare).otherwise(F.concat(F.lit(_BASE64), F.base64("_bytes")))
     rows = lines.select(payload.alias(PAYLOAD), PATH, BLOCK, PLACE, bare.alias(LINE), damage.alias(DAMAGE))
     if dialect.records:
         rows = _joined(rows, dialect, quote)
@@ -74,6 +79,26 @@ def _text(encoding: str) -> tuple[Column, Column]:
     moved = [(sign, other) for sign, other in usual if other and sign != other]
     signs, others = ("".join(part) for part in zip(*moved, strict=True))
     return F.translate(F.decode(data, "ISO-8859-1"), signs, others), F.lit(None).cast("string")
+
+
+def damaged_line() -> Column:
+    """The line of a row with a NUL, or with bytes that are no UTF-8, which become U+FFFD; null of other rows."""
+    found = F.try_to_binary(F.substring(PAYLOAD, len(_BASE64) + 1, 2**31 - 1), F.lit("base64")).cast("string")
+    mended = F.regexp_replace(F.make_valid_utf8(found), r"\r$", "")
+    return F.when(F.col(DAMAGE) == Reason.BAD_UTF8.value, mended).when(
+        F.col(DAMAGE) == Reason.NUL_BYTE.value, F.col(LINE)
+    )
+
+
+def damaged_value(values: Mapping[str, Column]) -> Column:
+    """The first column, and its value, in which a sign of MENDED stands; null where none does.
+
+    Args:
+        values: columns of MENDED, which has `damaged_line`.
+    """
+    found = (F.when(value.rlike(DAMAGE_SIGNS), said(name, value)) for name, value in values.items())
+    # Spark's from_csv may make the row before of a null.
+    return F.when(F.col(MENDED).isNotNull(), F.coalesce(F.lit(None).cast("string"), *found))
 
 
 def open_at_end(line: Column, separator: str, quote: str) -> Column:

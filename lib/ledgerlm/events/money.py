@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from pyspark.sql import DataFrame
+from collections.abc import Mapping
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
 
 from ledgerlm.errors import DataError
 
 _SHOWN = 4  # currencies that a message names
+
+
+def currency_of(text: Column, signs: Mapping[str, str]) -> Column:
+    """The currency that a text names, in upper case; null for null.
+
+    Args:
+        text: a code or a sign, without outer white space.
+        signs: sign or code, in any case, to currency.
+    """
+    code = F.upper(text)
+    if not signs:
+        return code
+    known = {sign.upper(): currency for sign, currency in signs.items()} | dict(signs)
+    names = F.create_map(*(F.lit(part) for pair in known.items() for part in pair))
+    return F.coalesce(F.try_element_at(names, text), F.try_element_at(names, code), code)
 
 
 def currencies(events: DataFrame, most: int) -> list[str | None]:

@@ -9,13 +9,19 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from ledgerlm.engines.frames import with_columns
 from ledgerlm.errors import SpecError
+from ledgerlm.events.columns import FILE
 
+if TYPE_CHECKING:
+    from ledgerlm.events.spec import DataSetSpec
+
+DETAIL_LENGTH = 200  # characters of an offending value that the detail quotes
 _HMAC_BLOCK = 64  # bytes of a SHA-256 block
 
 
@@ -48,6 +54,33 @@ class Reason(StrEnum):
     BAD_LABEL = "bad_label"
     CONFLICTING_LABEL = "conflicting_label"
     LABEL_WITHOUT_HISTORY = "label_without_history"
+
+
+def aside(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
+    """The judged rows that have a reason, as quarantine takes them; without the raw row if the spec wants that."""
+    keep = spec.pseudonymise is None or spec.pseudonymise.keep_payload
+    payload = F.col("payload") if keep else F.lit(None).cast("string")
+    detail = F.col("detail") if keep else F.lit(None).cast("string")
+    bad = rows.where(F.col("reason").isNotNull())
+    return bad.select("reason", detail.alias("detail"), FILE, payload.alias("payload"))
+
+
+def first_fault(*faults: tuple[Column, Reason, Column]) -> Column:
+    """Struct of reason and detail of the first fault that applies; null of none.
+
+    Args:
+        faults: condition, reason, and the offending value.
+    """
+    found = F.lit(None).cast("struct<reason:string,detail:string>")
+    for condition, name, value in reversed(faults):
+        detail = F.left(value, F.lit(DETAIL_LENGTH))
+        found = F.when(condition, F.struct(F.lit(name.value).alias("reason"), detail.alias("detail"))).otherwise(found)
+    return found
+
+
+def said(name: str, value: Column) -> Column:
+    """A column and its value, as details have them."""
+    return F.concat(F.lit(f"{name}: "), F.coalesce(value.cast("string"), F.lit("absent")))
 
 
 def recoded(value: Column, values: Mapping[str, str]) -> Column:

@@ -14,7 +14,15 @@ from ledgerlm.config import find_file, load_yaml, nearest, parse
 from ledgerlm.errors import ConfigError, SpecError
 from ledgerlm.events.clock import aware
 from ledgerlm.events.files import is_url
-from ledgerlm.events.spec_files import ClientFileSpec, DictionarySpec, FileSpec, JoinSpec, SourceSpec, SpecPart
+from ledgerlm.events.spec_files import (
+    ClientFileSpec,
+    Currency,
+    DictionarySpec,
+    FileSpec,
+    JoinSpec,
+    SourceSpec,
+    SpecPart,
+)
 from ledgerlm.events.spec_times import UTC_TIME, AsOf, AsOfSpec, GridSpec, TimeSpec
 from ledgerlm.events.spec_yaml import check_words
 from ledgerlm.lake.schemas import EVENT_ORDER, EVENTS, FINEST
@@ -75,8 +83,8 @@ class SignSpec(SpecPart):
 class ConvertSpec(SpecPart):
     """Turns amounts of several currencies into one when they are read; what is turned is rounded and counted."""
 
-    into: str = Field(description="the currency of all amounts afterwards")
-    rates: dict[str, Decimal] = Field(
+    into: Currency = Field(description="the currency of all amounts afterwards")
+    rates: dict[Currency, Decimal] = Field(
         description="currency -> its worth in `into`, such as {USD: 0.92, JPY: 0.0061}; an amount of another currency, "
         "or of none, is bad"
     )
@@ -109,8 +117,10 @@ class AmountSpec(SpecPart):
     )
     times: str | None = Field(None, description="numeric column that multiplies it, such as a quantity beside a price")
     sign: SignSpec | Literal["as_is", "negative"] = Field("as_is", description="as_is, negative (all), or by a column")
-    currency: str | None = Field(None, description="currency of all amounts")
-    currency_column: str | None = Field(None, description="column that holds the currency")
+    currency: Currency | None = Field(None, description="currency of all amounts")
+    currency_column: str | None = Field(
+        None, description="column that holds the currency, in any case, or a sign of the file's currency_signs"
+    )
     convert: ConvertSpec | None = Field(
         None,
         description="rates that turn all amounts into one currency; left out, amounts of several are told with theirs, "
@@ -212,6 +222,14 @@ class LabelSpec(SpecPart):
         description="labels of one client and as_of that differ: none is kept, or the least or most (class number or "
         "value); the others are set aside",
     )
+
+    @field_validator("only")
+    @classmethod
+    def _currencies(cls, only: dict[str, tuple[str, ...]], info: ValidationInfo) -> dict[str, tuple[str, ...]]:
+        """Of `future`, those of the events table, which are in upper case."""
+        if not info.data.get("future") or "currency" not in only:
+            return only
+        return only | {"currency": tuple(one.upper() for one in only["currency"])}
 
     @model_validator(mode="after")
     def _labels_found(self) -> Self:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from ledgerlm.config import Conf
 
@@ -14,6 +14,8 @@ Encoding = Literal[
     "iso-8859-15", "windows-1250", "windows-1251", "windows-1252", "windows-1253", "windows-1254", "windows-1257",
     "koi8-r", "ibm437", "ibm850", "ibm852",
 ]  # fmt: skip
+Currency = Annotated[str, AfterValidator(str.upper)]
+"""A currency, whose case tells nothing."""
 Conflict = Literal["absent", "first", "last"]
 _CONFLICTS = (
     "which row holds of a key whose rows differ: none (absent), or the first or last by alphabet of the values; such "
@@ -98,10 +100,11 @@ class FileSpec(SpecPart):
     marks: dict[str, Literal["+", "-"]] = Field(
         default_factory=dict, description="word before or after a number -> its sign, such as {CR: +, DR: '-'}"
     )
-    currency_signs: dict[str, str] = Field(
+    currency_signs: dict[str, Currency] = Field(
         default_factory=dict,
         description="sign or code before or after a number -> currency, such as {€: EUR, EUR: EUR}; of an amount it is "
-        "the currency, and one that differs from amount.currency or currency_column makes the amount bad",
+        "the currency, and one that differs from amount.currency or currency_column makes the amount bad. They hold in "
+        "currency_column, too",
     )
     rename: dict[str, str] = Field(default_factory=dict, description="column name in this spec -> name in the file")
     constants: dict[str, str] = Field(default_factory=dict, description="columns that the file lacks, with their value")

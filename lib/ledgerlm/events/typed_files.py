@@ -16,11 +16,11 @@ from pyspark.sql.pandas.types import from_arrow_type
 
 from ledgerlm.config import nearest
 from ledgerlm.errors import SpecError
-from ledgerlm.events.columns import BLOCK, FAULT, FILE_PATH, PATH, PAYLOAD, PLACE
+from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE_PATH, PATH, PAYLOAD, PLACE
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.file_heads import resolved
 from ledgerlm.events.files import Found, partition_value
-from ledgerlm.events.quality import Reason
+from ledgerlm.events.quality import Reason, said
 from ledgerlm.events.spec_files import FileSpec
 
 _EXACT = float(1 << 53)  # up to it a whole double is exactly one integer
@@ -154,21 +154,19 @@ def _part(
         micros = F.timestamp_micros((whole.cast("decimal(20,0)") / 1000).cast("long"))
         stored[name] = micros if instant else micros.cast("timestamp_ntz")
     columns = stored | folders
-    invalid = [
-        value.isNotNull() & ~F.is_valid_utf8(value.cast("string"))
-        for name, value in stored.items()
-        if isinstance(rows.schema[name].dataType, T.BinaryType)
-    ]
-    fault = F.lit(None).cast("string")
-    for one in invalid:
-        fault = F.when(one, Reason.BAD_UTF8.value).otherwise(fault)
+    damaged = F.lit(None).cast("string")
+    for name, value in stored.items():
+        if isinstance(rows.schema[name].dataType, T.BinaryType):
+            text = value.cast("string")
+            damaged = F.when(~F.is_valid_utf8(text), said(name, F.make_valid_utf8(text))).otherwise(damaged)
     # Names that differ in case alone, or hold dots, are told apart by their place.
     payload = F.to_json(F.struct(*(value.alias(name) for name, value in columns.items())))
     return Part(
         rows=rows.select(
             *(value.alias(f"v{place}") for place, value in enumerate(columns.values())),
             payload.alias(PAYLOAD),
-            fault.alias(FAULT),
+            F.when(damaged.isNotNull(), Reason.BAD_UTF8.value).alias(FAULT),
+            damaged.alias(DAMAGED),
             F.col(FILE_PATH).alias(PATH),
             F.col("_metadata.file_block_start").alias(BLOCK),
             F.monotonically_increasing_id().alias(PLACE),

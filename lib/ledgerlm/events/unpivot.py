@@ -38,7 +38,14 @@ def wide_uses(uses: Uses, wide: Mapping[str, str]) -> Uses:
     def also(names: Collection[str]) -> set[str]:
         return {*names, *(one for one, name in wide.items() if name in names)}
 
-    return replace(uses, codes=also(uses.codes), reals=also(uses.reals), exact=also(uses.exact), times=also(uses.times))
+    return replace(
+        uses,
+        codes=also(uses.codes),
+        reals=also(uses.reals),
+        exact=also(uses.exact),
+        times=also(uses.times),
+        currencies=also(uses.currencies),
+    )
 
 
 def long_rows(rows: DataFrame, unpivot: UnpivotSpec, needed: Collection[str], uses: Uses) -> DataFrame:
