@@ -33,7 +33,7 @@ from ledgerlm.events.numbers import amount_of, exact_double, exact_number, numbe
 from ledgerlm.events.spec import DataSetSpec, PseudonymSpec
 from ledgerlm.events.spec_files import FileSpec
 from ledgerlm.events.spec_times import TimeSpec
-from ledgerlm.events.times import time_of
+from ledgerlm.events.times import CLOCK_CHOICES, LOSSY, time_of
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
 from ledgerlm.text.numbers import plain_amount
@@ -421,16 +421,20 @@ def test_typed_files_of_several_schemas(spark: SparkSession, tmp_path: Path) -> 
         "f": {"id": ["6"], "amount": [float("nan")], "mcc": [7.0]},
         "g": {"id": ["7"], "amount": [float("-inf")], "mcc": [7.0]},
         "h": {"id": ["8"], "amount": pa.array([None], pa.float64()), "mcc": [float("nan")]},
+        "k": {"id": ["10"], "amount": [1.0], "mcc": ["1"], "time": pa.array([when // 1000 * 1000], pa.timestamp("ns"))},
         "i": {"id": ["9"], "amount": pa.array([float("nan")], pa.float32()), "mcc": ["1"]},
     }
     for name, columns in tables.items():
         pq.write_table(pa.table(base | columns), tmp_path / f"{name}.parquet")
     time = {"column": "time", "zone": "Europe/Berlin"}
-    events, quarantine, _ = ingested(spark, spec_of(tmp_path, [{"glob": "*.parquet", "format": "parquet"}], time=time))
+    spec = spec_of(tmp_path, [{"glob": "*.parquet", "format": "parquet"}], time=time)
+    events, quarantine, counts = ingested(spark, spec)
+    assert counts.choices == {CLOCK_CHOICES[LOSSY]: 4}, "and not k, whose nanoseconds are zero"
     assert {name: (str(row.amount), row.mcc) for name, row in events.items()} == {
         "1": ("0.3000", "5411"),
         "4111111111111111": ("2.5000", "7"),
         "5": ("7.1000", "5411"),
+        "10": ("1.0000", "1"),
         "8": ("None", None),
     }
     naive = dt.datetime.fromtimestamp(when // 10**9, dt.UTC) - dt.timedelta(hours=2)

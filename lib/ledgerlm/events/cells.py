@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.engines.frames import with_columns
-from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
+from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE, FINER, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.file_heads import resolved
 from ledgerlm.events.files import partition_value
@@ -220,10 +220,11 @@ class Cells:
             own += [F.concat(F.lit(f"{name}="), value) for name, value in folders.items()]
         row = F.concat_ws("\n", PAYLOAD, *own) if own else F.col(PAYLOAD)
         odd = F.col(ODD) if self.file.format == "csv" else F.lit(False)
+        finer = F.col(FINER) if self.file.format in ("parquet", "delta") else F.lit(False)
         file = F.substring_index(PATH, "/", -2)
         return [
             F.col(PAYLOAD), F.col(FAULT), F.col(DAMAGED), file.alias(FILE), row.alias(ROW), F.col(PATH), F.col(BLOCK),
-            F.col(PLACE), odd.alias(ODD), F.lit(False).alias(LEFT_OUT),
+            F.col(PLACE), finer.alias(FINER), odd.alias(ODD), F.lit(False).alias(LEFT_OUT),
         ]  # fmt: skip
 
 

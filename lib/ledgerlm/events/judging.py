@@ -15,7 +15,7 @@ from ledgerlm.engines.frames import with_columns
 from ledgerlm.events.attributes import joined
 from ledgerlm.events.cells import code, currency_at, event_uses, exact, raw, real, type_of
 from ledgerlm.events.clock import fixed_instant, known_zone
-from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
+from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE, FINER, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
 from ledgerlm.events.masks import chosen, mask_steps, told
@@ -188,7 +188,7 @@ def _timed(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
     if form.hour:
         written = number(raw(form.hour))
         hour = F.when(written.between(0, 23) & (written == F.floor(written)), written.cast("int"))
-    return timed(
+    found = timed(
         rows.withColumns({"_zone": zone, "_hour": hour}),
         value,
         T.StringType() if form.columns else type_of(rows, form.column),
@@ -197,6 +197,7 @@ def _timed(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
         hours=F.col("_hour") if form.hour else None,
         days_in_zone=form.clock is not True,
     )
+    return found.withColumn(LOSSY, F.col(LOSSY) | F.col(FINER))
 
 
 def _order(spec: DataSetSpec) -> Column:

@@ -16,7 +16,7 @@ from ledgerlm.errors import DataError
 from ledgerlm.events.attributes import attributes_of
 from ledgerlm.events.cells import Uses, code, raw, real, type_of
 from ledgerlm.events.clock import fixed_instant, local, zoned
-from ledgerlm.events.columns import DAMAGED, FAULT, FILE, LEFT_OUT, PAYLOAD
+from ledgerlm.events.columns import DAMAGED, FAULT, FILE, FINER, LEFT_OUT, PAYLOAD
 from ledgerlm.events.future import Computed, computed_labels
 from ledgerlm.events.identity import damaged_client
 from ledgerlm.events.quality import Reason, aside, first_fault, pseudonymised, said
@@ -341,6 +341,7 @@ def _with_as_of(rows: DataFrame, as_of: dt.datetime | AsOfSpec | GridSpec | None
         zone = as_of.zone or spec.time.zone
         form = as_of.model_copy(update={"zone": zone})
         rows, time = timed(rows, raw(as_of.column), type_of(rows, as_of.column), form), F.col(TIME)
+        rows = rows.withColumn(LOSSY, F.col(LOSSY) | F.col(FINER))
         if as_of.start_of:
             time = zoned(F.date_trunc(as_of.start_of, local(time, zone)), zone)
             # What the clock showed on another day of the month decides nothing.

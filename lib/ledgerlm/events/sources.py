@@ -66,7 +66,7 @@ def read_file(
     Returns:
         The needed columns by the functions of `ledgerlm.events.cells`: `raw`, and `code`, `real`, `exact` and
         `currency_at` as `uses` says; PAYLOAD: the raw row, base64 after `base64:` where its bytes are damaged, JSON for
-        Parquet and Delta; FAULT; DAMAGED; FILE; ROW; PATH, BLOCK and PLACE: where it stood; ODD; LEFT_OUT.
+        Parquet and Delta; FAULT; DAMAGED; FINER; FILE; ROW; PATH, BLOCK and PLACE: where it stood; ODD; LEFT_OUT.
 
     Raises:
         SpecError: when nothing is at the path, a file cannot be read as the spec says, or a column is missing.

@@ -16,7 +16,7 @@ from pyspark.sql.pandas.types import from_arrow_type
 
 from ledgerlm.config import nearest
 from ledgerlm.errors import SpecError
-from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE_PATH, PATH, PAYLOAD, PLACE
+from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE_PATH, FINER, PATH, PAYLOAD, PLACE
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.file_heads import resolved
 from ledgerlm.events.files import Found, partition_value
@@ -38,7 +38,7 @@ def delta_part(spark: SparkSession, path: str, needed: Collection[str]) -> Itera
     check_columns(rows.columns, needed, path)
     if rows.isEmpty():
         raise SpecError(f"{path}: no rows in the table")
-    yield _part(rows, [Found(path=path, size=1)], {})
+    yield _part(rows, [Found(path=path, size=1)], {}, {}, ())
 
 
 def parquet_parts(
@@ -74,7 +74,7 @@ def parquet_parts(
             raise SpecError(f"{found[0].path}: cannot be read as Parquet: {said}{hint}") from error
         check_columns([*rows.columns, *names], needed, found[0].path)
         folders = {name: partition_value(name, FILE_PATH) for name in sorted(names)}
-        yield _part(rows, found, folders, _instants(schema))
+        yield _part(rows, found, folders, _instants(schema), needed)
 
 
 class _Schema(NamedTuple):
@@ -146,10 +146,18 @@ def check_columns(names: Collection[str], needed: Collection[str], place: str) -
 
 
 def _part(
-    rows: DataFrame, files: Sequence[Found], folders: dict[str, Column], nanos: dict[str, bool] | None = None
+    rows: DataFrame,
+    files: Sequence[Found],
+    folders: dict[str, Column],
+    nanos: dict[str, bool],
+    needed: Collection[str],
 ) -> Part:
     stored = {name: F.col(f"`{name.replace('`', '``')}`") for name in rows.columns}
-    for name, instant in (nanos or {}).items():
+    wanted = {resolved(name, rows.columns, files[0].path) for name in needed}
+    finer = F.lit(False)
+    for name, instant in nanos.items():
+        if name in wanted:
+            finer = finer | F.coalesce(F.pmod(stored[name], F.lit(1000)) != 0, F.lit(False))
         whole = stored[name] - F.pmod(stored[name], F.lit(1000))
         micros = F.timestamp_micros((whole.cast("decimal(20,0)") / 1000).cast("long"))
         stored[name] = micros if instant else micros.cast("timestamp_ntz")
@@ -167,6 +175,7 @@ def _part(
             payload.alias(PAYLOAD),
             F.when(damaged.isNotNull(), Reason.BAD_UTF8.value).alias(FAULT),
             damaged.alias(DAMAGED),
+            finer.alias(FINER),
             F.col(FILE_PATH).alias(PATH),
             F.col("_metadata.file_block_start").alias(BLOCK),
             F.monotonically_increasing_id().alias(PLACE),
