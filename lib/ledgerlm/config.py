@@ -35,6 +35,10 @@ class Conf(BaseModel):
 
     HOW: ClassVar[frozenset[str]] = frozenset()
 
+    def free(self) -> frozenset[str]:
+        """Settings that are no part of a definition: HOW, and what follows from others."""
+        return self.HOW
+
 
 SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 """What a URL begins with (`s3a://`, `dbfs:/`, `file:`)."""

@@ -38,8 +38,7 @@ from ledgerlm.lake.slices import WHOLE, Slice
 class IngestConf(Conf):
     """Reads the files that the data set spec names."""
 
-    # They say what may come in from now on; what is there came in under those of its night, and is not read anew.
-    HOW = frozenset({"batch", "max_quarantined_share", "max_unmatched_share", "partitions", "unknown_codes"})
+    HOW = frozenset({"batch", "partitions"})
 
     append: bool = Field(
         False,
@@ -69,6 +68,11 @@ class IngestConf(Conf):
         description="with append: what is done with a batch that is not as batches are (refuse: nothing of it is "
         "taken; quarantine: its odd rows are set aside; warn)",
     )
+
+    def free(self) -> frozenset[str]:
+        """What is there came in under the tolerances of its night, and is not read anew for those of another one."""
+        tolerances = {"max_quarantined_share", "max_unmatched_share", "unknown_codes"}
+        return self.HOW | tolerances if self.append else self.HOW
 
     @model_validator(mode="after")
     def _batches_alone(self) -> Self:
