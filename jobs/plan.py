@@ -14,8 +14,6 @@ from ledgerlm.errors import ConfigError
 from ledgerlm.lake.lake import Lake
 from ledgerlm.planning import told
 from ledgerlm.planning.conf import PlanConf, load_plan
-from ledgerlm.planning.estimate import Plan, Walk
-from ledgerlm.planning.inputs import Inputs
 from ledgerlm.planning.measured import Sample, sample_of
 from ledgerlm.planning.plans import plans_of
 from ledgerlm.runs.engines import Engines
@@ -60,7 +58,7 @@ def tell_plan(
     if form == "json":
         console.print_json(json.dumps(told.as_json(plans, inputs, conf.hardware)))
     else:
-        console.print((_text if form == "text" else _markdown)(plans, inputs, conf))
+        console.print((told.as_text if form == "text" else told.as_markdown)(plans, inputs, conf.hardware))
     return 0
 
 
@@ -74,31 +72,6 @@ def _sample(named: str, conf: PlanConf) -> Sample:
         return sample_of(pipeline, records, Lake(pipeline.home.root, engines.spark), conf.sample_cores)
     finally:
         engines.stop()
-
-
-def _markdown(plans: Sequence[Plan], inputs: Inputs, conf: PlanConf) -> str:
-    parts = [told.markdown(told.overview(plans, conf.hardware))]
-    for word, walk in _details(plans):
-        parts += [f"{word}: {walk.bottleneck.text}.", told.markdown(told.stages(walk, conf.hardware))]
-        parts.append("\n".join(f"* {line}" for line in told.formulas(walk)))
-    return "\n\n".join([*parts, *_notes(plans), told.markdown(told.inputs(inputs))])
-
-
-def _text(plans: Sequence[Plan], inputs: Inputs, conf: PlanConf) -> str:
-    lines = told.aligned(told.overview(plans, conf.hardware))
-    for word, walk in _details(plans):
-        lines += ["", f"{word}: {walk.bottleneck.text}", *told.aligned(told.stages(walk, conf.hardware))]
-        lines += [f"  {line}" for line in told.formulas(walk)]
-    return "\n".join([*lines, "", *_notes(plans), *told.aligned(told.inputs(inputs))])
-
-
-def _details(plans: Sequence[Plan]) -> list[tuple[str, Walk]]:
-    """What is told stage by stage: of one case alone, or nobody would read it."""
-    return [("First run", plans[0].first), ("A night", plans[0].night)] if len(plans) == 1 else []
-
-
-def _notes(plans: Sequence[Plan]) -> list[str]:
-    return list(dict.fromkeys(note for plan in plans for note in plan.notes))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.clock import aware, instant
 from ledgerlm.jobs.run import show_plan
-from ledgerlm.lake.lake import Lake
-from ledgerlm.lake.publications import publications
+from ledgerlm.lake.publications import refuse_past
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import Pipeline, load_pipeline
 from ledgerlm.runs.runner import Runner
@@ -49,24 +48,6 @@ def rescore(file: str, overrides: Sequence[str] = (), *, as_of: dt.datetime, dry
     finally:
         runner.engines.stop()
     return 0
-
-
-def refuse_past(lake: Lake, night: dt.datetime) -> None:
-    """Readers do not go back in time by an oversight.
-
-    Args:
-        lake: tables of the pipeline.
-        night: the time as of which everybody is to be scored.
-
-    Raises:
-        ConfigError: what readers see is later.
-    """
-    seen = next((one for one in publications(lake) if one.status != "refused"), None)
-    if seen is not None and night < seen.as_of:
-        raise ConfigError(
-            f"--as-of {night.isoformat(sep=' ')} lies before {seen.as_of.isoformat(sep=' ')}, as of which publication "
-            f"{seen.number} has been read; give a later time, or go back with `ledgerlm rollback` first"
-        )
 
 
 def _refuse_unpublished(pipeline: Pipeline) -> None:

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 
 from pyspark.sql import functions as F
 
-from ledgerlm.errors import DataError
 from ledgerlm.lake.differences import CHANGE, INSERT
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.leases import Holder, leased
-from ledgerlm.lake.publications import PUBLICATIONS, publications, published
+from ledgerlm.lake.publications import PUBLICATIONS, publications, published, shown_before
 from ledgerlm.progress import Progress
 from ledgerlm.runs.engines import Engines
 from ledgerlm.runs.lock import held, identity
@@ -45,7 +44,7 @@ def roll_back(file: str, overrides: Sequence[str] = (), *, to: int | None = None
             holder = Holder(pipeline=pipeline.name, run_id=by.run_id, folder=identity(pipeline.out))
             with leased(lake, holder, pipeline.conf.lease_minutes * 60) as lease:
                 now = published(lake)
-                wanted = published(lake, to if to is not None else before(lake, now.number))
+                wanted = published(lake, to if to is not None else shown_before(lake, now.number))
                 again = wanted.again(publications(lake)[0].number + 1, dt.datetime.now(dt.UTC))
                 lease.check()
                 lake.apply(PUBLICATIONS, again.row(lake.spark).withColumn(CHANGE, F.lit(INSERT)), by=by)
@@ -56,23 +55,6 @@ def roll_back(file: str, overrides: Sequence[str] = (), *, to: int | None = None
         f"{wanted.as_of.isoformat(sep=' ')}; {now.number} is kept"
     )
     return 0
-
-
-def before(lake: Lake, number: int) -> int:
-    """The publication before the one that a number shows: where that one was rolled back to, before its first.
-
-    So each call goes one further back, and none forward to what was withdrawn.
-
-    Raises:
-        DataError: there is none before it.
-    """
-    known = publications(lake)
-    now = next(one for one in known if one.number == number)
-    first = min((one.number for one in known if one.tables == now.tables and one.status != "refused"), default=number)
-    seen = [one.number for one in known if one.status == "published" and one.number < first]
-    if not seen:
-        raise DataError(f"publication {first} is the first; there is none before it to go back to")
-    return seen[0]
 
 
 if __name__ == "__main__":

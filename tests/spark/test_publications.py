@@ -14,11 +14,16 @@ from ledgerlm.applications.publishing import Judged, publication
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.explanation import as_page, as_text, explained
 from ledgerlm.heads.vectors import newest_vectors
-from ledgerlm.jobs.rescore import refuse_past
-from ledgerlm.jobs.rollback import before
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
-from ledgerlm.lake.publications import PUBLICATIONS, publications, published, versions
+from ledgerlm.lake.publications import (
+    PUBLICATIONS,
+    publications,
+    published,
+    refuse_past,
+    shown_before,
+    versions,
+)
 from ledgerlm.lake.upkeep import hours_kept, kept
 
 NIGHT = dt.datetime(2025, 1, 2, tzinfo=dt.UTC)
@@ -99,15 +104,15 @@ def test_a_gate_refuses_and_readers_stay(bank: Bank, clients: int, shift: float,
 def test_going_back_publishes_the_night_before_again(bank: Bank) -> None:
     for day in range(3):
         bank.night(day)
-    assert before(bank.lake, 3) == 2
+    assert shown_before(bank.lake, 3) == 2
     again = published(bank.lake, 2).again(4, dt.datetime.now(dt.UTC))
     bank.lake.apply(PUBLICATIONS, again.row(bank.spark).withColumn("_change", F.lit("insert")), by=by("back"))
     seen = published(bank.lake)
     assert (seen.number, seen.status, seen.as_of) == (4, "rolled_back", NIGHT + dt.timedelta(days=1))
     assert dict(seen.tables) == dict(published(bank.lake, 2).tables)
-    assert before(bank.lake, 4) == 1, "one further back, and not forward to what was withdrawn"
+    assert shown_before(bank.lake, 4) == 1, "one further back, and not forward to what was withdrawn"
     with pytest.raises(DataError, match="publication 1 is the first"):
-        before(bank.lake, 1)
+        shown_before(bank.lake, 1)
     refuse_past(bank.lake, seen.as_of)
     with pytest.raises(ConfigError, match=r"--as-of 2025-01-02 .* lies before 2025-01-03 .* publication 4"):
         refuse_past(bank.lake, NIGHT)

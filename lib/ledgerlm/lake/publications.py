@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ledgerlm.errors import DataError
+from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.lake.schemas import TABLES
 
 if TYPE_CHECKING:
@@ -117,6 +117,41 @@ def published(lake: Lake, number: int | None = None) -> Publication:
         wanted = "no publication" if number is None else f"no publication {number}"
         raise DataError(f"{wanted} at {lake.home.root}; there is {listed}: run `ledgerlm rescore` first")
     return seen[0]
+
+
+def shown_before(lake: Lake, number: int) -> int:
+    """The publication before the one that a number shows: where that one was rolled back to, before its first.
+
+    So each call goes one further back, and none forward to what was withdrawn.
+
+    Raises:
+        DataError: there is none before it.
+    """
+    known = publications(lake)
+    now = next(one for one in known if one.number == number)
+    first = min((one.number for one in known if one.tables == now.tables and one.status != "refused"), default=number)
+    seen = [one.number for one in known if one.status == "published" and one.number < first]
+    if not seen:
+        raise DataError(f"publication {first} is the first; there is none before it to go back to")
+    return seen[0]
+
+
+def refuse_past(lake: Lake, night: dt.datetime) -> None:
+    """Readers do not go back in time by an oversight.
+
+    Args:
+        lake: tables of the pipeline.
+        night: the time as of which everybody is to be scored.
+
+    Raises:
+        ConfigError: what readers see is later.
+    """
+    seen = next((one for one in publications(lake) if one.status != "refused"), None)
+    if seen is not None and night < seen.as_of:
+        raise ConfigError(
+            f"--as-of {night.isoformat(sep=' ')} lies before {seen.as_of.isoformat(sep=' ')}, as of which publication "
+            f"{seen.number} has been read; give a later time, or go back with `ledgerlm rollback` first"
+        )
 
 
 def versions(lake: Lake) -> dict[str, int]:

@@ -45,6 +45,33 @@ def as_json(plans: Sequence[Plan], inputs: Inputs, hardware: HardwareConf) -> di
     }
 
 
+def as_markdown(plans: Sequence[Plan], known: Inputs, hardware: HardwareConf) -> str:
+    """A page of it: all cases, and where there is one alone its stages with their formulas."""
+    parts = [markdown(overview(plans, hardware))]
+    for word, walk in _details(plans):
+        parts += [f"{word}: {walk.bottleneck.text}.", markdown(stages(walk, hardware))]
+        parts.append("\n".join(f"* {line}" for line in formulas(walk)))
+    return "\n\n".join([*parts, *_notes(plans), markdown(inputs(known))])
+
+
+def as_text(plans: Sequence[Plan], known: Inputs, hardware: HardwareConf) -> str:
+    """The same for a terminal."""
+    lines = aligned(overview(plans, hardware))
+    for word, walk in _details(plans):
+        lines += ["", f"{word}: {walk.bottleneck.text}", *aligned(stages(walk, hardware))]
+        lines += [f"  {line}" for line in formulas(walk)]
+    return "\n".join([*lines, "", *_notes(plans), *aligned(inputs(known))])
+
+
+def _details(plans: Sequence[Plan]) -> list[tuple[str, Walk]]:
+    """What is told stage by stage: of one case alone, or nobody would read it."""
+    return [("First run", plans[0].first), ("A night", plans[0].night)] if len(plans) == 1 else []
+
+
+def _notes(plans: Sequence[Plan]) -> list[str]:
+    return list(dict.fromkeys(note for plan in plans for note in plan.notes))
+
+
 def _walk(walk: Walk) -> dict[str, Any]:
     return {
         "stages": [
