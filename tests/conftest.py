@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,6 +87,23 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     session = start(SparkConf(conf=conf, **where), log=tmp_path_factory.mktemp("logs") / "spark.log")
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_kept_beyond_a_module() -> Iterator[None]:
+    """What a module's tests let Spark cache goes with it.
+
+    Each new plan is held against all that are cached, and those of a whole run would fill the heap of the one JVM.
+    """
+    yield
+    if "pyspark.sql" not in sys.modules:
+        return
+    from pyspark.sql import SparkSession
+
+    session = SparkSession.getActiveSession()
+    if session is not None:
+        gc.collect()  # frames that only a cycle holds
+        session.catalog.clearCache()
 
 
 @pytest.fixture(scope="session")
