@@ -35,7 +35,7 @@ class Conf(BaseModel):
 
     HOW: ClassVar[frozenset[str]] = frozenset()
 
-    def free(self) -> frozenset[str]:
+    def not_defining(self) -> frozenset[str]:
         """Settings that are no part of a definition: HOW, and what follows from others."""
         return self.HOW
 

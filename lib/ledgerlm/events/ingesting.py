@@ -69,7 +69,7 @@ class IngestConf(Conf):
         "taken; quarantine: its odd rows are set aside; warn)",
     )
 
-    def free(self) -> frozenset[str]:
+    def not_defining(self) -> frozenset[str]:
         """What is there came in under the tolerances of its night, and is not read anew for those of another one."""
         tolerances = {"max_quarantined_share", "max_unmatched_share", "unknown_codes"}
         return self.HOW | tolerances if self.append else self.HOW

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ledgerlm.config import HeadRef, ModelRef
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.asked import AsOfConf, asked
-from ledgerlm.events.clock import aware
+from ledgerlm.events.clock import aware, instant
 from ledgerlm.events.ends import end_of_data
 from ledgerlm.files import push, restore
 from ledgerlm.heads.scoring import heads_of
@@ -290,7 +290,7 @@ class Context:
         if self.night is not None:
             return self.night
         time, until = self.spec.time, self._tested_from()
-        if as_of is not None and until is not None and _utc(aware(as_of, time.zone)) > until:
+        if as_of is not None and until is not None and instant(as_of, time.zone) > until:
             raise ConfigError(
                 f"stage {self.stage}: as_of {as_of} lies after {until:%Y-%m-%d %H:%M}, from which the split by time "
                 "tests, so what learns from histories would look ahead; leave as_of out, give one before, or split by "
@@ -298,7 +298,7 @@ class Context:
             )
         end = as_of or self.spec.as_of or time.end or end_of_data(self.read("events"), time).time
         end = aware(end, time.zone)
-        return end if until is None or _utc(end) <= until else until
+        return end if until is None or instant(end, time.zone) <= until else until
 
     def _tested_from(self) -> dt.datetime | None:
         """The instant from which the latest split stage before this one tests, if it is one by time."""
@@ -403,7 +403,3 @@ def _emptied(folder: Path) -> Path:
     if folder.exists():
         shutil.rmtree(folder)
     return _made(folder)
-
-
-def _utc(time: dt.datetime) -> dt.datetime:
-    return time.replace(tzinfo=datetime.UTC) if time.tzinfo is None else time

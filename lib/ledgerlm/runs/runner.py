@@ -304,7 +304,7 @@ class Runner:
             {
                 "job": stage.job.name,
                 "results": stage.job.results,
-                "conf": stage.conf.model_dump(mode="json", exclude=set(stage.conf.free())),
+                "conf": stage.conf.model_dump(mode="json", exclude=set(stage.conf.not_defining())),
                 "seed": self.pipeline.conf.seed,
                 "data": self.pipeline.spec.model_dump(mode="json"),
                 "packages": {name: version_of(name) for name in stage.job.uses},
