@@ -21,7 +21,7 @@ from ledgerlm.errors import DataError, SpecError
 from ledgerlm.events.ingest import IngestCounts, damaged_attributes, dictionaries, ingest_events, unknown_codes
 from ledgerlm.events.labels import client_attributes, first_events, labels_of
 from ledgerlm.events.masks import masked
-from ledgerlm.events.quality import pseudonymised
+from ledgerlm.events.quality import pseudonymised, without_client
 from ledgerlm.events.spec import DataSetSpec, EventIdSpec, Mask, SplitSpec
 from ledgerlm.events.spec_times import TimeSpec
 from ledgerlm.events.splits import with_split
@@ -359,6 +359,29 @@ def test_pseudonyms_replace_ids_everywhere_and_payloads_can_be_left_out(
     named = spec.model_copy(update={"event_id": EventIdSpec(columns=("client", "mcc"))})
     [row] = ingest_events(spark, named).events.collect()
     assert row.event_id == hmac.new(b"secret", b"anna|5411", "sha256").hexdigest(), "an id tells no client in the clear"
+
+
+def test_texts_do_not_repeat_the_client_that_became_a_pseudonym(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEDGERLM_PSEUDONYM_KEY", "secret")
+    texts = {
+        "00417": "fee of 00417, (00417)/100417 00417x",
+        "a.b+1": "a.b+1 aXb+1",
+        "7": "7 days",
+        r"x\E(": r"for x\E( now",
+    }
+    rows = spark.createDataFrame([*texts.items()], "client string, note string")
+    found = rows.select("client", without_client(F.col("note"), F.col("client")).alias("note"))
+    assert {row.client: row.note for row in found.collect()} == {
+        "00417": "fee of [client], ([client])/100417 00417x",
+        "a.b+1": "[client] aXb+1",
+        "7": "7 days",
+        r"x\E(": "for [client] now",
+    }
+    (tmp_path / "events.csv").write_bytes(HEADER + GOOD[0].replace(b"bread", b"bread of anna"))
+    [row] = ingest_events(spark, spec_of(tmp_path, pseudonymise={})).events.collect()
+    assert row.note == "bread of [client]"
 
 
 MASKED = {

@@ -658,9 +658,42 @@ def test_the_tenth_file_stands_behind_the_ninth(spark: SparkSession, tmp_path: P
     (tmp_path / "night-10.csv").write_text(
         lines_of(HEAD, f"1;a;{WHEN};10;1;x", f"2;a;{WHEN};0;D;x", f"3;a;{WHEN};3;1;x")
     )
-    rule = {"columns": ["id"], "conflicts": "last", "deleted": {"mcc": ["D"]}}
+    rule = {"columns": ["id"], "conflicts": "last", "deleted": {"mcc": ["D"]}, "kept": {"mcc": ["1"]}}
     events, _, _ = ingested(spark, spec_of(tmp_path, [{"glob": "*.csv"}], event_id=rule))
     assert {one: int(event.amount) for one, event in events.items()} == {"1": 10, "3": 3}
+
+
+def test_an_operation_that_the_spec_does_not_name_is_set_aside(spark: SparkSession, tmp_path: Path) -> None:
+    rows = (f"{n};c;{WHEN};{n};{op};x" for n, op in enumerate(("I", "U", "", "D", "d", "TRUNCATE")))
+    (tmp_path / "a.csv").write_text(lines_of(HEAD, *rows))
+    rule = {"columns": ["id"], "deleted": {"mcc": ["D"]}, "kept": {"mcc": ["I", "U"]}}
+    events, quarantine, counts = ingested(spark, spec_of(tmp_path, [{"glob": "a.csv"}], event_id=rule))
+    assert (sorted(events), counts.withdrawn) == (["0", "1", "2"], 1)
+    assert sorted((row.reason, row.detail) for row in quarantine) == [
+        ("bad_operation", "mcc: TRUNCATE"),
+        ("bad_operation", "mcc: d"),
+    ]
+
+
+def test_number_fields_beyond_the_digits_of_a_double_are_counted(spark: SparkSession, tmp_path: Path) -> None:
+    kept = (
+        "9007199254740992",
+        "0.1234567890123456",
+        "1,000,000,000,000,000,000",
+        "-0.000000000000000000001",
+        "15" + "0" * 21,
+    )
+    cut = ("9007199254740993", "0.12345678901234567890", "1.00000000000000001")
+    for name, values in (("kept", kept), ("cut", cut)):
+        rows = (f'{n};c;{WHEN};1;1;"{value}"' for n, value in enumerate(values))
+        (tmp_path / f"{name}.csv").write_text(lines_of(HEAD, *rows))
+        spec = spec_of(
+            tmp_path, [{"glob": f"{name}.csv", "thousands": ","}], fields=[{"name": "note", "kind": "numeric"}]
+        )
+        events, _, counts = ingested(spark, spec)
+        assert len(events) == len(values)
+        lost = {"rows with a number of more digits than a double keeps": len(cut)} if name == "cut" else {}
+        assert counts.choices == lost
 
 
 def test_what_the_counts_refuse(spark: SparkSession, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from pyspark.sql import Column, DataFrame, Observation, SparkSession, Window
 from pyspark.sql import functions as F
 
-from ledgerlm.engines.frames import small_frame
+from ledgerlm.engines.frames import small_frame, with_columns
 from ledgerlm.events.attributes import conflicts, damaged_attributes, dictionaries, unknown_codes
 from ledgerlm.events.batch_rules import Held, Seen
 from ledgerlm.events.columns import BLOCK, FILE, LEFT_OUT, ODD, PATH, PLACE
@@ -23,7 +23,7 @@ from ledgerlm.events.counts import IngestCounts, facts_of
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.files import decoded_path, found_files, in_order_of_names
 from ledgerlm.events.judging import NOTED, counters, good_rows, judged_rows
-from ledgerlm.events.quality import Reason, aside, pseudonymised
+from ledgerlm.events.quality import Reason, aside, pseudonymised, without_client
 from ledgerlm.events.spec import DataSetSpec, source_of
 from ledgerlm.events.spec_times import FILE_ORDER
 from ledgerlm.events.times import CLOCK_CHOICES
@@ -45,6 +45,7 @@ _SAID = {
     "_signed": "amounts with a sign of their own beside sign",
     "_rounded": "rounded amounts",
     "_converted": "amounts turned into another currency",
+    "_cut": "rows with a number of more digits than a double keeps",
     "_unordered": "events whose order is no number",
     **CLOCK_CHOICES,
 }
@@ -232,7 +233,9 @@ def _hidden(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
     secret = {spec.client, *(one.column or one.name for one in spec.fields if one.name in spec.pseudonymise.fields)}
     if secret & set(spec.event_id.columns):
         columns.append("_id")  # it would tell them in the clear
-    return pseudonymised(rows, columns, spec.pseudonymise.key_env)
+    texts = [f"f_{field.name}" for field in spec.fields_of("text") if not field.flags]
+    named = with_columns(rows, {text: without_client(F.col(text), F.col("client_id")) for text in texts})
+    return pseudonymised(named, columns, spec.pseudonymise.key_env)
 
 
 def _numbered(good: DataFrame, spec: DataSetSpec, partitions: int | None) -> DataFrame:

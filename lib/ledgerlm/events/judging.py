@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
-from operator import and_
+from operator import and_, or_
 
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -19,7 +19,7 @@ from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE, FINER, LEFT_OUT
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
 from ledgerlm.events.masks import chosen, mask_steps, told
-from ledgerlm.events.numbers import EXACT, amount_of, converted, number, product, same
+from ledgerlm.events.numbers import EXACT, amount_of, converted, lost_digits, number, product, same
 from ledgerlm.events.quality import Reason, first_fault, recoded, said
 from ledgerlm.events.sources import Needed, read_file
 from ledgerlm.events.spec import AmountSpec, DataSetSpec, FieldSpec, SignSpec, source_of
@@ -29,7 +29,7 @@ from ledgerlm.lake.schemas import AMOUNT
 
 _ID_LENGTH = 32  # hexadecimal digits of a hashed id: 128 bits
 _ONE, _ZERO = r"(?i)^(?:1(?:\.0+)?|true)$", r"(?i)^(?:0(?:\.0+)?|false)$"
-NOTED = ("_signed", "_rounded", "_converted", "_unordered", SKIPPED, DOUBLED, LOSSY)
+NOTED = ("_signed", "_rounded", "_converted", "_cut", "_unordered", SKIPPED, DOUBLED, LOSSY)
 """What the settings of a spec decided about a row: counted, and written nowhere."""
 
 
@@ -131,7 +131,7 @@ def _judged(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
         }
     )
     typed = _timed(typed, spec).withColumnRenamed(TIME, "event_time")
-    valued = typed.withColumns({**_amount(spec), "_unordered": _unordered(spec)})
+    valued = typed.withColumns({**_amount(spec), "_unordered": _unordered(spec), "_cut": _cut(spec)})
     rows = valued.withColumns({"_bad": _fault(spec)} | {f"f_{field.name}": _value(field) for field in spec.fields})
     rows = _masked(rows, [f"f_{field.name}" for field in spec.fields_of("text") if not field.flags], spec)
     return rows.select(
@@ -229,6 +229,17 @@ def _gone(spec: DataSetSpec) -> Column:
     return F.coalesce(reduce(and_, marks), F.lit(False)) if marks else F.lit(False)
 
 
+def _unknown(column: str, spec: DataSetSpec) -> Column:
+    """Whether a column that tells deletions holds a value that the spec says nothing of; null of an empty one."""
+    return ~code(column).isin(*spec.event_id.deleted[column], *spec.event_id.kept.get(column, ()))
+
+
+def _cut(spec: DataSetSpec) -> Column:
+    """Whether a number field holds more digits than a double keeps."""
+    cut = [lost_digits(F.col(f"_raw_{field.name}"), real(field.column)) for field in spec.fields_of("numeric")]
+    return reduce(or_, cut, F.lit(False))
+
+
 def _money(spec: DataSetSpec) -> dict[str, Column]:
     """What is written as the amount, as text and exactly; its currency, and whether all that is said of it agrees."""
     conf = spec.amount
@@ -314,6 +325,7 @@ def _fault(spec: DataSetSpec) -> Column:
         (damaged_client(client), Reason.DAMAGED_ID, said(spec.client, client)),
         (F.col("_id").isNull(), Reason.NO_EVENT_ID, F.lit(ids)),
         *((damaged_id(code(name)), Reason.DAMAGED_ID, said(name, code(name))) for name in spec.event_id.columns),
+        *((_unknown(name, spec), Reason.BAD_OPERATION, said(name, code(name))) for name in spec.event_id.deleted),
     )
     found = first_fault(
         *named,

@@ -47,6 +47,22 @@ def _has_digits(value: Column) -> Column:
     return value.cast("string").rlike("^[^eE]*[1-9]")
 
 
+def lost_digits(written: Column, read: Column) -> Column:
+    """Whether a number has digits that its double does not print; false of none.
+
+    Args:
+        written: text of the number, in any dialect.
+        read: the double that was read.
+    """
+    long = F.length(written) > _MOST_EXPONENT_DIGITS  # so many digits and less a double always keeps
+    return F.coalesce(long & (_significant(written) != _significant(read.cast("string"))), F.lit(False))
+
+
+def _significant(text: Column) -> Column:
+    """The digits of a number without zeros at its ends."""
+    return F.btrim(F.regexp_replace(F.regexp_replace(text, "[eE].*$", ""), "[^0-9]", ""), F.lit("0"))
+
+
 def exact_number(value: Column) -> Column:
     """A decimal(38,18) of a number in plain form; one that has more places is no number of few, see `_with_more`."""
     exact = value.try_cast(EXACT)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DETAIL_LENGTH = 200  # characters of an offending value that the detail quotes
 _HMAC_BLOCK = 64  # bytes of a SHA-256 block
+_LEAST_CLIENT_LENGTH = 4  # signs of a client id that is looked for in texts
 
 
 class Reason(StrEnum):
@@ -39,6 +40,7 @@ class Reason(StrEnum):
     NO_CLIENT = "no_client"
     NO_EVENT_ID = "no_event_id"
     DAMAGED_ID = "damaged_id"
+    BAD_OPERATION = "bad_operation"
     BAD_TIME = "bad_time"
     TIME_BEFORE_RANGE = "time_before_range"
     TIME_IN_FAR_FUTURE = "time_in_far_future"
@@ -89,6 +91,18 @@ def recoded(value: Column, values: Mapping[str, str]) -> Column:
         return value
     pairs = [F.lit(part) for pair in values.items() for part in pair]
     return F.coalesce(F.try_element_at(F.create_map(*pairs), value), value)
+
+
+def without_client(text: Column, client: Column) -> Column:
+    """A text in which `[client]` stands for the client's own id, where that stands as a word of its own.
+
+    Ids of fewer than four signs stay: they mean other things more often than the client.
+    """
+    sought = F.concat(
+        F.lit(r"(?<![\p{L}\p{N}])"), F.regexp_replace(client, r"([^\p{L}\p{N}])", r"\\$1"), F.lit(r"(?![\p{L}\p{N}])")
+    )
+    there = (F.length(client) >= _LEAST_CLIENT_LENGTH) & text.contains(client)
+    return F.when(there, F.regexp_replace(text, sought, F.lit("[client]"))).otherwise(text)
 
 
 def pseudonymised(frame: DataFrame, columns: Sequence[str], key_env: str | None) -> DataFrame:

@@ -52,11 +52,23 @@ class EventIdSpec(SpecPart):
         description="column -> values of the rows that take the event of their id away again, such as {op: [D]}; rows "
         "of the id that come before it, by time.order, then batch, file and line, go with it, also in later batches",
     )
+    kept: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="the same columns -> values of rows that are events, such as {op: [I, U]}; an empty value is one "
+        "always, and a row with any other is set aside",
+    )
 
     @model_validator(mode="after")
     def _deleted_by_id(self) -> Self:
         if self.deleted and not self.columns:
             raise ValueError("event_id.deleted needs event_id.columns: a row can only take away what it can name")
+        for column, values in self.kept.items():
+            if column not in self.deleted:
+                raise ValueError(
+                    f"event_id.kept: {column} is no column of event_id.deleted, beside which it says what is"
+                )
+            if both := sorted(set(values) & set(self.deleted[column])):
+                raise ValueError(f"event_id: {', '.join(both)} of {column} cannot be both deleted and kept")
         return self
 
 
@@ -281,7 +293,10 @@ class LabelSpec(SpecPart):
 
 
 class PseudonymSpec(SpecPart):
-    """Replaces client ids by a keyed HMAC-SHA256. Quarantine keeps raw rows unless told otherwise."""
+    """Replaces client ids by a keyed HMAC-SHA256, and in texts of a client its own id by `[client]`.
+
+    Ids of fewer than four signs stay in texts. Quarantine keeps raw rows unless told otherwise.
+    """
 
     key_env: str = Field("LEDGERLM_PSEUDONYM_KEY", description="environment variable that holds the secret key")
     fields: tuple[str, ...] = Field((), description="categorical fields (account numbers) to replace as well")
