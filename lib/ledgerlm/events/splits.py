@@ -45,7 +45,7 @@ def split_anew(clients: DataFrame, labels: DataFrame, conf: SplitConf, *, name: 
         `time` the instant `until` which what learns may read: nobody is tested before.
 
     Raises:
-        DataError: for the rule `time`, when all labels are of one instant.
+        DataError: for the rule `time`, when the newest labels of all clients are of one instant.
     """
     plain, until = clients.select("client_id"), None
     if conf.rule == "time":
@@ -123,13 +123,16 @@ def newest_from(labels: DataFrame, share: float) -> dt.datetime:
         share: share of labelled clients in the test split, about: one instant never lies on both sides.
 
     Raises:
-        DataError: when all labels are of one instant.
+        DataError: when the newest labels of all clients are of one instant.
     """
     last = labels.groupBy("client_id").agg(F.max("as_of").alias("_last"))
     cut = F.percentile_approx("_last", 1 - share, 10_000)
     row = last.agg(cut.cast("string").alias("cut"), F.min("_last").cast("string").alias("first")).first()
     if row is None or row["cut"] is None or row["cut"] == row["first"]:
-        raise DataError("split.rule: time needs labels of several instants; use the rule hash")
+        raise DataError(
+            f"split.rule: time sets apart the clients who were labelled last, but everyone's newest label is of "
+            f"{row['first'] if row else None}, as on a full grid of as_of; use the rule hash"
+        )
     return dt.datetime.fromisoformat(row["cut"]).replace(tzinfo=dt.UTC)
 
 
