@@ -113,16 +113,7 @@ def test_a_batch_adds_corrects_and_takes_away_as_if_all_were_read_at_once(bank: 
     bank.equals_a_run_from_nothing()
 
 
-def test_what_was_set_aside_stays_when_the_next_batch_sets_aside_more(bank: Bank) -> None:
-    bank.deliver("day2.csv", "7,a,never,5,food,")
-    bank.deliver("day2b.csv", "8,a,2024-01-09 10:00,5,food,")
-    bank.ingest()
-    bank.deliver("day3.csv", "9,a,nowhen,5,food,")
-    bank.ingest()
-    assert [row[2] for row in bank.rows("quarantine")] == ["at: never", "at: nowhen"]
-
-
-def test_files_are_known_by_their_content(bank: Bank) -> None:
+def test_files_are_known_by_their_content_and_one_may_hold_nothing_but_not_be_cut_off(bank: Bank) -> None:
     before = bank.rows("events")
     (bank.files / "copy.csv").write_bytes((bank.files / "day1.csv").read_bytes())
     copy = bank.ingest()
@@ -135,6 +126,19 @@ def test_files_are_known_by_their_content(bank: Bank) -> None:
     bank.deliver("day2.csv", "4,a,2024-01-03 10:00,9,food,")
     with pytest.raises(DataError, match=r"day2.csv was taken before with another content.*--fresh"):
         bank.ingest()
+    (bank.files / "day2.csv").unlink()
+    bank.deliver("day3.csv")
+    empty = bank.ingest()
+    assert (empty.rows_in, empty.rows_out, empty.batch) == (0, 0, 4)
+    (bank.files / "day4.csv").touch()
+    with pytest.raises(DataError, match=r"day4.csv has no content: a delivery that was cut off"):
+        bank.ingest()
+    bank.deliver("day4.csv", "5,a,2024-01-03 10:00,8,food,")
+    (bank.files / "day5.csv").write_text("id;who;at;sum;mcc;op\n6;a;2024-01-03 10:00;8;food;\n")
+    with pytest.raises(SpecError, match=r"day5.csv: its header is one column, 'id;who;at;sum;mcc;op', whose names ';'"):
+        bank.ingest()
+    (bank.files / "day5.csv").unlink()
+    assert bank.ingest().rows_out == 1
 
 
 def test_reading_anew_refuses_to_forget_what_is_gone(bank: Bank) -> None:
@@ -155,22 +159,9 @@ def test_a_batch_that_was_refused_is_taken_when_more_is_allowed(bank: Bank) -> N
     with pytest.raises(DataError, match="1 of 2 rows are bad"):
         bank.ingest(max_quarantined_share=0.1)
     assert bank.ingest(max_quarantined_share=0.5).rows_out == 1
-    assert [row[2] for row in bank.rows("quarantine")] == ["at: never"]
-
-
-def test_a_day_without_an_event_and_a_delivery_that_was_cut_off(bank: Bank) -> None:
-    bank.deliver("day2.csv")
-    empty = bank.ingest()
-    assert (empty.rows_in, empty.rows_out, empty.batch) == (0, 0, 2)
-    (bank.files / "day3.csv").touch()
-    with pytest.raises(DataError, match=r"day3.csv has no content: a delivery that was cut off"):
-        bank.ingest()
-    bank.deliver("day3.csv", "4,a,2024-01-03 10:00,8,food,")
-    (bank.files / "day4.csv").write_text("id;who;at;sum;mcc;op\n5;a;2024-01-03 10:00;8;food;\n")
-    with pytest.raises(SpecError, match=r"day4.csv: its header is one column, 'id;who;at;sum;mcc;op', whose names ';'"):
-        bank.ingest()
-    (bank.files / "day4.csv").unlink()
-    assert bank.ingest().rows_out == 1
+    bank.deliver("day3.csv", "9,a,nowhen,5,food,")
+    bank.ingest()
+    assert [row[2] for row in bank.rows("quarantine")] == ["at: never", "at: nowhen"], "what was set aside stays"
 
 
 def test_an_order_is_kept_over_batches(tmp_path: Path, spark: SparkSession) -> None:
@@ -232,7 +223,7 @@ def test_rows_without_an_id_are_counted_over_batches_as_over_files(tmp_path: Pat
     bank.equals_a_run_from_nothing()
 
 
-def test_a_file_with_other_columns(bank: Bank) -> None:
+def test_a_file_with_other_columns_and_a_delivery_of_what_was_there(bank: Bank) -> None:
     bank.deliver("day2.csv", "4,a,2024-01-03 10:00,8,food,,hello", head="id,who,at,sum,mcc,op,note\n")
     before = bank.versions()
     refused = (
@@ -251,6 +242,14 @@ def test_a_file_with_other_columns(bank: Bank) -> None:
     bank.deliver("day4.csv", "6,a,2024-01-05 10:00,8,food,")
     missing = bank.ingest().facts["batch_rules"]["columns"]["said"]
     assert missing.endswith("day4.csv lacks column 'note', which the last delivery of *.csv had")
+    bank.deliver("day5.csv", "2,a,2024-01-02 10:00,6,fuel,", "9,a,,,,D")
+    before = bank.versions()
+    with pytest.raises(DataError, match=r"nothing in it is new: 2 rows were there, .*; withdraw the file"):
+        bank.ingest(batch={"repeated": "refuse"})
+    assert bank.versions() == before
+    assert bank.ingest().facts["batch_rules"]["repeated"]["action"] == "warn"
+    bank.deliver("day6.csv", "2,a,2024-01-02 10:00,6,fuel,", "7,a,2024-01-03 10:00,6,fuel,")
+    assert bank.ingest(batch={"repeated": "refuse"}).facts["batch_rules"] == {}
 
 
 def in_hours(hours: float) -> str:
@@ -341,17 +340,7 @@ def test_many_more_rows_or_fewer_than_on_other_nights(bank: Bank) -> None:
     assert warned["said"] == "70 rows, 2.3 times the median 30 of the 2 batches before, more than batch.most 2.0"
 
 
-def test_a_delivery_of_what_was_there(bank: Bank) -> None:
-    bank.deliver("day2.csv", "2,a,2024-01-02 10:00,6,fuel,", "9,a,,,,D")
-    before = bank.versions()
-    with pytest.raises(DataError, match=r"nothing in it is new: 2 rows were there, .*; withdraw the file"):
-        bank.ingest(batch={"repeated": "refuse"})
-    assert bank.versions() == before
-    assert bank.ingest().facts["batch_rules"]["repeated"]["action"] == "warn"
-    bank.deliver("day3.csv", "2,a,2024-01-02 10:00,6,fuel,", "4,a,2024-01-03 10:00,6,fuel,")
-    assert bank.ingest(batch={"repeated": "refuse"}).facts["batch_rules"] == {}
-
-
-def test_rules_for_batches_where_none_come_are_refused(bank: Bank) -> None:
+def test_rules_for_batches_where_none_come_are_refused(tmp_path: Path, spark: SparkSession) -> None:
+    bank = Bank(tmp_path, spark)
     with pytest.raises(ConfigError, match="batch: only files that arrive come in batches; say 'append: true'"):
         bank.ingest(append=False, batch={"future": "warn"})
