@@ -46,6 +46,11 @@ def test_the_core_has_no_engine_and_no_network_library() -> None:
     assert engines <= brought("all") <= brought("dev")
 
 
+def test_the_page_on_installing_tells_every_extra() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "install.md").read_text(encoding="utf-8")
+    assert [extra for extra in DECLARED if f"| `{extra}` |" not in page] == ["dev"]
+
+
 def test_every_job_names_extras_that_there_are() -> None:
     known = [name for name in SHIPPED.names() if not callable(SHIPPED.job(name).extras)]
     assert all(set(SHIPPED.job(name).extras_of(None)) <= set(EXTRAS) for name in known)  # type: ignore[arg-type]
