@@ -211,11 +211,18 @@ _LISTED = "import importlib.metadata as m; print(*(one.name for one in m.distrib
 # Whatever a stage on Spark does, it does without these.
 _BLOCKED = """
 import sys
+from importlib.machinery import ModuleSpec
 
 class Blocked:
+    # Whoever only asks whether a package is there, as PySpark does, gets an answer.
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {names!r}:
-            raise ModuleNotFoundError("No module named " + repr(name), name=name)
+        return ModuleSpec(name, self) if name.split(".")[0] in {names!r} else None
+
+    def create_module(self, spec):
+        raise ModuleNotFoundError("No module named " + repr(spec.name), name=spec.name)
+
+    def exec_module(self, module):
+        pass
 
 sys.meta_path.insert(0, Blocked())
 from ledgerlm.jobs.cli import main
