@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow lint format bench lock clean
+.PHONY: help setup demo test test-fast test-slow lint format bench lock release clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -55,7 +55,14 @@ bench: setup  ## speed as ratios of two ways in one run: build/bench/bench.json 
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock (hashes, no addresses)
 	@$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-find-links --no-emit-index-url --no-header \
-		--python-version 3.11 --extra dev pyproject.toml -o requirements.lock
+		--python-version 3.11 --extra all --extra dev pyproject.toml -o requirements.lock
+
+release: setup  ## wheel and source archive of this commit in dist/: the same bytes wherever they are built
+	@test -z "$$(git status --porcelain)" || { echo "there are changes that no commit has: commit them first"; exit 1; }
+	@rm -rf dist
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/uv build --quiet --out-dir dist
+	@rm -f dist/.gitignore
+	@cd dist && sha256sum ledgerlm-*
 
 clean:  ## remove what runs and builds left behind
-	@rm -rf build spark-warehouse metastore_db derby.log
+	@rm -rf build dist spark-warehouse metastore_db derby.log

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ledgerlm.errors import LedgerError
-from ledgerlm.runs.faults import of_machine
+from ledgerlm.runs.faults import not_installed, of_machine
 from ledgerlm.runs.registry import SHIPPED
 
 _SET = click.option(
@@ -238,6 +238,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _told(error)
     except OSError as error:
         told = of_machine(error)
+        if told is None:
+            raise
+        return _told(told)
+    except ModuleNotFoundError as error:
+        told = not_installed(error)
         if told is None:
             raise
         return _told(told)

@@ -19,6 +19,7 @@ JOB = Job(
     engine="spark",
     conf=CountConf,
     run=run,
+    extras=("embed",),
     reads=("documents",),
     needs=("finetune",),
     writes=lambda stage: {"features": {"feature_set": (stage.conf.feature_set,)}},

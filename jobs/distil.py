@@ -33,6 +33,7 @@ JOB = Job(
     engine="ray train + deepspeed",
     conf=DistilConf,
     run=run,
+    extras=("train",),
     reads=("sentences", "clients"),
     needs=("finetune",),
     uses=("torch", "transformers", "deepspeed"),

@@ -53,6 +53,7 @@ JOB = Job(
     engine="spark",
     conf=EmbedConf,
     run=run,
+    extras=("embed",),
     reads=lambda stage: stage.conf.reads,
     needs=("finetune",),
     # Backbone and definition have their ids only when the stage runs: the settings that decide them stand for them.

@@ -35,6 +35,7 @@ JOB = Job(
     engine="spark + ray train",
     conf=EncodeConf,
     run=run,
+    extras=("ray", "embed"),
     reads=("events", "clients", "labels?"),
     writes=lambda stage: {"embeddings": {"backbone": (stage.name,)}},
     uses=("torch",),

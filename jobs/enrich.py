@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ledgerlm.enrich.writing import EnrichConf, expectation, write_texts
+from ledgerlm.enrich.writing import EnrichConf, expectation, extras_of, write_texts
 from ledgerlm.evaluation.report.texts import texts_section
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
@@ -37,6 +37,7 @@ JOB = Job(
     engine="ray",
     conf=EnrichConf,
     run=run,
+    extras=lambda stage: extras_of(stage.conf),
     reads=("documents", "clients"),
     writes=lambda stage: {"enriched_documents": {"stage": (stage.name,)}},
     rows="balance",

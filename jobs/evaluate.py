@@ -36,6 +36,7 @@ JOB = Job(
     engine="ray + lightgbm",
     conf=EvaluateConf,
     run=run,
+    extras=("ray",),
     reads=("labels", "clients", "features?", "embeddings?", "bayes?"),
     writes=lambda stage: {"leaderboard": {"stage": (stage.name,)}},
     uses=("lightgbm", "scikit-learn"),

@@ -44,6 +44,7 @@ JOB = Job(
     engine="ray train + deepspeed",
     conf=FinetuneConf,
     run=run,
+    extras=("train",),
     reads=lambda stage: stage.conf.reads,
     sources=lambda stage: stage.conf.more_lakes,
     uses=("torch", "transformers", "peft", "deepspeed"),

@@ -40,6 +40,7 @@ JOB = Job(
     engine="ray + lightgbm",
     conf=FitConf,
     run=run,
+    extras=lambda stage: ("ray",) if stage.conf.kind == "lightgbm" else (),
     reads=("labels", "clients", "features?", "embeddings?"),
     uses=("lightgbm",),
     learns=True,

@@ -34,6 +34,7 @@ JOB = Job(
     engine="spark",
     conf=ForecastConf,
     run=run,
+    extras=("embed",),
     reads=("events", "clients", "labels", "dictionaries?"),
     writes=lambda stage: {"scores": {"heads": stage.conf.stages}},
     uses=("torch",),

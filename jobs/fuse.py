@@ -43,6 +43,7 @@ JOB = Job(
     engine="ray train + deepspeed",
     conf=FuseConf,
     run=run,
+    extras=("train",),
     reads=("labels", "clients", "features", "embeddings", "text_states"),
     writes=lambda stage: {"scores": {"heads": (stage.name,)}},
     uses=("torch", "transformers", "deepspeed"),

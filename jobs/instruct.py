@@ -40,6 +40,7 @@ JOB = Job(
     engine="ray train + deepspeed",
     conf=InstructConf,
     run=run,
+    extras=("train",),
     reads=("events", "clients", "labels", "dictionaries?"),
     uses=("torch", "transformers", "peft", "deepspeed"),
     needs=("finetune",),

@@ -39,6 +39,7 @@ JOB = Job(
     engine="spark + ray train",
     conf=LearnConf,
     run=run,
+    extras=("ray", "embed"),
     reads=("events", "clients", "labels", "dictionaries?"),
     uses=("torch",),
     learns=True,

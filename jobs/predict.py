@@ -32,6 +32,7 @@ JOB = Job(
     engine="spark",
     conf=PredictConf,
     run=run,
+    extras=("embed",),
     reads=("events", "clients", "labels", "dictionaries?"),
     writes=lambda stage: {"scores": {"heads": stage.conf.stages}},
     uses=("torch", "transformers", "peft"),

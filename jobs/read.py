@@ -31,6 +31,7 @@ JOB = Job(
     engine="spark",
     conf=ReadConf,
     run=run,
+    extras=("embed",),
     reads=("sentences", "clients", "labels?"),
     needs=("describe", "finetune"),
     writes=lambda stage: {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ledgerlm.enrich.writing import SummarizeConf, expectation, write_texts
+from ledgerlm.enrich.writing import SummarizeConf, expectation, extras_of, write_texts
 from ledgerlm.evaluation.report.texts import texts_section
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
@@ -37,6 +37,7 @@ JOB = Job(
     engine="ray",
     conf=SummarizeConf,
     run=run,
+    extras=lambda stage: extras_of(stage.conf),
     reads=("documents", "clients"),
     writes=lambda stage: {"documents": {"format": (stage.conf.format,)}},
     rows="balance",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from deltalake import DeltaTable
 
@@ -32,3 +33,29 @@ def all_keys(lake: Path) -> dict[str, list[tuple[object, ...]]]:
         assert len(set(rows)) == len(rows), f"{table} holds doubled keys"
         assert rows, f"{table} is empty"
     return found
+
+
+def rows(table: Path, columns: list[str]) -> dict[str, dict[str, float]]:
+    """What is not a number -> the numbers beside it, by place."""
+    found = DeltaTable(str(table)).to_pyarrow_table(columns=columns).to_pylist()
+    return dict(_apart(row) for row in found)
+
+
+def _apart(row: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    named: list[str] = []
+    numbers: dict[str, float] = {}
+
+    def walk(value: object, place: str) -> None:
+        if isinstance(value, float):
+            numbers[place] = value
+        elif isinstance(value, list):
+            # Arrow gives a map as its entries, in an order of no meaning.
+            for at, one in enumerate(value):
+                pair = isinstance(one, tuple)
+                walk(one[1] if pair else one, f"{place}/{one[0] if pair else at}")
+        else:
+            named.append(f"{place}={value}")
+
+    for column, value in row.items():
+        walk(value, column)
+    return " ".join(named), numbers

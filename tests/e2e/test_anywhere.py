@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from deltalake import DeltaTable
 
 from tests.e2e.conftest import STAGES, Tiny, write_tiny
+from tests.e2e.lakes import rows
 
 _BY_WHAT = {
     "documents": ["client_id", "as_of", "text", "input_hash"],
@@ -18,32 +17,6 @@ _BY_WHAT = {
     "embeddings": ["client_id", "as_of", "parts"],
     "scores": ["client_id", "task", "as_of", "probabilities", "decile"],
 }
-
-
-def rows(table: Path, columns: list[str]) -> dict[str, dict[str, float]]:
-    """What is not a number -> the numbers beside it, by place."""
-    found = DeltaTable(str(table)).to_pyarrow_table(columns=columns).to_pylist()
-    return dict(_apart(row) for row in found)
-
-
-def _apart(row: dict[str, Any]) -> tuple[str, dict[str, float]]:
-    named: list[str] = []
-    numbers: dict[str, float] = {}
-
-    def walk(value: object, place: str) -> None:
-        if isinstance(value, float):
-            numbers[place] = value
-        elif isinstance(value, list):
-            # Arrow gives a map as its entries, in an order of no meaning.
-            for at, one in enumerate(value):
-                pair = isinstance(one, tuple)
-                walk(one[1] if pair else one, f"{place}/{one[0] if pair else at}")
-        else:
-            named.append(f"{place}={value}")
-
-    for column, value in row.items():
-        walk(value, column)
-    return " ".join(named), numbers
 
 
 def test_connect_and_a_catalog_give_the_same_rows(finished: Tiny, tmp_path: Path) -> None:

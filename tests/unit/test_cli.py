@@ -83,6 +83,16 @@ class TestDryRun:
         assert missing(code=0) == []
         assert not (folder / "out").exists()
 
+    def test_says_which_packages_a_stage_needs_and_how_they_come(
+        self, missing: Callable[..., list[str]], folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        Path("p.yaml").write_text(PIPELINE.replace("{split: {}}", "{split: {}, finetune: {base: model}}"))
+        (folder / "model").mkdir()
+        monkeypatch.setattr("ledgerlm.engines.extras.find_spec", lambda name: None if name == "deepspeed" else name)
+        assert missing() == [
+            "stages.finetune: deepspeed is not installed here, which finetune needs: pip install 'ledgerlm[train]'"
+        ]
+
     def test_says_where_a_source_is_not(self, missing: Callable[..., list[str]], folder: Path) -> None:
         Path("p.yaml").write_text(PIPELINE.replace("{split: {}}", "{ingest: {}}"))
         Path("events-1.csv").rename("events-x.csv")

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from ledgerlm import files
 from ledgerlm.config import Conf, StageName
-from ledgerlm.errors import ArtefactError, ConfigError, DataError
+from ledgerlm.errors import ArtefactError, ConfigError, DataError, EngineError
 from ledgerlm.events.spec import load_spec
 from ledgerlm.lake.history import Author, History, State
 from ledgerlm.lake.home import Home
@@ -95,6 +95,7 @@ class Wiring:
     needs: tuple[str, ...] = ()
     sources: Callable[..., Sequence[str]] | None = None
     on: str | None = None
+    extras: tuple[str, ...] = ()
 
 
 # a writes events, b reads them, c reads nothing of theirs, d uses what b left.
@@ -149,6 +150,7 @@ class Bench:
             writes=lambda _: one.writes,
             needs=one.needs,
             sources=one.sources,
+            extras=one.extras,
         )
         return Stage(name=name, job=job, conf=Settings(value=value, on=one.on))
 
@@ -340,6 +342,27 @@ def test_outlook_tells_what_a_run_would_do(bench: Bench) -> None:
     told = {plan.stage.name: stands for plan, stands in bench.runner(a=2).outlook(None)}
     assert told == {"a": False, "b": False, "c": True, "d": False}
     assert bench.run(a=2) == ["a", "b", "d"]
+
+
+def test_a_stage_without_its_packages_stops_the_run_before_the_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, {"a": Wiring(), "b": Wiring(extras=("ray", "embed")), "c": Wiring()})
+    monkeypatch.setattr("ledgerlm.engines.extras.find_spec", lambda package: None if package == "ray" else package)
+    with pytest.raises(EngineError, match=r"^stages\.b: ray is not installed here.*: pip install 'ledgerlm\[ray\]'$"):
+        bench.run()
+    assert bench.worked == []
+    assert bench.run(only="a") == ["a"], "what needs no more than is there runs"
+
+
+def test_a_stage_that_stands_needs_no_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path, {"a": Wiring(), "b": Wiring(needs=("a",), extras=("train",))})
+    assert bench.run() == ["a", "b"]
+    monkeypatch.setattr("ledgerlm.engines.extras.find_spec", lambda package: None)
+    assert bench.run() == []
+    with pytest.raises(EngineError, match=r"stages\.b: "):
+        bench.run(a=2)
+    assert bench.worked == ["a"], "only when the stage before it had worked was it seen that b must, too"
 
 
 def test_what_a_run_set_out_to_do_is_written_before_work(bench: Bench) -> None:

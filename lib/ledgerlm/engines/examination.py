@@ -15,10 +15,14 @@ from pathlib import Path
 import psutil
 
 from ledgerlm.engines import archive
-from ledgerlm.engines.jars import DELTA_PACKAGE, delta_installed, jars_folder
+from ledgerlm.engines.extras import extra_of, install
+from ledgerlm.engines.jars import delta_installed, delta_package, jars_folder
 from ledgerlm.engines.java import java_home
 
-_PINNED = ("pyspark", "delta-spark", "ray", "torch", "transformers", "deepspeed", "lightgbm")
+_PYTHONS = ((3, 11), (3, 13))
+# Without Spark there is no stage; what the others do not have, only some stages need.
+_NEEDED = "pyspark"
+_OF_EXTRAS = ("ray", "torch", "transformers", "peft", "deepspeed")
 # The least on which the demo has been seen to run, in GB.
 _MEMORY_NEEDED = 8
 _DISK_NEEDED = 4
@@ -45,12 +49,13 @@ class Finding:
 
 def examine_machine() -> list[Finding]:
     """Looks at Python, Java, the Delta jars, packages, memory, disk, GPU and compilers; starts no engine."""
+    spark = _package(_NEEDED)
     return [
         _python(),
         _java(),
-        _delta(),
-        _archive(),
-        *[_package(name) for name in _PINNED],
+        spark,
+        *([_delta(), _archive()] if spark.good else []),
+        *[_package(name) for name in _OF_EXTRAS],
         _cores(),
         _memory(),
         _disk(),
@@ -63,11 +68,11 @@ def examine_machine() -> list[Finding]:
 def _python() -> Finding:
     found = ".".join(str(part) for part in sys.version_info[:3])
     return Finding(
-        what="Python 3.11",
-        good=sys.version_info[:2] == (3, 11),
+        what="Python 3.11 to 3.13",
+        good=_PYTHONS[0] <= sys.version_info[:2] <= _PYTHONS[1],
         needed=True,
         found=found,
-        remedy="make a virtual environment with Python 3.11",
+        remedy="make a virtual environment with one of them",
     )
 
 
@@ -97,7 +102,7 @@ def _delta() -> Finding:
         good=delta_installed(),
         needed=True,
         found=f"in {jars_folder()}" if delta_installed() else f"none in {jars_folder()}",
-        remedy=f"ledgerlm doctor --fix (needs a package repository once), or copy {DELTA_PACKAGE} there",
+        remedy=f"ledgerlm doctor --fix (needs a package repository once), or copy {delta_package()} there",
     )
 
 
@@ -114,11 +119,16 @@ def _archive() -> Finding:
 
 
 def _package(name: str) -> Finding:
+    needed = name == _NEEDED
+    if importlib.util.find_spec(name) is None:
+        extra = extra_of(name)
+        assert extra is not None
+        return Finding(what=name, good=False, needed=needed, found="not installed", remedy=install([extra]))
     try:
         found = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return Finding(what=name, good=False, needed=True, found="not installed", remedy="make setup")
-    return Finding(what=name, good=True, needed=True, found=found)
+        found = "a cluster's own"
+    return Finding(what=name, good=True, needed=needed, found=found)
 
 
 def _cores() -> Finding:
@@ -160,9 +170,11 @@ def _deepspeed_ops() -> Finding:
 
 
 def _gpu() -> Finding:
-    import torch
+    names = []
+    if importlib.util.find_spec("torch") is not None:
+        import torch
 
-    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Finding(
         what="GPU",
         good=bool(names),

@@ -62,6 +62,18 @@ def tasks_for(rows: int, rows_a_task: int) -> int:
     return max(_TASKS_AT_LEAST, min(_TASKS_AT_MOST, -(-rows // rows_a_task)))
 
 
+def filtered_last(rows: DataFrame) -> DataFrame:
+    """The same rows, for a filter on columns that many steps have made: it stays behind them.
+
+    Spark 4.0 moves a filter before the steps and writes out what each column in it is made of, again and again: with
+    the reasons of ingest its optimizer comes to no end. No filter is moved before a count.
+    """
+    from pyspark.sql import Observation
+    from pyspark.sql import functions as F
+
+    return rows.observe(Observation(), F.count(F.lit(1)).alias("rows"))
+
+
 def with_columns(rows: DataFrame, columns: Mapping[str, Column]) -> DataFrame:
     """`DataFrame.withColumns` for columns that may be none, which Spark Connect refuses."""
     return rows.withColumns(dict(columns)) if columns else rows

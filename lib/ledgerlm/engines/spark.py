@@ -9,12 +9,13 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from socketserver import BaseServer
 
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from ledgerlm.config import shipped
-from ledgerlm.engines.jars import DELTA_PACKAGE, packages
+from ledgerlm.engines.jars import delta_package, packages
 from ledgerlm.engines.java import java_options, use_packaged_java
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.errors import EngineError
@@ -97,7 +98,7 @@ def open_session(settings: SparkConf, *, log: Path | None = None, schemes: Colle
         raise EngineError(
             "the Spark session that is there knows no Delta; build it with "
             + " ".join(f"--conf {key}={value}" for key, value in DELTA.items())
-            + f" and {DELTA_PACKAGE}, or stop it and let ledgerlm start one"
+            + f" and {delta_package()}, or stop it and let ledgerlm start one"
         )
     return session
 
@@ -156,11 +157,12 @@ def start(settings: SparkConf, *, log: Path | None = None, schemes: Collection[s
 
 def _quiet() -> None:
     """Python's side of Spark prints each error with two stack traces, before anybody could say what it means."""
-    from pyspark.accumulators import AccumulatorTCPServer, AccumulatorUnixServer
+    from pyspark import accumulators
 
-    # Of a JVM that was killed, the server of its counters prints a third one.
-    for server in (AccumulatorTCPServer, AccumulatorUnixServer):
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    # Of a JVM that was killed, the server of its counters prints a third one; each line of Spark names it otherwise.
+    for server in vars(accumulators).values():
+        if isinstance(server, type) and issubclass(server, BaseServer):
+            server.handle_error = lambda *_: None  # type: ignore[method-assign]
     for name in ("py4j", "SQLQueryContextLogger", "DataFrameQueryContextLogger"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 

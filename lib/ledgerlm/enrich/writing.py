@@ -22,7 +22,7 @@ from ledgerlm.enrich.engine import check_engine
 from ledgerlm.enrich.estimate import CostConf, Estimate, estimate
 from ledgerlm.enrich.pool import Pool, PoolConf
 from ledgerlm.enrich.recipes.writer import VERSION, RecipeConf
-from ledgerlm.enrich.rewrite import RewriteConf
+from ledgerlm.enrich.rewrite import RewriteConf, WriterConf
 from ledgerlm.enrich.shards import Shard, ShardStats, write_aside
 from ledgerlm.enrich.staging import as_documents, example, kept, refused, sharded, shards_of, to_enrich, volume
 from ledgerlm.errors import DataError
@@ -42,6 +42,11 @@ class PoolJobConf(Conf):
     min_kept: float = Field(0.5, ge=0, le=1, description="share of texts to be kept, below which the stage fails")
     pool: PoolConf = Field(PoolConf(), description="workers and what each may use")
     cost: CostConf = Field(CostConf(), description="what the estimate before the start takes for granted")
+
+
+def extras_of(conf: WriterConf) -> tuple[str, ...]:
+    """Extras of ledgerlm that the pool and its engine import; vLLM's machines have their own, and it tells itself."""
+    return ("ray", *{"transformers": ("embed",), "openai": ("endpoint",)}.get(conf.engine, ()))
 
 
 class EnrichConf(PoolJobConf, RewriteConf):

@@ -24,6 +24,7 @@ from ledgerlm.events.numbers import EXACT, exact_double, exact_number, plain_num
 from ledgerlm.events.quality import Reason, recoded
 from ledgerlm.events.spec import DataSetSpec, SignSpec
 from ledgerlm.events.spec_files import FileSpec
+from ledgerlm.events.times import TIMES
 from ledgerlm.events.typed_files import as_text
 
 _CONTROLS = r"[\u0000\u0080-\u0084\u0086-\u009f]"  # U+0085 ends a line on mainframes
@@ -176,7 +177,7 @@ class Cells:
             values[hidden(name, form)] = recoded(text, self.file.values.get(name, {}))
         for name in self.typed:
             column, kind = F.col(hidden(name, "t")), self._kind(name)
-            time = name in self.uses.times and isinstance(kind, T.DatetimeType)
+            time = name in self.uses.times and isinstance(kind, TIMES)
             text = as_text(column, kind)
             values[hidden(name, "i")] = text
             if isinstance(kind, T.FractionalType) and (name in self.uses.reals or name in self.uses.exact):
@@ -228,5 +229,5 @@ class Cells:
         ]  # fmt: skip
 
 
-_OWN = (T.NumericType, T.DatetimeType, T.BooleanType)
+_OWN = (T.NumericType, TIMES, T.BooleanType)
 """Types whose values need no cleaning."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from ledgerlm.engines.frames import with_columns
+from ledgerlm.engines.frames import filtered_last, with_columns
 from ledgerlm.errors import SpecError
 from ledgerlm.events.columns import FILE
 
@@ -63,7 +63,7 @@ def aside(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
     keep = spec.pseudonymise is None or spec.pseudonymise.keep_payload
     payload = F.col("payload") if keep else F.lit(None).cast("string")
     detail = F.col("detail") if keep else F.lit(None).cast("string")
-    bad = rows.where(F.col("reason").isNotNull())
+    bad = filtered_last(rows).where(F.col("reason").isNotNull())
     return bad.select("reason", detail.alias("detail"), FILE, payload.alias("payload"))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -41,6 +41,8 @@ CLOCK_CHOICES = {
     LOSSY: "times cut to the microsecond, or from second 60 to 59",
 }
 """What is said of the flags."""
+TIMES: Any = getattr(T, "DatetimeType", (T.DateType, T.TimestampType, T.TimestampNTZType))
+"""Types of times, for `isinstance`: Spark 4.0 has no class of them all, and no type of a time of day."""
 
 
 class TimeFormat(Protocol):
@@ -151,7 +153,7 @@ def _clock_changes(zone: str | Column) -> tuple[Column, Column]:
 
 def _plain(value: Column, kind: T.DataType, form: TimeFormat) -> Column:
     """A value as it is read: what programs write of ISO 8601 in the form that Spark knows."""
-    if isinstance(kind, T.DatetimeType):
+    if isinstance(kind, TIMES):
         return value
     text = present(value)
     if form.format != "timestamp":
@@ -168,7 +170,7 @@ def _plain(value: Column, kind: T.DataType, form: TimeFormat) -> Column:
 def _written(value: Column, kind: T.DataType, form: TimeFormat) -> _Written:
     """What a plain value says of a time."""
     nothing, no = F.lit(None).cast("timestamp"), F.lit(False)
-    if isinstance(kind, T.DatetimeType):
+    if isinstance(kind, TIMES):
         day = F.lit(isinstance(kind, T.DateType))
         instant = isinstance(kind, T.TimestampType)
         return _Written(value, nothing, no, no) if instant else _Written(nothing, value.cast("timestamp"), day, no)

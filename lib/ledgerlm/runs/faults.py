@@ -6,6 +6,7 @@ import errno
 import re
 from typing import TYPE_CHECKING
 
+from ledgerlm.engines.extras import extra_of, install
 from ledgerlm.errors import DataError, EngineError, LedgerError
 from ledgerlm.events.condition import Condition
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from ledgerlm.runs.plan import Stage
 
 _CAUSE = re.compile(r"Caused by: [\w.$]*?(\w+)(?:Exception|Error): (.+)")
+_NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
 # Spark's error classes whose cause is a text of the pipeline or the spec: a condition, a column, a cast.
 _OF_A_SETTING = (
     "UNRESOLVED_",
@@ -40,6 +42,16 @@ def of_machine(error: OSError) -> LedgerError | None:
     return None
 
 
+def not_installed(error: ModuleNotFoundError) -> LedgerError | None:
+    """What a package that is not installed here means to the user; None for one that no extra brings."""
+    package = (error.name or "").split(".")[0]
+    extra = extra_of(package)
+    if extra is None:
+        return None
+    own = " (a cluster brings its own: start the job with spark-submit there)" if extra == "spark" else ""
+    return EngineError(f"{package} is not installed here: {install([extra])}{own}")
+
+
 def as_ledger_error(error: Exception, stage: Stage) -> LedgerError | None:
     """What a stage's foreign error means to the user; None for one that only a developer can read."""
     from py4j.protocol import Py4JError, Py4JNetworkError
@@ -52,6 +64,8 @@ def as_ledger_error(error: Exception, stage: Stage) -> LedgerError | None:
         return None if told is None else type(told)(f"stage {stage.name}: {told}")
     if isinstance(error, PySparkException):
         text = first_line(str(error))
+        if module := _NO_MODULE.search(str(error)):
+            return _executors_lack(module.group(1), stage)
         if any(f"[{name}" in text for name in _OF_A_SETTING):
             return DataError(
                 f"stage {stage.name}: Spark cannot read a condition or column of its settings: {text}; look at "
@@ -61,6 +75,15 @@ def as_ledger_error(error: Exception, stage: Stage) -> LedgerError | None:
     failed = isinstance(error, Py4JError)
     said = f"stage {stage.name}: Spark failed: {cause(str(error)) or first_line(str(error))}"
     return EngineError(said) if failed else None
+
+
+def _executors_lack(package: str, stage: Stage) -> LedgerError:
+    extra = extra_of(package)
+    needed = install([extra]) if extra else "pip install ledgerlm"
+    return EngineError(
+        f"stage {stage.name}: the executors' Python has no package {package}; give them an environment with it "
+        f"({needed}), as --archives of spark-submit or on each machine"
+    )
 
 
 def _jvm_ended(stage: Stage) -> LedgerError:

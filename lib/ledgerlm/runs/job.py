@@ -47,7 +47,7 @@ class Scope:
     spec: DataSetSpec
 
 
-ReadsOf = Callable[[Scope], Sequence[str]]
+NamesOf = Callable[[Scope], Sequence[str]]
 WritesOf = Callable[[Scope], Mapping[str, Slice]]
 
 
@@ -89,6 +89,8 @@ class Job:
             needs no mention: every stage has a slice of it.
         needs: jobs whose latest stage before this one it uses, unless its configuration names the stage.
         uses: packages whose versions decide the result, besides ledgerlm itself.
+        extras: parts of ledgerlm's installation that its work imports (`engines.extras`); or a function of the stage.
+            Without them a run says so before it starts anything.
         results: raised whenever the job's results change for the same inputs and settings.
         rows: `balance`: rows in = rows out + quarantined + duplicates, or the stage fails; `free`: they need not.
         follows: tables whose changes it follows client by client, from the batch that its rows reflect on, and
@@ -105,16 +107,17 @@ class Job:
     engine: str
     conf: type[Conf]
     run: Callable[[Context, Any], StageResult]
-    reads: Sequence[str] | ReadsOf = ()
+    reads: Sequence[str] | NamesOf = ()
     writes: Sequence[str] | WritesOf = ()
     needs: tuple[str, ...] = ()
     uses: tuple[str, ...] = ()
+    extras: Sequence[str] | NamesOf = ()
     results: int = 1
     rows: Literal["balance", "free"] = "free"
     follows: tuple[str, ...] = ()
     fits: bool = False
     learns: bool = False
-    sources: ReadsOf | None = None
+    sources: NamesOf | None = None
     finds: bool = False
     expect: Callable[[Context, Any], Sequence[str]] | None = None
 
@@ -128,6 +131,10 @@ class Job:
         if callable(self.writes):
             return tuple(Writes(table=table, slice=part) for table, part in self.writes(stage).items())
         return tuple(Writes(table=table) for table in self.writes)
+
+    def extras_of(self, stage: Scope) -> tuple[str, ...]:
+        """The extras that a stage needs."""
+        return tuple(self.extras(stage) if callable(self.extras) else self.extras)
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Runs this job's stages of a pipeline; the same as `ledgerlm NAME ARGV`. Returns the exit code."""

@@ -1,6 +1,7 @@
 """What a run would stumble over, as far as it is seen without work: places that are not there, or not to be written.
 
-The heads of a data set's files are looked at, too, where they are on this machine: whether they have the columns.
+The heads of a data set's files are looked at, too, where they are on this machine: whether they have the columns; and
+whether the packages are installed that a stage imports.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ledgerlm.engines.extras import install, lacking
 from ledgerlm.events.columns_there import column_faults
 from ledgerlm.events.sources import source_places
 from ledgerlm.runs.hashes import matches
@@ -36,8 +38,20 @@ def _refused(place: Path) -> str | None:
     return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not yours to write to"
 
 
+def unequipped(plan: StagePlan, pipeline: Pipeline) -> list[str]:
+    """A line where a stage's work imports packages that are not installed here; none of them is imported."""
+    stage = plan.stage
+    extras = stage.job.extras_of(Scope(name=stage.name, conf=stage.conf, spec=pipeline.spec))
+    packages = lacking(extras)
+    if not packages:
+        return []
+    what, are = ", ".join(packages), "is" if len(packages) == 1 else "are"
+    needed = [extra for extra in extras if lacking([extra])]
+    return [f"stages.{stage.name}: {what} {are} not installed here, which {stage.job.name} needs: {install(needed)}"]
+
+
 def missing(plan: StagePlan, pipeline: Pipeline) -> list[str]:
-    """A line for each source, column and model folder of a stage that is not there; no other machine is asked."""
+    """A line for each package, source, column and model folder that a stage lacks; no other machine is asked."""
     stage, source = plan.stage, pipeline.spec.source
     scope = Scope(name=stage.name, conf=stage.conf, spec=pipeline.spec)
     lines = []
@@ -48,6 +62,7 @@ def missing(plan: StagePlan, pipeline: Pipeline) -> list[str]:
             lines.append(f"stages.{stage.name}: nothing at {place}; {hint or 'give the path of files that are there'}")
     if not lines and {*places} & {*source_places(pipeline.spec)}:
         lines += [f"stages.{stage.name}: {fault}" for fault in column_faults(pipeline.spec)]
+    lines += unequipped(plan, pipeline)
     for name, folder in plan.folders.items():
         if not folder.is_dir():
             lines.append(

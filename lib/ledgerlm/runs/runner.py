@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ledgerlm.errors import ConfigError, LedgerError
+from ledgerlm.errors import ConfigError, EngineError, LedgerError
 from ledgerlm.files import is_there, pull, push, remove
 from ledgerlm.lake.history import Author, History, State
 from ledgerlm.lake.slices import overlap
@@ -27,6 +27,7 @@ from ledgerlm.runs.given import Given, answer, origin
 from ledgerlm.runs.hashes import Hashes
 from ledgerlm.runs.job import Scope, StageResult
 from ledgerlm.runs.lock import held, identity
+from ledgerlm.runs.obstacles import unequipped
 from ledgerlm.runs.pipeline import Pipeline
 from ledgerlm.runs.plan import StagePlan
 from ledgerlm.runs.record import (
@@ -105,6 +106,7 @@ class Runner:
             ConfigError: another process runs this pipeline, or another run that publishes is at work on its lake;
                 nothing can be written to `out`, or no stage has the verb.
             DataError: such a run took the lake over, since this one had not been heard of in time.
+            EngineError: a stage that is to work imports packages that are not installed here.
         """
         with held(self.pipeline.out, self.pipeline.name), self.progress.running(), ExitStack() as at_end:
             self._at_end, self._lease = at_end, None
@@ -113,8 +115,9 @@ class Runner:
 
     def _run(self, *, only: str | None, fresh: bool) -> Run:
         started_at = now()
-        self._write_run(started_at)
         chosen = self.chosen(only)
+        self._equipped(chosen, fresh=fresh)
+        self._write_run(started_at)
         finished = [self._stage(plan, place, len(chosen), fresh) for place, plan in enumerate(chosen, 1)]
         return Run(run_id=self.run_id, started_at=started_at, stages=tuple(finished))
 
@@ -128,6 +131,25 @@ class Runner:
         if not found:
             raise ConfigError(f"{self.pipeline.file}: no stage of job {only}; add one under stages")
         return found
+
+    def _equipped(self, chosen: Sequence[StagePlan], *, fresh: bool) -> None:
+        """Refuses stages whose work could not import its packages, before anything is started for those before them.
+
+        Args:
+            chosen: stages; one that stands, or that a night takes as it stands, imports nothing.
+            fresh: none stands.
+
+        Raises:
+            EngineError: with the packages, and how to install them.
+        """
+        lines = [
+            line
+            for plan in chosen
+            for line in unequipped(plan, self.pipeline)
+            if not (self.night is not None and plan.stage.job.learns) and (fresh or self.finished(plan) is None)
+        ]
+        if lines:
+            raise EngineError("; ".join(lines))
 
     def outlook(self, only: str | None) -> list[tuple[StagePlan, bool]]:
         """The chosen stages, each with whether it stands and will be skipped; nothing is done."""
@@ -166,6 +188,7 @@ class Runner:
         if last is not None:
             self.progress.say(f"{head}  finished before, unchanged: skipped")
             return Finished(record=last, skipped=True)
+        self._equipped([plan], fresh=True)
         self._leased()
         self.progress.say(f"{head}  {plan.stage.job.engine} ...")
         began = time.monotonic()
