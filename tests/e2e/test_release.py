@@ -14,6 +14,7 @@ import pytest
 
 from tests.e2e.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
 
 
