@@ -17,7 +17,7 @@ from pyspark.sql import functions as F
 from ledgerlm.baselines.agg import Agg, AggConf, attribute_features, what_is_summed
 from ledgerlm.baselines.folding import Partials
 from ledgerlm.baselines.partials import Summed
-from ledgerlm.errors import ArtefactError, ConfigError, DataError
+from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.events.asked import asked
 from ledgerlm.events.ends import end_of_data
 from ledgerlm.events.spec import DataSetSpec

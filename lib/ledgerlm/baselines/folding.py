@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from ledgerlm.baselines.partials import (
     DAY_MICROS,
     LOW_BITS,
-    STEPS,
+    STEPS_OF_ONE,
     Summed,
     in_doubles,
     in_steps,
@@ -220,9 +220,9 @@ def _of_steps(name: str) -> list[Column]:
     squares = high_squares.cast("double") * float(1 << LOW_BITS) + low_squares.bitwiseAND(mask).cast("double")
     spread = squares - rest.cast("double") * rest.cast("double") / some
     return [
-        (total.cast("double") / STEPS).alias(f"{name}:sum"),
-        (total.cast("double") / some / STEPS).alias(f"{name}:mean"),
-        (_deviation(spread, events) / STEPS).alias(f"{name}:std"),
+        (total.cast("double") / STEPS_OF_ONE).alias(f"{name}:sum"),
+        (total.cast("double") / some / STEPS_OF_ONE).alias(f"{name}:mean"),
+        (_deviation(spread, events) / STEPS_OF_ONE).alias(f"{name}:std"),
     ]
 
 

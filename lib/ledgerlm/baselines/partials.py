@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LOGS = ("log_amount", "log_days")
 """Numbers that are added up in steps."""
-STEPS = 1 << 24
+STEPS_OF_ONE = 1 << 24
 """Steps of one: the resolution of a float at one. A logarithm is off by half a step at most, 3e-8."""
 LOW_BITS = 31
 """Bits of a square that are added up apart from the others, so that neither sum can overflow."""
@@ -195,7 +195,7 @@ def _number(name: str) -> Column:
 
 def _sums_of_steps(name: str) -> list[Column]:
     """Aggregates of a number in steps: how many, their sum, and their squares in two parts."""
-    steps = F.rint(_number(name) * STEPS).cast("long")
+    steps = F.rint(_number(name) * STEPS_OF_ONE).cast("long")
     square = steps * steps
     return [
         F.count(steps).alias(f"{name}:events"),
