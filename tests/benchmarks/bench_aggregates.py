@@ -118,7 +118,7 @@ def by_pandas(path: Path) -> pd.DataFrame:
     for field in CODES:
         each = events.groupby(["client_id", field])["log_amount"].agg(["count", "mean", "std"])
         table = pd.DataFrame(each.unstack(fill_value=0))
-        table.columns = pd.Index([f"{field}={code}:{kind}" for kind, code in table.columns.to_flat_index()])
+        table.columns = pd.Index([f"{field}={one[1]}:{one[0]}" for one in table.columns.to_flat_index()])
         parts += [table, events.groupby("client_id")[field].nunique().rename(f"{field}:distinct")]
     return pd.concat(parts, axis=1).fillna(0).astype("float32")
 
@@ -128,7 +128,7 @@ def _events(spark: SparkSession, clients: int) -> DataFrame:
     return spark.range(clients * MONTHS * EVENTS_A_MONTH).selectExpr(
         f"concat('c', id % {clients}) AS client_id",
         "concat('e', id) AS event_id",
-        "TIMESTAMP '2025-01-01' - make_interval(0, 0, 0, 0, 0, 0, 1 + pmod(xxhash64(id, 1), 730 * 86400)) AS event_time",
+        "TIMESTAMP '2025-01-01' - make_interval(0, 0, 0, 0, 0, 0, 1 + pmod(hash(id), 730 * 86400)) AS event_time",
         "0L AS event_seq",
         "CAST(pmod(xxhash64(id, 2), 50000) / 100 AS decimal(18,4)) AS amount",
         "concat('CATEGORY ', floor(pow(pmod(xxhash64(id, 3), 1000) / 1000D, 2) * 40)) AS category",
