@@ -21,15 +21,15 @@ from ledgerlm.baselines.folding import Partials
 from ledgerlm.engines.frames import Keeper
 from ledgerlm.events.spec import DataSetSpec
 
-CLIENTS, MONTHS, EVENTS_A_MONTH = 100, 24, 60
-PANDAS_CLIENTS = 400
+CLIENTS, MONTHS, EVENTS_A_MONTH = 30, 24, 60
+PANDAS_CLIENTS = 200
 SPEC = DataSetSpec.model_validate(
     {"name": "bank", "amount": {"column": "amount"}, "fields": [{"name": "category"}, {"name": "store"}]}
 )
 CODES = ("category", "store", "hour", "weekday")
 
 
-def run(spark: SparkSession, workdir: Path, turns: int = 3) -> list[dict[str, Any]]:
+def run(spark: SparkSession, workdir: Path, turns: int = 2) -> list[dict[str, Any]]:
     """Measures, in alternating turns, medians compared; rows of what, against, ratio, target, better and detail."""
     return [_from_partials(spark, workdir, turns), _against_pandas(spark, workdir, turns)]
 
