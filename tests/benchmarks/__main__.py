@@ -19,6 +19,7 @@ from ledgerlm.engines.settings import SparkConf
 from ledgerlm.engines.spark import start
 from ledgerlm.runs.record import now, versions, write_json
 from tests.benchmarks import (
+    bench_aggregates,
     bench_backtests,
     bench_embed,
     bench_finetune,
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "embed": bench_embed,
     "backtests": bench_backtests,
     "night": bench_night,
+    "aggregates": bench_aggregates,
     "plan": bench_plan,
     "finetune": bench_finetune,
     "predict": bench_predict,

@@ -12,7 +12,7 @@ import numpy as np
 from pyspark.sql import Row, SparkSession
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.agg import histories
+from ledgerlm.baselines.codes import histories
 from ledgerlm.baselines.sequence.batches import Histories
 from ledgerlm.baselines.sequence.histories import SeenColumns, assemble, learn_fields, observe
 from ledgerlm.baselines.sequence.inference import encode_histories

@@ -14,16 +14,9 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.agg import (
-    Agg,
-    AggConf,
-    aggregate,
-    attribute_features,
-    histories,
-    learn_codes,
-    observe,
-)
-from ledgerlm.baselines.recency import recency
+from ledgerlm.baselines.agg import Agg, AggConf, attribute_features, what_is_summed
+from ledgerlm.baselines.folding import Partials
+from ledgerlm.baselines.partials import Summed
 from ledgerlm.errors import ArtefactError, DataError
 from ledgerlm.events.asked import asked
 from ledgerlm.events.ends import end_of_data
@@ -59,15 +52,38 @@ def events(spark: SparkSession, *rows: tuple[str, float, float | None, str | Non
     return frame.withColumn("amount", F.col("amount").cast("decimal(18,4)"))
 
 
+SUMMED = Summed(
+    categorical=("dept",),
+    numeric=("quantity",),
+    by_code=("log_amount",),
+    amounts=True,
+    currencies=False,
+    hour=True,
+    weekday=True,
+)
+PLAIN = SUMMED.model_copy(update={"numeric": (), "hour": False, "weekday": False})
+
+
+def as_it_is(frame: DataFrame) -> DataFrame:
+    """A `keep` that keeps nothing."""
+    return frame
+
+
 def features(
-    spark: SparkSession, frame: DataFrame, as_of: DataFrame, max_codes: int = 10
-) -> dict[str, dict[str, float]]:
-    observed = observe(frame, categorical=["dept"], numeric=["quantity"], hour=True, weekday=True)
-    rows = histories(observed, as_of)
-    codes = learn_codes(rows, max_codes)
-    numeric = ["amount", "log_amount", "log_days", "quantity"]
-    found = aggregate(rows, as_of, codes, numeric=numeric, by_code=["log_amount"])
-    return {row["client_id"]: row["features"] for row in found.collect()}
+    frame: DataFrame,
+    as_of: DataFrame,
+    summed: Summed = SUMMED,
+    *,
+    training: DataFrame | None = None,
+    max_codes: int = 10,
+    recency: bool = False,
+) -> dict[tuple[str, datetime], dict[str, float]]:
+    """Features of each client and time; codes are learnt on all histories where no others are given."""
+    partials = Partials.of(frame, summed, keep=as_it_is)
+    learnt_on = partials.histories(as_of if training is None else training)
+    model = Agg.fit(learnt_on, AggConf(max_codes=max_codes, recency=recency), summed)
+    rows = model.transform(partials.histories(as_of), as_of).collect()
+    return {(row["client_id"], row["as_of"].replace(tzinfo=UTC)): row["features"] for row in rows}
 
 
 def until(spark: SparkSession, *clients: str, end: datetime = END) -> DataFrame:
@@ -78,7 +94,7 @@ def test_values_are_those_computed_by_hand(spark: SparkSession) -> None:
     frame = events(
         spark, ("a", 0, -10, "X", 2), ("a", 1.5, 20, "Y", None), ("a", 4.5, 5, "X", 1), ("a", 4.5, 0, None, 1)
     )
-    found = features(spark, frame, until(spark, "a", "empty"))
+    found = features(frame, until(spark, "a", "empty"))
     logs = [-log(11), log(21), log(6), 0.0]
     gaps = [0.0, log1p(1.5), log1p(3), 0.0]
     expected = {
@@ -117,16 +133,19 @@ def test_values_are_those_computed_by_hand(spark: SparkSession) -> None:
         "weekday=6:log_amount:mean": mean(logs[2:]),
         "weekday=6:log_amount:std": stdev(logs[2:]),
     }
-    assert found["a"] == pytest.approx(expected, rel=1e-6)
-    assert found["empty"] == {}
+    assert found["a", END] == pytest.approx(expected, rel=1e-6)
+    assert found["empty", END] == {}
 
 
 def test_the_clock_by_hand(spark: SparkSession) -> None:
     frame = events(spark, ("a", -90, 10, "X", 1), ("a", -60, 20, "X", 1), ("a", 0, 30, "X", 1), ("a", 5, -40, "X", 1))
     frame = frame.unionByName(events(spark, ("a", 11, 1e6, "LEAK", 1), ("b", 10 - 31, 0, "X", 1)))
-    observed = observe(frame, categorical=["dept"], numeric=[], hour=False, weekday=False)
-    found = recency(histories(observed, until(spark, "a", "b", "empty")), amounts=["amount"])
-    by_client = {row["client_id"]: row["recency"] for row in found.collect()}
+    found = features(frame, until(spark, "a", "b", "empty"), PLAIN, recency=True)
+    of_clock = ("since", "last", "log_amount:slope")
+    by_client = {
+        client: {name: value for name, value in one.items() if name.startswith(of_clock)}
+        for (client, _), one in found.items()
+    }
     ago, logs = [100, 70, 10, 5], [log(11), log(21), log(31), -log(41)]
     spread = sum((day - mean(ago)) ** 2 for day in ago)
     slope = -sum((day - mean(ago)) * value for day, value in zip(ago, logs, strict=True)) / spread
@@ -156,24 +175,24 @@ def test_the_clock_by_hand(spark: SparkSession) -> None:
         },
         rel=1e-6,
     )
-    assert by_client.keys() == {"a", "b"}
+    assert by_client["empty"] == {}
 
 
 def test_a_planted_leak_changes_nothing(spark: SparkSession) -> None:
     honest = [("a", 1.0, 3.0, "X", 1.0), ("b", 2.0, 4.0, "Y", 1.0)]
     leaks = [("a", 10.0, 1e6, "LEAK", 9.0), ("b", 11.0, 1e6, "LEAK", 9.0)]  # at as_of, and after it
     ends = until(spark, "a", "b")
-    assert features(spark, events(spark, *honest, *leaks), ends) == features(spark, events(spark, *honest), ends)
+    told = features(events(spark, *honest, *leaks), ends, recency=True)
+    assert told == features(events(spark, *honest), ends, recency=True)
 
 
 def test_each_as_of_of_a_client_sees_its_own_past(spark: SparkSession) -> None:
     frame = events(spark, ("a", 1, 3, "X", 1), ("a", 5, 3, "X", 1))
     ends = until(spark, "a").unionByName(until(spark, "a", end=START + timedelta(days=2)))
-    rows = histories(observe(frame, categorical=["dept"], numeric=[], hour=False, weekday=False), ends)
-    found = aggregate(rows, ends, learn_codes(rows, 5), numeric=["log_days"], by_code=[]).collect()
-    by_end = {row["as_of"]: row["features"] for row in found}
-    assert [by_end[end]["count"] for end in sorted(by_end)] == [1, 2]
-    assert [by_end[end].get("log_days:sum", 0.0) for end in sorted(by_end)] == pytest.approx([0.0, log1p(4)])
+    found = features(frame, ends, PLAIN)
+    assert [found["a", end]["count"] for end in (START + timedelta(days=2), END)] == [1, 2]
+    gaps = [found["a", end].get("log_days:sum", 0.0) for end in (START + timedelta(days=2), END)]
+    assert gaps == pytest.approx([0.0, log1p(4)])
 
 
 def test_codes_are_the_most_frequent_of_training_clients(spark: SparkSession) -> None:
@@ -182,19 +201,14 @@ def test_codes_are_the_most_frequent_of_training_clients(spark: SparkSession) ->
         *[("train", day, 1, dept, 1) for day, dept in enumerate(["B", "B", "A", "C", "C"])],
         *[("test", day, 1, "T", 1) for day in range(9)],
     )
-    observed = observe(frame, categorical=["dept"], numeric=[], hour=False, weekday=False)
-    codes = learn_codes(histories(observed, until(spark, "train")), 2)
-    assert codes == {"dept": ["B", "C"]}
-    ends = until(spark, "test", "train")
-    found = aggregate(histories(observed, ends), ends, codes, numeric=[], by_code=["amount"]).collect()
-    of = {row["client_id"]: row["features"] for row in found}
-    assert of["test"] == {"count": 9, "dept:distinct": 1}
-    assert set(of["train"]) == {
-        "count",
+    summed = PLAIN.model_copy(update={"by_code": ("amount",)})
+    found = features(frame, until(spark, "test", "train"), summed, training=until(spark, "train"), max_codes=2)
+    assert {name: value for name, value in found["test", END].items() if "dept" in name} == {"dept:distinct": 1}
+    assert {name for name in found["train", END] if "dept" in name} == {
         "dept:distinct",
         *(f"dept={code}:{kind}" for code in "BC" for kind in ("count", "amount:mean")),
     }
-    assert of["train"]["dept:distinct"] == 3
+    assert found["train", END]["dept:distinct"] == 3
 
 
 def test_histories_end_at_the_labels_or_at_the_default(spark: SparkSession) -> None:
@@ -292,7 +306,8 @@ def test_the_job_writes_every_client_and_a_rerun_changes_nothing(spark: SparkSes
         assert found["a", "attributes"] == {"terms": 12}
     model = Agg.load(tmp_path / "artefacts" / "features" / "agg")
     assert model.codes["dept"] == ("X",)
-    again = model.transform(frame, until(spark, "a", "b")).collect()
+    partials = Partials(rows=lake.read("partials"), events=frame, summed=model.summed, keep=as_it_is)
+    again = model.transform(partials.histories(until(spark, "a", "b")), until(spark, "a", "b")).collect()
     assert {row.client_id: row.features for row in again} == {name: found[name, "agg"] for name in "ab"}
     (tmp_path / "artefacts" / "features" / "agg" / "agg.json").write_text("{}")
     with pytest.raises(ArtefactError, match="run aggregate again"):
@@ -310,8 +325,9 @@ def test_currencies_are_not_added_up(spark: SparkSession) -> None:
     ends = until(spark, "a", "b", "c")
 
     def made(training: DataFrame, **conf: int) -> dict[str, dict[str, float]]:
-        model = Agg.fit(frame, training, AggConf(**conf), spec)
-        return {row.client_id: row.features for row in model.transform(frame, ends).collect()}
+        partials = Partials.of(frame, what_is_summed(AggConf(**conf), spec, frame), keep=as_it_is)
+        model = Agg.fit(partials.histories(training), AggConf(**conf), partials.summed)
+        return {row.client_id: row.features for row in model.transform(partials.histories(ends), ends).collect()}
 
     both = made(ends)
     sums = {name: value for name, value in both["a"].items() if name.endswith(":sum") and "log" not in name}

@@ -24,6 +24,7 @@ from ledgerlm.backbone.embedding import EmbedConf
 from ledgerlm.backbone.layout import StateLayout
 from ledgerlm.backbone.states import fold
 from ledgerlm.baselines.agg import Agg
+from ledgerlm.baselines.folding import Partials
 from ledgerlm.config import load_yaml
 from ledgerlm.engines.frames import Keeper
 from ledgerlm.events.asked import AsOfConf, asked
@@ -106,8 +107,11 @@ class Truth:
         states = stand_in(self.windows.dropDuplicates(["client_id", "text_hash"]), definition=definition)
         return fold(self.windows, states, self.asked, definition=definition, backbone_id=BACKBONE)
 
+    def partials(self, folder: Path) -> Partials:
+        return Partials.of(self.tables["events"], Agg.load(folder).summed, keep=self.keeper.keep)
+
     def features(self, folder: Path) -> DataFrame:
-        return Agg.load(folder).transform(self.tables["events"], self.asked)
+        return Agg.load(folder).transform(self.partials(folder).histories(self.asked), self.asked)
 
 
 def unlike(found: DataFrame, wanted: DataFrame, columns: list[str]) -> list[str]:
@@ -145,6 +149,8 @@ def differing(spark: SparkSession, bank: LivingBank, runner: Runner, night: dt.d
     compared["embeddings of labels"] = (of_labels[0], of_labels[1], counted)
     features = read("features").join(truth.asked, ["client_id", "as_of"], "left_semi")
     folder = runner.pipeline.out / "artefacts" / "features" / "agg"
+    months = truth.partials(folder).rows.withColumn("feature_set", F.lit("agg"))
+    compared["partials"] = (read("partials"), months, months.columns)
     listed = F.sort_array(F.map_entries("features")).alias("features")
     pairs = [frame.select("client_id", "as_of", listed) for frame in (features, truth.features(folder))]
     compared["features"] = (pairs[0], pairs[1], ["client_id", "as_of", "features"])
@@ -165,6 +171,7 @@ KILLS = (
     "ingest:after_events",
     "serialize:after_windows",
     "embed:after_states",
+    "aggregate:after_partials",
     "publish:start",
 )
 

@@ -11,7 +11,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
-from ledgerlm.baselines.agg import Agg, AggConf
+from ledgerlm.baselines.agg import Agg, AggConf, what_is_summed
+from ledgerlm.baselines.folding import Partials
 from ledgerlm.baselines.sequence.histories import choose, observe
 from ledgerlm.baselines.sequence.settings import FieldsConf
 from ledgerlm.errors import ConfigError
@@ -52,7 +53,8 @@ def texts(events: DataFrame, spec: DataSetSpec, **conf: Any) -> list[str]:
 
 def codes(events: DataFrame, spec: DataSetSpec) -> dict[str, tuple[str, ...]]:
     as_of = events.select("client_id", F.lit("2030-01-01").cast("timestamp").alias("as_of")).distinct()
-    return Agg.fit(events, as_of, AggConf(), spec).codes
+    partials = Partials.of(events, what_is_summed(AggConf(), spec, events), keep=lambda frame: frame)
+    return Agg.fit(partials.histories(as_of), AggConf(), partials.summed).codes
 
 
 def test_hours_and_weekdays_are_those_of_the_zone(spark: SparkSession, tmp_path: Path) -> None:

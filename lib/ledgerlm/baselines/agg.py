@@ -1,34 +1,34 @@
-"""Agg: aggregate features of a history, the baseline of pytorch-lifestream, by Spark's own expressions."""
+"""Agg: aggregate features of a history, the baseline of pytorch-lifestream, folded from monthly partials."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import Field
-from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from ledgerlm.baselines.codes import ABSENT, most_frequent
+from ledgerlm.baselines.folding import KEY, Number, Partials, fold_codes, fold_whole
+from ledgerlm.baselines.partials import LOGS, Summed, in_doubles
 from ledgerlm.baselines.recency import recency
 from ledgerlm.config import Conf
-from ledgerlm.errors import ArtefactError, DataError
+from ledgerlm.engines.frames import small_frame
+from ledgerlm.errors import ArtefactError, ConfigError, DataError
 from ledgerlm.events.asked import AsOfConf
-from ledgerlm.events.clock import local, with_clock
+from ledgerlm.events.clock import with_clock
 from ledgerlm.events.dictionaries import with_description
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.lake.made import Made, Rows
 
-Codes = dict[str, list[str]]
+if TYPE_CHECKING:
+    from ledgerlm.engines.frames import Keep
+
 ATTRIBUTES = "attributes"
 """The feature set of client attributes."""
-
-# Stands for an absent code, as in a compact document.
-ABSENT = "-"
-_KEY = ("client_id", "as_of")
-# The pseudo field under which the whole history is aggregated along with its codes.
-_ALL = ""
-_DAY_SECONDS = 86_400.0
 
 
 class AggConf(Conf):
@@ -70,86 +70,117 @@ class AggregateConf(AggConf, AsOfConf):
         return (self.feature_set, *((ATTRIBUTES,) if self.attributes else ()))
 
 
-class Agg(Conf):
-    """Agg as it was fitted: which codes have features of their own, and which numbers are summed up."""
+def what_is_summed(conf: AggConf, spec: DataSetSpec, events: DataFrame) -> Summed:
+    """What partials hold: as configured, or else what the data set has.
 
+    Args:
+        conf: what is aggregated.
+        spec: the data set.
+        events: the `events` table; looked at only where the spec leaves open whether there is a time of day.
+
+    Raises:
+        ConfigError: `by_code` names a number that there is none of.
+    """
+    numeric, categorical = _names(conf.numeric, spec, "numeric"), _names(conf.categorical, spec, "categorical")
+    by_code = conf.by_code if conf.by_code is not None else ("log_amount",) if spec.amount else numeric
+    known = ("amount", *LOGS, *numeric, *(field.name for field in spec.fields if field.kind == "numeric"))
+    strange = [name for name in by_code if name not in known]
+    if strange:
+        raise ConfigError(
+            f"aggregate: by_code: no number {', '.join(strange)}; there are {', '.join(dict.fromkeys(known))}"
+        )
+    several = spec.several_currencies and "currency" not in categorical
+    return Summed(
+        categorical=(*categorical, "currency") if several else categorical,
+        numeric=numeric,
+        by_code=by_code,
+        amounts=spec.amount is not None,
+        currencies=spec.several_currencies,
+        hour=conf.calendar and with_clock(spec, events).time.has_clock,
+        weekday=conf.calendar,
+        zone=spec.time.zone,
+    )
+
+
+class Agg(Conf):
+    """Agg as it was fitted: which codes and currencies have features of their own."""
+
+    summed: Summed = Field(description="what partials hold")
     codes: dict[str, tuple[str, ...]] = Field(description="field -> its most frequent codes, most frequent first")
-    categorical: tuple[str, ...] = Field(description="columns of codes")
-    numeric: tuple[str, ...] = Field(description="columns of numbers beside the amount")
-    whole: tuple[str, ...] = Field(description="numbers aggregated over the whole history")
-    by_code: tuple[str, ...] = Field(description="numbers aggregated for each code")
-    hour: bool = Field(description="the hour is a code")
-    weekday: bool = Field(description="the weekday is a code")
     recency: bool = Field(description="features of the clock, from `recency.recency`")
-    zone: str = Field("UTC", description="time zone of hours and weekdays")
     currencies: tuple[str, ...] = Field(
         (), description="currencies whose amounts have features, each of its own; none: all amounts are of one"
     )
 
     @classmethod
-    def fit(cls, events: DataFrame, as_of: DataFrame, conf: AggConf, spec: DataSetSpec) -> Agg:
-        """Learns which codes are frequent.
+    def fit(cls, histories: DataFrame, conf: AggConf, summed: Summed) -> Agg:
+        """Learns which codes and currencies are frequent.
 
         Args:
-            events: the `events` table.
-            as_of: client_id, as_of of training clients alone, so that no test client shapes a feature.
+            histories: of training clients alone, from `Partials.histories`, so that no test client shapes a feature.
             conf: what is aggregated.
-            spec: the data set, for what the configuration leaves out.
+            summed: what the partials hold.
         """
-        numeric = _names(conf.numeric, spec, "numeric")
-        currencies = _currencies(events, as_of, conf.max_currencies) if spec.several_currencies else ()
-        amounts = [name for one in _amounts(currencies) for name in (one, f"log_{one}")] if spec.amount else []
-        by_code = conf.by_code if conf.by_code is not None else ("log_amount",) if spec.amount else numeric
-        categorical = _names(conf.categorical, spec, "categorical")
-        open_model = cls(
-            codes={},
-            categorical=(*categorical, "currency") if len(currencies) > 1 else categorical,
-            numeric=numeric,
-            whole=(*amounts, "log_days", *numeric),
-            by_code=tuple(one for name in by_code for one in _by_currency(name, currencies)),
-            hour=conf.calendar and with_clock(spec, events).time.has_clock,
-            weekday=conf.calendar,
-            recency=conf.recency,
-            zone=spec.time.zone,
-            currencies=currencies,
-        )
-        found = learn_codes(open_model.histories(events, as_of), conf.max_codes)
-        return open_model.model_copy(update={"codes": {field: tuple(kept) for field, kept in found.items()}})
+        currencies = _currencies(histories, summed, conf.max_currencies) if summed.currencies else ()
+        groups = histories.select(F.explode("groups").alias("part")).select("part.field", "part.code", "part.events")
+        # A currency is a code where there are several of them, unless it is configured to be one.
+        alone = summed.currencies and len(currencies) < 2 and "currency" not in (conf.categorical or ())
+        fields = [name for name in summed.fields if not (alone and name == "currency")]
+        found = most_frequent(groups.where(F.col("field").isin(fields)), conf.max_codes)
+        codes = {field: tuple(kept) for field, kept in found.items()}
+        return cls(summed=summed, codes=codes, recency=conf.recency, currencies=currencies)
 
-    def histories(self, events: DataFrame, as_of: DataFrame) -> DataFrame:
-        """The events before each `as_of`, as `aggregate` takes them."""
-        observed = observe(
-            events,
-            categorical=self.categorical,
-            numeric=self.numeric,
-            hour=self.hour,
-            weekday=self.weekday,
-            zone=self.zone,
-            currencies=self.currencies,
-        )
-        return histories(observed, as_of)
+    def transform(self, histories: DataFrame, as_of: DataFrame) -> DataFrame:
+        """The features of each history (pytorch-lifestream's `AggFeatureSeqEncoder`).
 
-    def transform(self, events: DataFrame, as_of: DataFrame) -> DataFrame:
-        """The features of each history.
+        `count` of events; `amount:sum`, `:mean`, `:std` of each number; for each known code `department=GROCERY:count`
+        and, for the numbers told by code, `department=GROCERY:log_amount:mean` and `:std`; `department:distinct` codes,
+        unknown ones included. Deviations are of the sample, 0 for one event. Of several currencies each has numbers of
+        its own (`amount in EUR`). And the features of the clock.
 
         Args:
-            events: the `events` table.
-            as_of: client_id, as_of of every row wanted; distinct.
+            histories: from `Partials.histories`.
+            as_of: client_id, as_of of every row wanted; distinct; one without events gets no features, but is there.
 
         Returns:
             client_id, as_of, features map<string, float> without zeros; key (client_id, as_of).
         """
-        rows = self.histories(events, as_of)
-        sums = aggregate(rows, as_of, self.codes, numeric=self.whole, by_code=self.by_code)
-        if not self.recency:
-            return sums
-        both = sums.join(
-            recency(rows, amounts=[name for name in _amounts(self.currencies) if name in self.whole]),
-            on=list(_KEY),
-            how="left",
+        whole = self._numbers(self.summed.whole)
+        folded = fold_whole(histories, whole, self.summed)
+        values = {"count": F.col("count")} | _values(whole, ("sum", "mean", "std"))
+        if self.recency:
+            values |= recency([one for one in whole if one.kind == "amount"])
+        everything = folded.select(*KEY, _entries(values).alias("whole"))
+        joined = as_of.join(everything, list(KEY), how="left").join(self._by_code(histories), list(KEY), how="left")
+        none = F.array().cast(_ENTRIES)
+        entries = F.concat(F.coalesce("whole", none), F.coalesce("by_code", none))
+        return joined.select(*KEY, _without_zeros(entries).alias("features"))
+
+    def _by_code(self, histories: DataFrame) -> DataFrame:
+        """client_id, as_of, `by_code`: entries of each known code, and how many codes of each field there are."""
+        numbers = self._numbers(self.summed.by_code)
+        folded = fold_codes(histories, numbers, self.summed)
+        pairs = [(field, code, f"{field}={code}:") for field, kept in self.codes.items() for code in kept]
+        known = F.broadcast(small_frame(histories.sparkSession, pairs, "field string, code string, prefix string"))
+        values = {"count": F.col("count")} | _values(numbers, ("mean", "std"))
+        entries = F.when(F.col("prefix").isNotNull(), _entries(values, F.col("prefix")))
+        distinct = {f"{field}:distinct": F.count_if(F.col("field") == field) for field in self.codes}
+        return (
+            folded.join(known, on=["field", "code"], how="left")
+            .groupBy(*KEY)
+            .agg(F.concat(F.flatten(F.collect_list(entries)), _entries(distinct)).alias("by_code"))
         )
-        none = F.create_map().cast("map<string, float>")
-        return both.select(*_KEY, F.map_concat("features", F.coalesce("recency", none)).alias("features"))
+
+    def _numbers(self, kinds: Sequence[str]) -> list[Number]:
+        """Numbers as features name them: of amounts one a currency."""
+        return [one for kind in kinds for one in self._by_currency(kind)]
+
+    def _by_currency(self, kind: str) -> list[Number]:
+        if kind not in ("amount", "log_amount") or not self.currencies:
+            return [Number(name=kind, kind=kind)]
+        if len(self.currencies) == 1:
+            return [Number(name=kind, kind=kind, currency=self.currencies[0])]
+        return [Number(name=f"{kind} in {one}".replace("`", "'"), kind=kind, currency=one) for one in self.currencies]
 
     def save(self, folder: Path) -> None:
         """Writes `agg.json`."""
@@ -177,6 +208,7 @@ def aggregate_histories(
     *,
     spec: DataSetSpec,
     folder: Path,
+    keep: Keep,
     dictionaries: DataFrame | None = None,
 ) -> Made:
     """Fits Agg on training clients and gives everyone's features, and attributes of clients as a set of their own.
@@ -188,29 +220,34 @@ def aggregate_histories(
         conf: settings.
         spec: the data set.
         folder: where the fitted model goes.
+        keep: computes a frame once.
         dictionaries: the `dictionaries` table, for `described`.
 
     Returns:
-        `features` of each set, a row for every row of `as_of`. Facts: `feature_sets`, and how many `codes` of each
-        field have features, and of which `currencies` amounts have (none: all are of one).
+        `partials` of all months, and `features` of each set, a row for every row of `as_of`. Facts: `feature_sets`, and
+        how many `codes` of each field have features, and of which `currencies` amounts have (none: all are of one).
 
     Raises:
+        ConfigError: `by_code` names a number that there is none of.
         DataError: an attribute that the clients lack.
     """
-    for field in conf.described:
-        events = with_description(events, dictionaries, field, field)
-    training = as_of.join(clients.where("split = 'train'").select("client_id"), on="client_id", how="leftsemi")
-    model = Agg.fit(events, training, conf, spec)
+    events = described(events, conf, dictionaries)
+    partials = Partials.of(events, what_is_summed(conf, spec, events), keep=keep)
+    histories = partials.histories(as_of)
+    training = clients.where("split = 'train'").select("client_id")
+    model = Agg.fit(histories.join(training, on="client_id", how="leftsemi"), conf, partials.summed)
     model.save(folder)
-    sets = {conf.feature_set: model.transform(events, as_of)}
+    sets = {conf.feature_set: model.transform(histories, as_of)}
     if conf.attributes:
         sets[ATTRIBUTES] = attribute_features(clients, as_of, conf.attributes)
     named = [rows.withColumn("feature_set", F.lit(name)) for name, rows in sets.items()]
     return Made(
         rows_in=as_of.count() * len(sets),
         tables={
+            "partials": named_partials(partials.rows, conf),
             "features": Rows(frame=reduce(DataFrame.unionByName, named), slice={"feature_set": conf.feature_sets}),
         },
+        main="features",
         artefacts=(folder,),
         facts={
             "feature_sets": list(conf.feature_sets),
@@ -220,201 +257,58 @@ def aggregate_histories(
     )
 
 
+def described(events: DataFrame, conf: AggregateConf, dictionaries: DataFrame | None) -> DataFrame:
+    """The events, with the descriptions of codes in place of those that are configured to be read so."""
+    for field in conf.described:
+        events = with_description(events, dictionaries, field, field)
+    return events
+
+
+def named_partials(rows: DataFrame, conf: AggregateConf, *, differences: bool = False) -> Rows:
+    """Partials as rows of their table."""
+    named = rows.withColumn("feature_set", F.lit(conf.feature_set))
+    return Rows(frame=named, slice={"feature_set": (conf.feature_set,)}, differences=differences)
+
+
 def _names(chosen: tuple[str, ...] | None, spec: DataSetSpec, kind: str) -> tuple[str, ...]:
     return tuple(field.name for field in spec.fields if field.kind == kind) if chosen is None else chosen
 
 
-def _currencies(events: DataFrame, as_of: DataFrame, most: int) -> tuple[str, ...]:
+def _currencies(histories: DataFrame, summed: Summed, most: int) -> tuple[str, ...]:
     """The most frequent currencies of amounts in histories, most frequent first; ABSENT for amounts that have none."""
-    known = histories(events.where("amount IS NOT NULL"), as_of)
-    counts = known.groupBy(F.coalesce("currency", F.lit(ABSENT)).alias("currency")).count()
-    return tuple(row["currency"] for row in counts.orderBy(F.desc("count"), "currency").limit(most).collect())
-
-
-def _amounts(currencies: Sequence[str]) -> list[str]:
-    """Names of amount columns: by currency where there are several, since they must not be added up."""
-    names = [f"amount in {one}".replace("`", "'") for one in currencies]
-    return names if len(currencies) > 1 else ["amount"]
-
-
-def _by_currency(name: str, currencies: Sequence[str]) -> list[str]:
-    """The columns that stand for a number: of amounts one a currency."""
-    kind = name.removesuffix("amount")
-    return [f"{kind}{one}" for one in _amounts(currencies)] if name in ("amount", "log_amount") else [name]
-
-
-def observe(
-    events: DataFrame,
-    *,
-    categorical: Sequence[str],
-    numeric: Sequence[str],
-    hour: bool,
-    weekday: bool,
-    zone: str = "UTC",
-    currencies: Sequence[str] = (),
-) -> DataFrame:
-    """Prepares events for aggregation.
-
-    Args:
-        events: the `events` table.
-        categorical: columns of codes.
-        numeric: columns of numbers beside the amount.
-        hour: take the hour as a code, where the data have a time of day.
-        weekday: take the weekday as a code (1 is Sunday).
-        zone: time zone of hours and weekdays.
-        currencies: those whose amounts are taken, ABSENT for amounts without one; none: all amounts are of one.
-
-    Returns:
-        client_id, event_time, `codes` array<struct<field, code>>, and as doubles: amount, log_amount = sign(x) ln(1 +
-        |x|) (of several currencies `amount in EUR`, `log_amount in EUR` ..., null for events of others), log_days =
-        ln(1 + days since the client's previous event) and the numeric columns. The time itself is
-        no feature.
-    """
-    before = Window.partitionBy("client_id").orderBy("event_time", "event_seq", "event_id")
-    seconds = F.col("event_time").cast("double") - F.lag("event_time").over(before).cast("double")
-    amount = F.col("amount").cast("double")
-    here = dict.fromkeys(_amounts(currencies), amount)
-    for name, one in zip(here, currencies, strict=bool(currencies)):
-        here[name] = F.when(F.coalesce("currency", F.lit(ABSENT)) == one, amount)
-    fields: dict[str, Column] = {name: F.col(name) for name in categorical}
-    time = local(F.col("event_time"), zone)
-    # A field of the data of the same name wins, as in documents.
-    fields |= {"hour": F.hour(time).cast("string")} if hour and "hour" not in fields else {}
-    fields |= {"weekday": F.dayofweek(time).cast("string")} if weekday and "weekday" not in fields else {}
-    codes = [
-        F.struct(F.lit(name).alias("field"), F.coalesce(code, F.lit(ABSENT)).alias("code"))
-        for name, code in fields.items()
-    ]
-    return events.select(
-        "client_id",
-        "event_time",
-        F.array(*codes).cast("array<struct<field:string,code:string>>").alias("codes"),
-        *(column.alias(name) for name, column in here.items()),
-        *((F.signum(one) * F.log1p(F.abs(one))).alias(f"log_{name}") for name, one in here.items()),
-        F.log1p(F.coalesce(seconds, F.lit(0.0)) / _DAY_SECONDS).alias("log_days"),
-        *(F.col(name).cast("double").alias(name) for name in numeric),
+    place = in_doubles(summed.whole).index("amount")
+    totals = histories.select(F.explode("totals").alias("part")).select(
+        F.lit("currency").alias("field"),
+        F.col("part.currency").alias("code"),
+        F.col("part.doubles")[place]["events"].alias("events"),
     )
+    return tuple(most_frequent(totals.where("events > 0"), most).get("currency", ()))
 
 
-def histories(observed: DataFrame, as_of: DataFrame) -> DataFrame:
-    """Gives each event to each `as_of` of its client that lies after it.
-
-    Args:
-        observed: from `observe`.
-        as_of: client_id, as_of.
-
-    Returns:
-        The columns of `observed` and as_of; every event_time is before its as_of.
-    """
-    pairs = as_of.select(*_KEY).distinct()
-    return observed.join(pairs, on="client_id", how="inner").where(F.col("event_time") < F.col("as_of"))
+_ENTRIES = "array<struct<name:string,value:float>>"
 
 
-def learn_codes(training: DataFrame, max_codes: int) -> Codes:
-    """The most frequent codes of each field, most frequent first, ties by code.
-
-    Args:
-        training: `histories` of training clients, so that no test client shapes a feature.
-        max_codes: codes kept of a field.
-
-    Returns:
-        Field to codes; at most fields x max_codes strings reach the driver.
-    """
-    counts = (
-        training.select(F.explode("codes").alias("pair"))
-        .groupBy("pair.field", "pair.code")
-        .agg(F.count(F.lit(1)).alias("events"))
-    )
-    rank = F.row_number().over(Window.partitionBy("field").orderBy(F.desc("events"), "code"))
-    kept = counts.withColumn("rank", rank).where(F.col("rank") <= max_codes).orderBy("field", "rank")
-    codes: Codes = {}
-    for row in kept.toLocalIterator():
-        codes.setdefault(row["field"], []).append(row["code"])
-    return codes
+def _values(numbers: Sequence[Number], kinds: Sequence[str]) -> dict[str, Column]:
+    """Columns of a fold by the names of their features."""
+    columns = [f"{one.name}:{kind}" for one in numbers for kind in kinds]
+    return {column: F.col(f"`{column}`") for column in columns}
 
 
-def aggregate(
-    rows: DataFrame,
-    as_of: DataFrame,
-    codes: Mapping[str, Sequence[str]],
-    *,
-    numeric: Sequence[str],
-    by_code: Sequence[str],
-) -> DataFrame:
-    """Aggregates histories (pytorch-lifestream's `AggFeatureSeqEncoder`, in long form instead of one wide pivot).
-
-    Features: `count` of events; `amount:sum`, `:mean`, `:std` of each number; for each known code
-    `department=GROCERY:count` and, for the numbers in `by_code`, `department=GROCERY:log_amount:mean` and `:std`;
-    `department:distinct` codes, unknown ones included. Deviations are of the sample, 0 for one event.
-
-    Args:
-        rows: from `histories`.
-        as_of: client_id, as_of of every row wanted; one without events gets no features, but is there.
-        codes: from `learn_codes`.
-        numeric: numbers aggregated over the whole history.
-        by_code: numbers aggregated for each code.
-
-    Returns:
-        client_id, as_of, features map<string, float> without zeros; key (client_id, as_of).
-    """
-    whole = F.array(F.struct(F.lit(_ALL).alias("field"), F.lit("").alias("code")))
-    numbers = list(dict.fromkeys([*numeric, *by_code]))
-    groups = (
-        rows.select(*_KEY, *(f"`{name}`" for name in numbers), F.explode(F.concat(whole, F.col("codes"))).alias("pair"))
-        .groupBy(*_KEY, "pair.field", "pair.code")
-        .agg(F.count(F.lit(1)).cast("double").alias("count"), *(s for name in numbers for s in _statistics(name)))
-    )
-    known = F.broadcast(_known(rows, codes))
-    entries = F.when(F.col("field") == _ALL, _entries("", numeric, ("sum", "mean", "std"))).when(
-        F.col("known"), _entries(F.concat("field", F.lit("="), "code", F.lit(":")), by_code, ("mean", "std"))
-    )
-    distinct: list[Column] = [
-        F.struct(
-            F.lit(f"{field}:distinct").alias("name"),
-            F.count_if(F.col("field") == field).cast("float").alias("value"),
-        )
-        for field in codes
-    ]
-    made = (
-        groups.join(known, on=["field", "code"], how="left")
-        .groupBy(*_KEY)
-        .agg(F.flatten(F.concat(F.collect_list(entries), F.array(F.array(*distinct)))).alias("entries"))
-        .select(*_KEY, _without_zeros(F.col("entries")).alias("features"))
-    )
-    features = F.coalesce("features", F.create_map().cast("map<string, float>"))
-    return as_of.join(made, on=list(_KEY), how="left").select(*_KEY, features.alias("features"))
-
-
-def _statistics(name: str) -> list[Column]:
-    return [
-        F.sum(f"`{name}`").alias(f"{name}:sum"),
-        F.avg(f"`{name}`").alias(f"{name}:mean"),
-        F.stddev_samp(f"`{name}`").alias(f"{name}:std"),
-    ]
-
-
-def _entries(prefix: Column | str, names: Sequence[str], kinds: Sequence[str]) -> Column:
-    """Named values of one group, as array<struct<name, value>>."""
-    start = F.lit(prefix) if isinstance(prefix, str) else prefix
-    columns = ["count", *(f"{name}:{kind}" for name in names for kind in kinds)]
+def _entries(values: Mapping[str, Column], prefix: Column | None = None) -> Column:
+    """Named values, as array<struct<name, value>>."""
     return F.array(
         *(
             F.struct(
-                F.concat(start, F.lit(column)).alias("name"),
-                F.coalesce(F.col(f"`{column}`"), F.lit(0.0)).cast("float").alias("value"),
+                (F.lit(name) if prefix is None else F.concat(prefix, F.lit(name))).alias("name"),
+                F.coalesce(value.cast("float"), F.lit(0.0).cast("float")).alias("value"),
             )
-            for column in columns
+            for name, value in values.items()
         )
-    )
+    ).cast(_ENTRIES)
 
 
 def _without_zeros(entries: Column) -> Column:
     return F.map_from_entries(F.filter(entries, lambda entry: entry["value"] != 0))
-
-
-def _known(rows: DataFrame, codes: Mapping[str, Sequence[str]]) -> DataFrame:
-    pairs = [(field, code, True) for field, kept in codes.items() for code in kept]
-    return rows.sparkSession.createDataFrame(pairs, "field string, code string, known boolean")
 
 
 def attribute_features(clients: DataFrame, as_of: DataFrame, columns: Sequence[str]) -> DataFrame:
@@ -446,5 +340,5 @@ def attribute_features(clients: DataFrame, as_of: DataFrame, columns: Sequence[s
                 F.coalesce(number, F.lit(1.0)).cast("float").alias("value"),
             )
         )
-    rows = clients.join(as_of.select(*_KEY).distinct(), on="client_id", how="inner")
-    return rows.select(*_KEY, _without_zeros(F.array(*entries)).alias("features"))
+    rows = clients.join(as_of.select(*KEY).distinct(), on="client_id", how="inner")
+    return rows.select(*KEY, _without_zeros(F.array(*entries)).alias("features"))

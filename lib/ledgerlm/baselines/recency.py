@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
+from pyspark.sql import Column
 from pyspark.sql import functions as F
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from ledgerlm.baselines.folding import SPANS, Number, parts_of
+from ledgerlm.baselines.partials import DAY_MICROS
 
-    from pyspark.sql import Column, DataFrame
-
-_KEY = ("client_id", "as_of")
-_DAY_MICROS = 86_400_000_000
-_SPANS = (30, 90, 365)  # days before as_of
 _YEAR = 365.25
 
 
-def recency(rows: DataFrame, *, amounts: Sequence[str]) -> DataFrame:
+def recency(amounts: Sequence[Number]) -> dict[str, Column]:
     """Features of the clock, of which the numbers of single events know nothing.
 
     `since_last_days`, `since_first_days`; for the last 30, 90 and 365 days `last_30d:count`, `last_30d:amount:sum`, and
@@ -25,40 +21,55 @@ def recency(rows: DataFrame, *, amounts: Sequence[str]) -> DataFrame:
     `log_amount:slope`, its change a year by least squares.
 
     Args:
-        rows: from `agg.histories`.
-        amounts: columns of amounts, one a currency, each with its logarithm under `log_` and its name.
+        amounts: numbers of the kind `amount`, one a currency.
 
     Returns:
-        client_id, as_of, recency map<string, float> without zeros; a row for each history with an event.
+        Name -> its value, from the columns of `folding.fold_whole`.
     """
-    ago = (F.unix_micros("as_of") - F.unix_micros("event_time")) / F.lit(_DAY_MICROS)
-    sums = [F.min("ago").alias("last"), F.max("ago").alias("first"), F.count(F.lit(1)).alias("events")]
-    for days in _SPANS:
-        inside = F.col("ago") <= days
-        sums.append(F.count_if(inside).alias(f"count{days}"))
-        sums += [F.sum(F.when(inside, F.col(f"`{name}`"))).alias(f"{name}{days}") for name in amounts]
-    sums += [(F.regr_slope(f"`log_{name}`", -F.col("ago")) * _YEAR).alias(f"{name}:slope") for name in amounts]
-    found = rows.withColumn("ago", ago).groupBy(*_KEY).agg(*sums)
-    values = {"since_last_days": F.col("last"), "since_first_days": F.col("first")}
-    for days in _SPANS:
+    values = {"since_last_days": _ago("last"), "since_first_days": _ago("first")}
+    for place, days in enumerate(SPANS):
         values[f"last_{days}d:count"] = F.col(f"count{days}")
         values[f"last_{days}d:log_rate"] = _log_rate(days)
-        values |= {f"last_{days}d:{name}:sum": F.col(f"`{name}{days}`") for name in amounts}
-    values |= {f"log_{name}:slope": F.col(f"`{name}:slope`") for name in amounts}
-    entries = F.array(
-        *(
-            F.struct(
-                F.lit(name).alias("name"), F.coalesce(value.cast("float"), F.lit(0.0).cast("float")).alias("value")
-            )
-            for name, value in values.items()
-        )
-    )
-    named = F.map_from_entries(F.filter(entries, lambda entry: entry["value"] != 0))
-    return found.select(*_KEY, named.alias("recency"))
+        values |= {f"last_{days}d:{one.name}:sum": _recent(one, place) for one in amounts}
+    return values | {f"log_{one.name}:slope": _slope(one) for one in amounts}
+
+
+def _ago(time: str) -> Column:
+    return (F.unix_micros("as_of") - F.unix_micros(time)) / F.lit(DAY_MICROS)
 
 
 def _log_rate(days: int) -> Column:
     """Zero where the history is not longer: there is nothing before to set it against."""
     now = (F.col(f"count{days}") + 1) / F.lit(float(days))
-    before = (F.col("events") - F.col(f"count{days}") + 1) / F.greatest(F.col("first") - days, F.lit(1.0))
-    return F.when(F.col("first") > days, F.log(now) - F.log(before))
+    before = (F.col("count") - F.col(f"count{days}") + 1) / F.greatest(_ago("first") - days, F.lit(1.0))
+    return F.when(_ago("first") > days, F.log(now) - F.log(before))
+
+
+def _recent(amount: Number, place: int) -> Column:
+    """Amounts of the last days, month after month."""
+    own = parts_of(F.col("months"), amount.currency)
+    return F.aggregate(own, F.lit(0.0), lambda total, one: total + one["recent"][place]["sum"])
+
+
+def _slope(amount: Number) -> Column:
+    """Of the line through logarithms over time; moments are put together month after month, as deviations are."""
+    names = ("events", "time", "value", "spread", "joint")
+
+    def add(one: Column, part: Column) -> Column:
+        other = part["trend"]
+        events = one["events"] + other["events"]
+        share = other["events"] / F.greatest(events, F.lit(1))
+        time, value = other["time"] - one["time"], other["value"] - one["value"]
+        weight = one["events"] * share
+        values = (
+            events,
+            one["time"] + time * share,
+            one["value"] + value * share,
+            one["spread"] + other["spread"] + time * time * weight,
+            one["joint"] + other["joint"] + time * value * weight,
+        )
+        return F.struct(*(told.alias(name) for name, told in zip(names, values, strict=True)))
+
+    none = F.struct(F.lit(0).cast("long").alias(names[0]), *(F.lit(0.0).alias(name) for name in names[1:]))
+    own = parts_of(F.col("months"), amount.currency)
+    return F.aggregate(own, none, add, lambda all_: F.when(all_["spread"] > 0, all_["joint"] / all_["spread"] * _YEAR))

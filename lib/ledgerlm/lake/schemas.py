@@ -265,6 +265,64 @@ FEATURES = Table(
     ),
     key=("client_id", "as_of", "feature_set"),
 )
+
+
+def _struct(*columns: tuple[str, T.DataType]) -> T.StructType:
+    return T.StructType([_optional(name, kind) for name, kind in columns])
+
+
+_LONG = T.LongType()
+STEP_SUMS = T.ArrayType(_struct(("events", _LONG), ("sum", _LONG), ("high", _LONG), ("low", _LONG)))
+"""Numbers that are whole numbers of steps: how many, their sum, and those of the high and low bits of their squares."""
+DOUBLE_SUMS = T.ArrayType(_struct(("events", _LONG), ("sum", DOUBLE), ("mean", DOUBLE), ("spread", DOUBLE)))
+"""Other numbers: how many, sum, mean, squared distances from the mean."""
+# Logarithms of amounts over days: how many, both means, squared distances of days, products of both distances.
+_TREND = _struct(("events", _LONG), ("time", DOUBLE), ("value", DOUBLE), ("spread", DOUBLE), ("joint", DOUBLE))
+PARTIALS = Table(
+    name="partials",
+    columns=(
+        CLIENT,
+        _required("feature_set", STRING),
+        _required("bucket", T.IntegerType()),
+        _required("month", T.DateType()),
+        _optional("event_before", T.TimestampType()),
+        _required("first_event_time", T.TimestampType()),
+        _required("last_event_time", T.TimestampType()),
+        _required("event_count", _LONG),
+        _required(
+            "totals",
+            T.ArrayType(
+                _struct(
+                    ("currency", STRING),
+                    ("events", _LONG),
+                    ("steps", STEP_SUMS),
+                    ("doubles", DOUBLE_SUMS),
+                    ("trend", _TREND),
+                    ("times", T.ArrayType(T.TimestampType())),
+                    ("amounts", T.ArrayType(DOUBLE)),
+                )
+            ),
+        ),
+        _required(
+            "groups",
+            T.ArrayType(
+                _struct(
+                    ("field", STRING),
+                    ("code", STRING),
+                    ("currency", STRING),
+                    ("events", _LONG),
+                    ("steps", STEP_SUMS),
+                    ("doubles", DOUBLE_SUMS),
+                )
+            ),
+        ),
+    ),
+    key=("client_id", "feature_set", "month"),
+    checks={
+        "in_order": "first_event_time <= last_event_time AND event_count > 0",
+        "bucket_range": f"bucket BETWEEN 0 AND {BUCKETS - 1}",
+    },
+)
 SCORES = Table(
     name="scores",
     columns=(
@@ -488,6 +546,7 @@ TABLES: dict[str, Table] = {
         WINDOWS,
         STATES,
         EMBEDDINGS,
+        PARTIALS,
         FEATURES,
         SCORES,
         BAYES,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.agg import histories
+from ledgerlm.baselines.codes import histories
 from ledgerlm.baselines.sequence.histories import assemble, choose, learn_fields, newest, observe, without_events
 from ledgerlm.baselines.sequence.model import SequenceEncoder
 from ledgerlm.baselines.sequence.settings import (

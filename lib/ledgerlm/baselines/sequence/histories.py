@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import Column, Window
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.agg import ABSENT, Codes, learn_codes
+from ledgerlm.baselines.codes import ABSENT, Codes, learn_codes
 from ledgerlm.baselines.sequence.settings import FIRST_CODE, LOG_DAYS, UNKNOWN, Fields, FieldsConf
 from ledgerlm.errors import DataError
 from ledgerlm.events.clock import local
@@ -121,7 +121,7 @@ def learn_fields(training: DataFrame, chosen: SeenColumns, conf: FieldsConf) -> 
     """Fits vocabularies and the scale of numbers.
 
     Args:
-        training: events of training clients before their `as_of`, from `observe` and `agg.histories`.
+        training: events of training clients before their `as_of`, from `observe` and `codes.histories`.
         chosen: as given to `observe`.
         conf: sizes.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ledgerlm.baselines.agg import histories
+from ledgerlm.baselines.codes import histories
 from ledgerlm.baselines.sequence.histories import SeenColumns, assemble, observe
 from ledgerlm.baselines.sequence.inference import encode
 from ledgerlm.baselines.sequence.settings import ENCODER_FILES, EncoderCard

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
 
-from ledgerlm.baselines.agg import ABSENT, histories
+from ledgerlm.baselines.codes import ABSENT, histories
 from ledgerlm.baselines.sequence.histories import SeenColumns, assemble, choose, learn_fields, observe
 from ledgerlm.baselines.sequence.settings import FIRST_CODE, UNKNOWN, FieldsConf
 from ledgerlm.errors import ConfigError, DataError
