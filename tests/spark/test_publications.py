@@ -302,7 +302,7 @@ def test_a_publication_that_was_cut_off_goes_on_with_its_views(
         "stages": {"ingest": {"append": True}, "aggregate": {}, "publish": {}},
     }
     file = tmp_path / "nightly.yaml"
-    file.write_text(yaml.safe_dump(content))
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
     lake = Lake(schema, spark)
 
     def run(night: int | None) -> None:

@@ -75,10 +75,10 @@ def show_latest(lake: Lake, seen: Publication) -> list[str]:
         view = f"{table}_latest"
         name = lake.home.identifier(view)
         about = f"publication {seen.number} of {seen.pipeline}; made by ledgerlm publish and rollback"
-        statement = f"CREATE OR REPLACE VIEW {name} COMMENT {literal(about)} AS {_query(lake, seen, table)}"
         try:
             if table in seen.tables:
-                lake.spark.sql(statement)
+                query = _query(lake, seen, table)
+                lake.spark.sql(f"CREATE OR REPLACE VIEW {name} COMMENT {literal(about)} AS {query}")
                 made.append(view)
             else:
                 lake.spark.sql(f"DROP VIEW IF EXISTS {name}")
