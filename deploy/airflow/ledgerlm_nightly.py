@@ -29,11 +29,11 @@ with DAG(
     rescore = BashOperator(
         task_id="rescore",
         cwd=BANK,
-        bash_command=f"{LEDGERLM} rescore nightly.yaml --as-of {{{{ dag_run.run_after | ds }}}}",
+        bash_command=f"{LEDGERLM} rescore {BANK}/nightly.yaml --as-of {{{{ dag_run.run_after | ds }}}}",
     )
     maintain = BashOperator(
         task_id="maintain",
         cwd=BANK,
-        bash_command=f"{LEDGERLM} maintain nightly.yaml --keep 30 --days 30",
+        bash_command=f"{LEDGERLM} maintain {BANK}/nightly.yaml --keep 30 --days 30",
     )
     rescore >> maintain
