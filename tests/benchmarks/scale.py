@@ -205,6 +205,8 @@ def main(arguments: list[str]) -> int:
         shutil.rmtree(work.folder)
     console = Console(highlight=False)
     console.print(_table(found))
+    for line in _lines(found):
+        console.print(line)
     console.print(_sizes())
     console.print(str(OUT / f"scale-{work.events}.json"))
     return 0
@@ -422,12 +424,20 @@ def _table(found: dict[str, Any]) -> Table:
             f"{row['memory'] / 1e9:.2f}",
             f"{row['scratch'] / 1e9:.3f}",
         )
-    for name, one in found["commands"].items():
-        table.add_row(name, ", ".join(f"{what} {value:,}" for what, value in one.items()))
-    table.add_row("disk", ", ".join(f"{what} {value / 1e6:,.0f} MB" for what, value in found["disk"].items()))
-    for name, one in found["embedded"].items():
-        table.add_row(f"embedded, {name}", ", ".join(f"{what} {value:,.0f}" for what, value in one.items()))
     return table
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    """What is not of a stage alone."""
+    lines = [
+        f"{name}: {one['tasks']:,} tasks, {one['spilled to disk'] / 1e6:,.1f} MB spilled, "
+        f"{one['shuffled'] / 1e6:,.1f} MB shuffled"
+        for name, one in found["commands"].items()
+    ]
+    lines.append("disk: " + ", ".join(f"{what} {value / 1e6:,.0f} MB" for what, value in found["disk"].items()))
+    for name, one in found["embedded"].items():
+        lines.append(f"embedded, {name}: " + ", ".join(f"{what} {value:,.0f}" for what, value in one.items()))
+    return lines
 
 
 def _sizes() -> Table:
