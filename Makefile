@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow lint format bench lock release clean
+.PHONY: help setup demo test test-fast test-slow lint format bench scale lock release clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -52,6 +52,10 @@ format: setup  ## rewrite the code in the house style
 
 bench: setup  ## speed as ratios of two ways in one run: build/bench/bench.json (ONLY=embed for one)
 	@$(BIN)/python -m tests.benchmarks $(ONLY)
+
+EVENTS ?= 300_000
+scale: setup  ## from files to scores at a size, and a night on top: build/scale/ (EVENTS=3_000_000)
+	@$(BIN)/python -m tests.benchmarks.scale --events $(EVENTS)
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock (hashes, no addresses)
 	@$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-find-links --no-emit-index-url --no-header \

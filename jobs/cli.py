@@ -157,14 +157,24 @@ def status(file: str, as_json: bool, overrides: tuple[str, ...]) -> int:
 
 @app.command()
 @click.argument("file")
-@click.option("--keep", default=30, show_default=True, help="Newest publications that stay readable.")
+@click.option(
+    "--keep", type=click.IntRange(min=1), default=30, show_default=True, help="Newest publications that stay readable."
+)
 @click.option("--days", default=30, show_default=True, help="And all publications of so many days.")
+@click.option(
+    "--prune/--no-prune",
+    default=True,
+    show_default=True,
+    help="Take away vectors, features, scores and states of past nights that none of these publications, and no label, "
+    "asks for.",
+)
 @_SET
-def maintain(file: str, keep: int, days: int, overrides: tuple[str, ...]) -> int:
-    """Compact tables of pipeline FILE and remove files that no kept publication reads."""
+@_DRY
+def maintain(*, file: str, keep: int, days: int, prune: bool, overrides: tuple[str, ...], dry_run: bool) -> int:
+    """Prune and compact tables of pipeline FILE, and remove files that no kept publication reads."""
     from ledgerlm.jobs.maintain import maintain as look_after
 
-    return look_after(file, overrides, most=keep, days=days)
+    return look_after(file, overrides, most=keep, days=days, prune=prune, dry_run=dry_run)
 
 
 @app.command()
@@ -253,6 +263,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo("stopped; the same command goes on where it stopped", err=True)
         return 130
     return int(code or 0)
+
+
+def task() -> None:
+    """The command line for schedulers that take a return for success, whatever it is: it raises where a shell would see
+    another exit code than 0.
+
+    Raises:
+        RuntimeError: with the exit code; what was wrong stands before it on stderr.
+    """
+    code = main()
+    if code:
+        raise RuntimeError(f"ledgerlm {' '.join(sys.argv[1:2])} ended with exit code {code}")
 
 
 def _told(error: LedgerError) -> int:

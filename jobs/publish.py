@@ -7,7 +7,8 @@ import sys
 from ledgerlm.applications.gates import PublishConf
 from ledgerlm.applications.publishing import publication
 from ledgerlm.errors import DataError
-from ledgerlm.lake.publications import PUBLICATIONS
+from ledgerlm.lake.latest import show_latest
+from ledgerlm.lake.publications import PUBLICATIONS, publications, published
 from ledgerlm.lake.schemas import TABLES
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
@@ -15,6 +16,7 @@ from ledgerlm.runs.job import Job, StageResult
 
 def run(ctx: Context, conf: PublishConf) -> StageResult:
     """Judges the scores as of tonight and writes the publication; refused by a gate, readers stay with the last."""
+    before = ctx.tables.version_before(PUBLICATIONS)
     made = publication(
         ctx.lake,
         {name: version for name in TABLES if name != PUBLICATIONS and (version := ctx.pin(name)) is not None},
@@ -23,11 +25,16 @@ def run(ctx: Context, conf: PublishConf) -> StageResult:
         as_of=ctx.end(None),
         # A study scores labelled clients as of their labels; only a night scores everybody, and can be judged.
         heads=[] if ctx.night is None else [head for stage in ctx.stages_of("score") for head in ctx.heads(stage)],
+        known=[] if before is None else publications(ctx.lake, before),
         keep=ctx.keep,
     )
     result = ctx.publish(made.made)
     if made.refusal is not None:
         raise DataError(made.refusal)
+    if conf.views:
+        # After the row: it decides what readers see, and a run that dies here goes on with the views.
+        ctx.tables.check_lease()
+        show_latest(ctx.lake, published(ctx.lake))
     return result
 
 

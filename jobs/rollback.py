@@ -9,9 +9,11 @@ from collections.abc import Sequence
 
 from pyspark.sql import functions as F
 
+from ledgerlm.applications.gates import PublishConf
 from ledgerlm.lake.differences import CHANGE, INSERT
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
+from ledgerlm.lake.latest import show_latest
 from ledgerlm.lake.leases import Holder, leased
 from ledgerlm.lake.publications import PUBLICATIONS, publications, published, shown_before
 from ledgerlm.progress import Progress
@@ -48,6 +50,9 @@ def roll_back(file: str, overrides: Sequence[str] = (), *, to: int | None = None
                 again = wanted.again(publications(lake)[0].number + 1, dt.datetime.now(dt.UTC))
                 lease.check()
                 lake.apply(PUBLICATIONS, again.row(lake.spark).withColumn(CHANGE, F.lit(INSERT)), by=by)
+                if all(plan.stage.conf.views for plan in pipeline.plans if isinstance(plan.stage.conf, PublishConf)):
+                    lease.check()
+                    show_latest(lake, again)
     finally:
         engines.stop()
     progress.say(

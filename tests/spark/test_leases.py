@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import json
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from pyspark.sql import SparkSession
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.jobs.maintain import maintain
 from ledgerlm.jobs.rollback import roll_back
+from ledgerlm.jobs.status import tell_status
 from ledgerlm.lake import upkeep
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.leases import Holder, Lease, leased
@@ -242,6 +245,41 @@ def test_a_pipeline_that_does_not_publish_needs_no_lease(two: Two, lake: Lake) -
     file.write_text(yaml.safe_dump(content))
     Runner(load_pipeline(str(file)), Progress()).run()
     assert lake.history.newest("leases") is None
+
+
+def test_status_tells_who_is_at_work_and_whether_its_lease_ran_out(
+    two: Two, lake: Lake, spark: SparkSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def status() -> tuple[str, dict[str, Any] | None]:
+        file = str(two.file("a"))
+        assert tell_status(file) == 0
+        text = capsys.readouterr().out
+        assert tell_status(file, as_json=True) == 0
+        return text, json.loads(capsys.readouterr().out)["lease"]
+
+    text, found = status()
+    assert "nobody is at work" in text and found is None
+    two.runner("a").run()
+    assert status()[1] is None, "a run leaves no lease behind"
+    with leased(lake, FIRST, MINUTES):
+        text, found = status()
+        assert "at work: run one of pipeline bank on a (process 1) since 2" in text
+        assert "unless it is renewed" in text and "ran out" not in text
+        assert found is not None
+        assert {name: found[name] for name in ("pipeline", "run_id", "host", "process", "ran_out")} == {
+            "pipeline": "bank",
+            "run_id": "one",
+            "host": "a",
+            "process": 1,
+            "ran_out": False,
+        }
+        since, until = (dt.datetime.fromisoformat(found[name]) for name in ("since", "until"))
+        assert until - since == dt.timedelta(seconds=MINUTES)
+        assert abs(since - dt.datetime.now(dt.UTC)) < dt.timedelta(minutes=5)
+    Lease(lake, FIRST, MINUTES, lambda: 1_700_000_000.0).take()
+    text, found = status()
+    assert "its lease ran out at 2023-11-14 22:14:20 UTC" in text and "takes the lake over" in text
+    assert found is not None and found["ran_out"]
 
 
 def test_the_lease_of_a_catalogs_schema(spark: SparkSession, clock: Clock) -> None:

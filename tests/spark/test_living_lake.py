@@ -32,9 +32,11 @@ from ledgerlm.events.clock import aware, with_clock
 from ledgerlm.events.ingesting import IngestConf, ingest_files
 from ledgerlm.events.spec import DataSetSpec, load_spec
 from ledgerlm.heads.vectors import newest_vectors
+from ledgerlm.jobs.maintain import maintain
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.publications import published
 from ledgerlm.progress import Progress
+from ledgerlm.runs import maintenance
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
 from ledgerlm.text.documents import SerializeConf
@@ -180,17 +182,24 @@ class Killed(BaseException):
     """In place of `kill -9`, which would take the test along."""
 
 
+def killed(*_: object) -> None:
+    raise Killed
+
+
 def nights(
     spark: SparkSession, bank: LivingBank, monkeypatch: pytest.MonkeyPatch, *, seed: int, count: int
 ) -> Iterator[dict[str, list[str]]]:
-    """Lets a bank live for some nights, and holds it against the truth after each: what differs, night by night."""
+    """Lets a bank live for some nights, and holds it against the truth after each: what differs, night by night.
+
+    Each night is killed, and goes on in a lake from which the rows of past nights have been taken away meanwhile.
+    """
     root = bank.root
+    lake = Lake(str(root / "out" / "lake"), spark)
+    # Nothing of a test is a week old, so that removal would look at all tables for nothing.
+    monkeypatch.setattr(maintenance, "remove_old", lambda *_: None)
     (root / BACKBONE).mkdir()
     file = bank.pipeline(root / BACKBONE)
     run(file, None)
-
-    def kill(*_: object) -> None:
-        raise Killed
 
     for number in range(1, count + 1):
         bank.night(number)
@@ -201,18 +210,54 @@ def nights(
         if number == count:
             copy = (bank.files / "1-night.csv").read_bytes()
             (bank.files / "1-night-again.csv").write_bytes(copy)
-        before = published(Lake(str(root / "out" / "lake"), spark)).number
+        before, states = published(lake).number, lake.version("states")
         monkeypatch.setenv("LEDGERLM_FAILPOINT", KILLS[(seed + number) % len(KILLS)])
         with monkeypatch.context() as patch:
-            patch.setattr(os, "kill", kill)
+            patch.setattr(os, "kill", killed)
             with pytest.raises(Killed):
                 run(file, number)
-        assert published(Lake(str(root / "out" / "lake"), spark)).number == before, (
-            "a night that was killed is not seen"
-        )
+        assert published(lake).number == before, "a night that was killed is not seen"
         monkeypatch.delenv("LEDGERLM_FAILPOINT")
+        assert maintain(str(file), most=1, days=0) == 0
+        assert left_behind(lake) == []
+        pruned = lake.version("states")
         runner = run(file, number)
+        assert read_anew(runner, lake, states, pruned) <= 0
         yield differing(spark, bank, runner, aware(FIRST_NIGHT + dt.timedelta(days=number), "Europe/Berlin"))
+
+
+_TEXT = ["client_id", "text_hash"]
+
+
+def left_behind(lake: Lake) -> list[str]:
+    """What pruning should have taken away, or should not have: where only what readers see is kept."""
+    seen = published(lake)
+    windows, states = lake.read("windows"), lake.read("states")
+    wrong = [f"a state of no window: {row}" for row in states.join(windows, _TEXT, "left_anti").take(3)]
+    labels = lake.read("labels").select("client_id", "as_of").distinct()
+    times = lake.read("features").select("client_id", "as_of").join(labels, ["client_id", "as_of"], "left_anti")
+    past = times.where(F.col("as_of") < F.lit(seen.as_of.isoformat(sep=" ")).cast("timestamp"))
+    # Of clients that are there no more nothing newer has been made.
+    there = past.join(lake.read("features").groupBy("client_id").agg(F.max("as_of").alias("newest")), "client_id")
+    wrong += [f"features of a past night: {row}" for row in there.where("as_of < newest").take(3)]
+    then, now = (
+        newest_vectors(rows, "embeddings", seen.as_of)
+        for rows in (seen.read(lake, "embeddings"), lake.read("embeddings"))
+    )
+    wrong += [f"newest vectors, of which there are {one}" for one in unlike(now, then, ["client_id"])]
+    return wrong
+
+
+def read_anew(runner: Runner, lake: Lake, before: int, pruned: int) -> int:
+    """How many more texts the model read than had no state: before the night, or after pruning (versions of `states`).
+
+    They may be fewer: what was read before the kill is not read again.
+    """
+    record = runner.records.load("embed")
+    assert record is not None
+    known = lake.read("states", before).join(lake.read("states", pruned), _TEXT, "left_semi")
+    texts = lake.read("windows").select(*_TEXT).distinct()
+    return int(record.facts["embedded"]) - texts.join(known, _TEXT, "left_anti").count()
 
 
 def test_a_lake_that_lives_equals_a_run_from_nothing(

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -14,17 +18,23 @@ from ledgerlm.applications.publishing import Judged, publication
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.explanation import as_page, as_text, explained
 from ledgerlm.heads.vectors import newest_vectors
+from ledgerlm.jobs.rollback import roll_back
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
+from ledgerlm.lake.latest import latest, show_latest
 from ledgerlm.lake.publications import (
     PUBLICATIONS,
+    Publication,
     publications,
     published,
     refuse_past,
     shown_before,
     versions,
 )
-from ledgerlm.lake.upkeep import hours_kept, kept
+from ledgerlm.lake.upkeep import hours_kept, keep_log, kept, log_days_needed, sizes
+from ledgerlm.progress import Progress
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.runner import Runner
 
 NIGHT = dt.datetime(2025, 1, 2, tzinfo=dt.UTC)
 HEAD = "h1"
@@ -51,7 +61,7 @@ def scores(spark: SparkSession, clients: int, night: dt.datetime, shift: float =
 class Bank:
     """A lake with clients and scores, and its nights."""
 
-    def __init__(self, spark: SparkSession, root: Path) -> None:
+    def __init__(self, spark: SparkSession, root: Path | str) -> None:
         self.spark, self.lake = spark, Lake(str(root), spark)
         ids = spark.range(100).select(
             F.concat(F.lit("c"), F.col("id")).alias("client_id"), F.lit("train").alias("split")
@@ -63,7 +73,14 @@ class Bank:
         self.lake.write("scores", scores(self.spark, clients, time, shift), by=by(f"scores-{day}"))
         conf = PublishConf.model_validate(limits)
         judged = publication(
-            self.lake, versions(self.lake), conf, pipeline="bank", as_of=time, heads=[HEAD], keep=DataFrame.cache
+            self.lake,
+            versions(self.lake),
+            conf,
+            pipeline="bank",
+            as_of=time,
+            heads=[HEAD],
+            known=publications(self.lake),
+            keep=DataFrame.cache,
         )
         self.lake.apply(PUBLICATIONS, judged.made.tables[PUBLICATIONS].frame, by=by(f"night-{day}"))
         return judged
@@ -130,6 +147,17 @@ def test_what_is_kept_decides_how_much_history_stays(bank: Bank) -> None:
     assert hours_kept(kept(bank.lake, 2, 0), later) in range(40 * 24, 40 * 24 + 3)
 
 
+def test_the_log_stays_as_long_as_a_kept_publication(bank: Bank) -> None:
+    """Delta cuts logs after 30 days; a publication that is older and kept could not be read without them."""
+    assert [log_days_needed(days * 24) for days in (7, 22, 24, 40, 60)] == [30, 30, 60, 60, 90]
+    bank.night(0)
+    assert {one.log_days for one in sizes(bank.lake)} == {30}
+    keep_log(bank.lake, "scores", 60)
+    assert {one.name: one.log_days for one in sizes(bank.lake)} == {"clients": 30, "publications": 30, "scores": 60}
+    newest = bank.lake.history.newest("scores")
+    assert newest is not None and newest.neutral, "no row has changed"
+
+
 def test_an_explanation_tells_the_score_and_what_it_was_made_of(bank: Bank) -> None:
     bank.night(0)
     found = explained(bank.lake, published(bank.lake), "c7")
@@ -145,15 +173,162 @@ def test_an_explanation_tells_the_score_and_what_it_was_made_of(bank: Bank) -> N
 
 def test_a_vector_serves_every_night_until_a_newer_one(spark: SparkSession) -> None:
     made = [("a", "2025-01-01", 1.0), ("a", "2025-01-05", 2.0), ("a", "2025-01-09", 3.0), ("b", "2025-01-02", 4.0)]
-    table = spark.createDataFrame(made, "client_id string, day string, x double").select(
-        "client_id",
-        F.col("day").cast("timestamp").alias("as_of"),
-        F.lit("agg").alias("feature_set"),
-        F.create_map(F.lit("x"), F.col("x").cast("float")).alias("features"),
-    )
+    table = vectors(spark, *made)
     night = dt.datetime(2025, 1, 6, tzinfo=dt.UTC)
     found = {
         row["client_id"]: (row["features"]["x"], row["as_of"])
         for row in newest_vectors(table, "features", night).collect()
     }
     assert found == {"a": (2.0, dt.datetime(2025, 1, 6)), "b": (4.0, dt.datetime(2025, 1, 6))}
+
+
+@pytest.fixture
+def schema(spark: SparkSession) -> Iterator[str]:
+    """A schema of Spark's own catalog."""
+    name = "spark_catalog.latest_bank"
+    yield name
+    spark.sql(f"DROP SCHEMA IF EXISTS {name} CASCADE")
+
+
+def days(rows: DataFrame) -> dict[tuple[int, str], int]:
+    """Publication and day -> rows."""
+    counted = rows.groupBy("publication", F.date_format("as_of", "MM-dd").alias("day")).count().collect()
+    return {(row["publication"], row["day"]): row["count"] for row in counted}
+
+
+def vectors(spark: SparkSession, *found: tuple[str, str, float]) -> DataFrame:
+    return spark.createDataFrame(list(found), "client_id string, day string, x double").select(
+        "client_id",
+        F.col("day").cast("timestamp").alias("as_of"),
+        F.lit("agg").alias("feature_set"),
+        F.create_map(F.lit("x"), F.col("x").cast("float")).alias("features"),
+    )
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+def test_views_show_what_is_published_and_nothing_else(spark: SparkSession, schema: str, zone: str) -> None:
+    bank = Bank(spark, schema)
+    made = [("c1", "2025-01-01", 1.0), ("c1", "2025-01-02", 2.0), ("c1", "2025-01-03", 3.0), ("c2", "2024-12-01", 4.0)]
+    bank.lake.write("features", vectors(spark, *made), by=by("features"))
+    bank.night(0)
+    assert show_latest(bank.lake, published(bank.lake)) == ["features_latest", "scores_latest"]
+
+    def seen(name: str) -> DataFrame:
+        return spark.sql(f"SELECT * FROM {schema}.{name}")
+
+    assert days(seen("scores_latest")) == {(1, "01-02"): 100}
+    spark.conf.set("spark.sql.session.timeZone", zone)
+    try:
+        found = {row["client_id"]: row["features"]["x"] for row in seen("features_latest").collect()}
+        assert found == {"c1": 2.0, "c2": 4.0}, "the newest up to the night, in whatever zone the reader is"
+        assert seen("scores_latest").count() == 100
+    finally:
+        spark.conf.set("spark.sql.session.timeZone", "UTC")
+    # A night that is being written, one that was refused, one that is published, and one that was gone back from.
+    bank.lake.write("scores", scores(spark, 7, NIGHT + dt.timedelta(days=1)), by=by("half a night"))
+    assert days(seen("scores_latest")) == {(1, "01-02"): 100}
+    assert bank.night(1, 50).refusal is not None
+    show_latest(bank.lake, published(bank.lake))
+    assert days(seen("scores_latest")) == {(1, "01-02"): 100}
+    bank.night(2)
+    assert days(seen("scores_latest")) == {(1, "01-02"): 100}, "between the row and the views: the night before, whole"
+    show_latest(bank.lake, published(bank.lake))
+    assert days(seen("scores_latest")) == days(latest(bank.lake, "scores")) == {(3, "01-04"): 100}
+    show_latest(bank.lake, published(bank.lake, 1).again(4, dt.datetime.now(dt.UTC)))
+    assert days(seen("scores_latest")) == {(4, "01-02"): 100}
+    assert seen("scores_latest").columns == [*bank.lake.read("scores").columns, "publication"]
+
+
+def test_a_table_that_a_publication_lacks_has_no_view(spark: SparkSession, schema: str) -> None:
+    bank = Bank(spark, schema)
+    bank.night(0)
+    bank.lake.write("features", vectors(spark, ("c1", "2025-01-01", 1.0)), by=by("features"))
+    bank.night(1)
+    assert show_latest(bank.lake, published(bank.lake)) == ["features_latest", "scores_latest"]
+    assert show_latest(bank.lake, published(bank.lake, 1)) == ["scores_latest"]
+    assert not spark.catalog.tableExists(f"{schema}.features_latest")
+    spark.sql(f"CREATE TABLE {schema}.features_latest (x INT) USING delta")
+    with pytest.raises(DataError, match=r"publication 2 is written, but view .*features_latest.* views: false"):
+        show_latest(bank.lake, published(bank.lake))
+
+
+def test_newest_rows_of_a_folder_are_asked_of_python(bank: Bank) -> None:
+    bank.night(0)
+    assert show_latest(bank.lake, published(bank.lake)) == []
+    bank.lake.write("scores", scores(bank.spark, 7, NIGHT + dt.timedelta(days=1)), by=by("half a night"))
+    assert days(latest(bank.lake, "scores")) == {(1, "01-02"): 100}
+    bank.night(2)
+    assert days(latest(bank.lake, "scores")) == {(2, "01-04"): 100}
+    assert days(latest(bank.lake, "scores", published(bank.lake, 1))) == {(1, "01-02"): 100}
+    with pytest.raises(DataError, match="publication 2 of bank has no table features"):
+        latest(bank.lake, "features")
+    with pytest.raises(DataError, match="there are those of embeddings, features, scores"):
+        latest(bank.lake, "windows")
+
+
+def test_a_study_shows_the_newest_scores_of_each_head(bank: Bank) -> None:
+    both = scores(bank.spark, 3, NIGHT).unionByName(scores(bank.spark, 2, NIGHT - dt.timedelta(days=9)))
+    bank.lake.write("scores", both, by=by("study"))
+    study = Publication(
+        number=1,
+        published_at=NIGHT,
+        pipeline="bank",
+        as_of=NIGHT + dt.timedelta(days=1),
+        tables=versions(bank.lake),
+    )
+    assert days(latest(bank.lake, "scores", study)) == {(1, "01-02"): 3}
+
+
+def test_a_publication_that_was_cut_off_goes_on_with_its_views(
+    spark: SparkSession, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row comes first: a run that dies between it and the views leaves those of the night before, and goes on."""
+    (tmp_path / "1.csv").write_text("id,who,at,mcc\n1,a,2024-01-01,x\n2,b,2024-01-02,y\n")
+    spec = {
+        "name": "bank",
+        "client": "who",
+        "source": {"path": str(tmp_path), "files": [{"glob": "*.csv"}]},
+        "time": {"column": "at", "format": "yyyy-MM-dd"},
+        "event_id": {"columns": ["id"], "conflicts": "last"},
+        "fields": [{"name": "mcc"}],
+        "as_of": "2024-02-01",
+    }
+    (tmp_path / "bank.yaml").write_text(yaml.safe_dump(spec))
+    content = {
+        "pipeline": "nightly",
+        "out": str(tmp_path / "out"),
+        "lake": schema,
+        "data": str(tmp_path / "bank.yaml"),
+        "stages": {"ingest": {"append": True}, "aggregate": {}, "publish": {}},
+    }
+    file = tmp_path / "nightly.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    lake = Lake(schema, spark)
+
+    def run(night: int | None) -> None:
+        time = None if night is None else dt.datetime(2024, 2, night, tzinfo=dt.UTC)
+        Runner(load_pipeline(str(file)), Progress(), time).run()
+
+    def seen() -> dict[tuple[int, str], int]:
+        return days(spark.sql(f"SELECT * FROM {schema}.features_latest"))
+
+    run(None)
+    assert seen() == {(1, "02-01"): 2}
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("LEDGERLM_FAILPOINT", "publish:after_publications")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "kill", kill)
+        run(2)
+    monkeypatch.delenv("LEDGERLM_FAILPOINT")
+    assert (published(lake).number, seen()) == (2, {(1, "02-01"): 2})
+    run(2)
+    assert (published(lake).number, seen()) == (2, {(2, "02-02"): 2})
+    record = json.loads((tmp_path / "out" / "runs" / "stages" / "publish.json").read_text())
+    assert record["facts"]["publication"] == 2, "the number of its row, though it was there when the run went on"
+    assert roll_back(str(file)) == 0
+    assert (published(lake).number, seen()) == (3, {(3, "02-01"): 2})
+    assert roll_back(str(file), ["stages.publish.views=false"], to=2) == 0
+    assert (published(lake).number, seen()) == (4, {(3, "02-01"): 2}), "as they were"

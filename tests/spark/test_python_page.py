@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from importlib import import_module
 from inspect import isabstract
@@ -12,6 +13,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from ledgerlm.engines import spark as engine
+from ledgerlm.lake.history import Author
+from ledgerlm.lake.lake import Lake
+from ledgerlm.lake.publications import PUBLICATIONS, Publication, versions
 from ledgerlm.training.model import Model
 from tests.conftest import REPOSITORY
 
@@ -29,6 +33,31 @@ labels:
 """
 
 
+def publish_a_night(spark: SparkSession, folder: Path) -> None:
+    """A lake with an event and a score that are published, and another score of a night that has not ended."""
+    lake, by = Lake(str(folder), spark), Author(attempt="a", stage="bank/night", run_id="a")
+    score = (
+        "SELECT 'c1' AS client_id, 'good' AS task, TIMESTAMP '2024-01-0{0}' AS as_of, 'h' AS head_id, "
+        "array(0.1, 0.9) AS probabilities, 1.0 AS prediction, 1 AS decile, "
+        "CAST(array() AS array<struct<feature string, contribution float>>) AS reasons"
+    )
+    lake.write("scores", spark.sql(score.format(1)), by=by)
+    lake.write(
+        "events",
+        spark.sql(
+            "SELECT 'c1' AS client_id, 'e' AS event_id, TIMESTAMP '2023-12-31' AS event_time, 0L AS event_seq, "
+            "1.0 AS amount, 'x.csv' AS source_file"
+        ),
+        by=by,
+    )
+    night = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
+    row = Publication(
+        number=1, published_at=night, pipeline="bank", as_of=night, tables=versions(lake), heads=["h"]
+    ).row(spark)
+    lake.write(PUBLICATIONS, row, by=by)
+    lake.write("scores", spark.sql(score.format(2)), by=Author(attempt="b", stage="bank/night", run_id="b"))
+
+
 def test_every_block_of_the_page_runs(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -38,6 +67,7 @@ def test_every_block_of_the_page_runs(
         "\n".join(["who,day,good", *(f"c{who},2024-02-01,{who % 2}" for who in range(40))])
     )
     (tmp_path / "shop.yaml").write_text(SPEC)
+    publish_a_night(spark, tmp_path / "bank" / "lake")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(engine, "start", lambda conf: spark)
     names: dict[str, Any] = {}
@@ -47,6 +77,8 @@ def test_every_block_of_the_page_runs(
     assert names["documents"].count() == names["features"].count() == 40
     scored = {row["client_id"]: row["prediction"] for row in names["scores"].collect()}
     assert len(scored) == 40
+    assert [row["as_of"].day for row in names["tonight"].collect()] == [1], "what is published, and no more"
+    assert names["histories"].count() == 1
     assert sum(scored[f"c{who}"] == who % 2 for who in range(40)) > 35
 
 

@@ -20,6 +20,13 @@ _LEAST = 1e-4  # of a tenth that is empty, whose logarithm is asked
 class PublishConf(Conf):
     """Settings of the publish job."""
 
+    HOW = frozenset({"views"})
+
+    views: bool = Field(
+        True,
+        description="where the lake is a catalog's schema, make its views scores_latest, embeddings_latest and "
+        "features_latest show what is published; false: for a catalog that makes no views",
+    )
     least_clients: float | None = Field(
         0.9, ge=0, description="clients scored by each head, as a share of those of the publication before; null: any"
     )

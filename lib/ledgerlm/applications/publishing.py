@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 from ledgerlm.applications.gates import PublishConf, judge, refused
 from ledgerlm.lake.differences import CHANGE, INSERT
 from ledgerlm.lake.made import Made, Rows
-from ledgerlm.lake.publications import PUBLICATIONS, Publication, publications
+from ledgerlm.lake.publications import PUBLICATIONS, Publication
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -42,6 +42,7 @@ def publication(
     pipeline: str,
     as_of: dt.datetime,
     heads: Sequence[str],
+    known: Sequence[Publication],
     keep: Keep,
 ) -> Judged:
     """Judges the scores and makes the row.
@@ -53,12 +54,12 @@ def publication(
         pipeline: its name.
         as_of: tonight.
         heads: ids of the heads whose scores are published; none: there is nothing to judge.
+        known: the publications before this one, newest first.
         keep: computes a frame once.
 
     Returns:
         The row, `refused` where a gate did not pass, so that it can be looked up why.
     """
-    known = publications(lake)
     last = next((one for one in known if one.status != "refused"), None)
     gates = {}
     if heads and "scores" in tables:

@@ -54,14 +54,15 @@ class Author:
     stage: str
     run_id: str
 
-    def signature(self, part: Slice, *, applied: bool = False) -> str:
+    def signature(self, part: Slice, *, applied: bool = False, pruned: bool = False) -> str:
         """The text for `userMetadata`.
 
         Args:
             part: the slice that is written.
             applied: differences are applied to the slice, which is not replaced.
+            pruned: rows are taken away that nobody asks for any more.
         """
-        kind = {"applied": True} if applied else {}
+        kind = {name: True for name, given in (("applied", applied), ("pruned", pruned)) if given}
         return json.dumps({"ledgerlm": asdict(self) | {"slice": {name: list(part[name]) for name in part}} | kind})
 
 
@@ -82,9 +83,10 @@ class Commit:
         attempt: attempt that made it; empty where it was not ledgerlm.
         stage: PIPELINE/STAGE of the attempt.
         slice: rows that it may have changed; the whole table where it was not ledgerlm.
-        neutral: it changed no row.
+        neutral: it changed no row that anybody asks for.
         rows: rows that it wrote.
         applied: it changed rows of the slice, and left the others as they were.
+        pruned: it took rows away that nobody asks for any more.
     """
 
     version: int
@@ -94,6 +96,7 @@ class Commit:
     neutral: bool = False
     rows: int = 0
     applied: bool = False
+    pruned: bool = False
 
     @property
     def state(self) -> State:
@@ -120,6 +123,18 @@ class History:
     def newest(self, table: str) -> Commit | None:
         """The newest commit, whatever it did."""
         return next(self.commits(table), None)
+
+    def before(self, table: str, attempt: str) -> Commit | None:
+        """The newest commit before those of an attempt, whatever upkeep has done since; None where there is none."""
+        found: Commit | None = None
+        for commit in self.commits(table):
+            if commit.attempt == attempt:
+                found = None  # what upkeep did later holds rows of the attempt
+                continue
+            found = found or commit
+            if not commit.neutral:
+                break
+        return found
 
     def state(self, table: str, part: Slice = WHOLE, known: State | None = None) -> State | None:
         """The newest commit that touched a slice.
@@ -150,13 +165,15 @@ class History:
         """Rows of the table, added up from the commits whose slices it holds.
 
         Returns:
-            None where the commits do not tell: somebody else changed rows, slices overlap in part, or the log goes back
-            no further.
+            None where the commits do not tell: somebody else changed rows, rows were pruned, slices overlap in part, or
+            the log goes back no further.
         """
         held: list[Commit] = []
         oldest = 0
         for commit in self.commits(table):
             oldest = commit.version
+            if commit.pruned:
+                return None
             if commit.neutral or any(dict(commit.slice) == dict(one.slice) for one in held):
                 continue
             if not commit.attempt or commit.applied or any(overlap(commit.slice, one.slice) for one in held):
@@ -222,7 +239,9 @@ def _commit(version: int, operation: str | None, signature: str | None, metrics:
             stage=signed["stage"],
             slice=part,
             rows=rows,
+            neutral=signed.get("pruned", False),
             applied=signed.get("applied", False),
+            pruned=signed.get("pruned", False),
         )
     except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's commit
         return Commit(version=version, slice=WHOLE, neutral=operation in _NEUTRAL, rows=rows)

@@ -187,6 +187,18 @@ class Lake:
             )
         return Written(version=written.version, rows=total, state=self.history.state(table, part))
 
+    def prune(self, table: str, gone: DataFrame, *, by: Author, part: Slice = WHOLE) -> None:
+        """Takes rows of a slice away for which nobody asks any more, in one commit; stages that wrote it stand on.
+
+        Args:
+            gone: the key columns of the rows.
+            by: who does so; stands in the commit.
+            part: the slice; rows of `gone` outside it stay.
+        """
+        key = TABLES[table].key
+        with self._signed(by.signature(part, pruned=True)):
+            self._merged(table, gone.select(*key), part, "WHEN MATCHED THEN DELETE")
+
     def _refuse_other_columns(self, table: str, there: T.StructType, wanted: T.StructType) -> None:
         if not _holds(there, wanted):
             raise DataError(
@@ -203,16 +215,20 @@ class Lake:
             writer.save(self.path(table))
 
     def _merge(self, table: str, rows: DataFrame, by: Author, part: Slice) -> None:
+        clauses = (
+            f"WHEN MATCHED AND s.{CHANGE} = '{DELETE}' THEN DELETE WHEN MATCHED THEN UPDATE SET * "
+            f"WHEN NOT MATCHED AND s.{CHANGE} <> '{DELETE}' THEN INSERT *"
+        )
+        with self._signed(by.signature(part, applied=True)):
+            self._merged(table, rows, part, clauses)
+
+    def _merged(self, table: str, rows: DataFrame, part: Slice, clauses: str) -> None:
+        """Merges rows (`s`) into a slice of a table (`t`) by its key."""
         view = f"ledgerlm_{table}_differences"
         rows.createOrReplaceTempView(view)
         same = " AND ".join(f"t.`{name}` <=> s.`{name}`" for name in TABLES[table].key)
         inside = f" AND {predicate(part, 't')}" if part else ""
-        with self._signed(by.signature(part, applied=True)):
-            self.spark.sql(
-                f"MERGE INTO {self.home.identifier(table)} t USING {view} s ON {same}{inside} "
-                f"WHEN MATCHED AND s.{CHANGE} = '{DELETE}' THEN DELETE WHEN MATCHED THEN UPDATE SET * "
-                f"WHEN NOT MATCHED AND s.{CHANGE} <> '{DELETE}' THEN INSERT *"
-            )
+        self.spark.sql(f"MERGE INTO {self.home.identifier(table)} t USING {view} s ON {same}{inside} {clauses}")
         self.spark.catalog.dropTempView(view)
 
     @contextmanager

@@ -67,13 +67,28 @@ class Holding:
     since: float
     until: float
 
-    def said(self) -> str:
-        """Who, since when, until when."""
+    def said(self, now: float | None = None) -> str:
+        """Who, since when, until when.
+
+        Args:
+            now: seconds since 1970, to say whether it has run out by then.
+        """
         one = self.holder
-        return (
-            f"run {one.run_id} of pipeline {one.pipeline} on {one.host} (process {one.process}) since "
-            f"{_text(self.since)}, until {_text(self.until)} unless it is renewed"
-        )
+        whose = f"run {one.run_id} of pipeline {one.pipeline} on {one.host} (process {one.process})"
+        if now is not None and self.ran_out(now):
+            return (
+                f"{whose} since {_text(self.since)}; its lease ran out at {_text(self.until)}, so it has died, or "
+                "cannot reach the lake: the next run takes the lake over"
+            )
+        return f"{whose} since {_text(self.since)}, until {_text(self.until)} unless it is renewed"
+
+    def ran_out(self, now: float) -> bool:
+        """Whether it has run out, so that another run may take it.
+
+        Args:
+            now: seconds since 1970.
+        """
+        return self.until < now
 
 
 class Lease:
@@ -159,7 +174,7 @@ class Lease:
         """
         mine = self._holder
         dead = bool(mine.folder) and (there.holder.folder, there.holder.host) == (mine.folder, mine.host)
-        return there.until < now or dead
+        return there.ran_out(now) or dead
 
     def _merge(self, now: float) -> str:
         mine = self._holder
@@ -194,15 +209,23 @@ class Lease:
         return f"lease = {literal(_LAKE)} AND run_id = {literal(self._holder.run_id)}"
 
     def _read(self) -> Holding | None:
-        row = self._lake.spark.sql(
-            f"SELECT *, unix_micros(since) AS _since, unix_micros(`until`) AS _until FROM {self._table} "
-            f"WHERE lease = {literal(_LAKE)}"
-        ).first()
-        if row is None:
-            return None
-        names = ("pipeline", "run_id", "host", "process", "folder")
-        holder = Holder(**{name: row[name] for name in names})
-        return Holding(holder=holder, since=row["_since"] / 1e6, until=row["_until"] / 1e6)
+        return _holding(self._lake)
+
+
+def holding(lake: Lake) -> Holding | None:
+    """The lease of a lake as it stands, whether or not it has run out; None where nobody has it."""
+    return None if lake.history.newest(LEASES.name) is None else _holding(lake)
+
+
+def _holding(lake: Lake) -> Holding | None:
+    row = lake.spark.sql(
+        f"SELECT *, unix_micros(since) AS _since, unix_micros(`until`) AS _until "
+        f"FROM {lake.home.identifier(LEASES.name)} WHERE lease = {literal(_LAKE)}"
+    ).first()
+    if row is None:
+        return None
+    holder = Holder(**{name: row[name] for name in ("pipeline", "run_id", "host", "process", "folder")})
+    return Holding(holder=holder, since=row["_since"] / 1e6, until=row["_until"] / 1e6)
 
 
 @contextmanager

@@ -84,11 +84,16 @@ class Publication:
         return replace(self, number=number, published_at=now, status="rolled_back")
 
 
-def publications(lake: Lake) -> list[Publication]:
-    """All publications of a lake, newest first; they are as many as nights that are kept."""
+def publications(lake: Lake, version: int | None = None) -> list[Publication]:
+    """All publications of a lake, newest first; they are as many as nights that are kept.
+
+    Args:
+        lake: its tables.
+        version: of the table of publications; left out, its newest.
+    """
     if not lake.exists(PUBLICATIONS):
         return []
-    rows = lake.read(PUBLICATIONS).drop("run_id").orderBy("publication", ascending=False).collect()
+    rows = lake.read(PUBLICATIONS, version).drop("run_id").orderBy("publication", ascending=False).collect()
     return [
         Publication(
             number=row["publication"],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 SMALL = 32 << 20
 """Bytes below which a file is small: reading it costs as much in opening as in content."""
 _MANY = 8  # small files of a table, on average, from which compaction pays
+_LOG = "delta.logRetentionDuration"
+_LOG_DAYS = 30  # Delta's own
+_EARLY = 7  # days before a log would be cut that it is told to stay
 _LEAST_HOURS = 168  # Delta's own: a reader, or a writer of another machine, may be at work for days
 _CLOCKS = dt.timedelta(hours=1)  # by which clocks of machines may differ
 
@@ -29,12 +33,14 @@ class TableSize:
         version: newest version.
         files: of the newest version.
         bytes: of these.
+        log_days: for how long its log stays, without which no old version can be read.
     """
 
     name: str
     version: int
     files: int
     bytes: int
+    log_days: int = _LOG_DAYS
 
     @property
     def fragmented(self) -> bool:
@@ -49,14 +55,25 @@ def sizes(lake: Lake) -> list[TableSize]:
         commit = lake.history.newest(name)
         if commit is None:
             continue
-        detail = (
-            lake.spark.sql(f"DESCRIBE DETAIL {lake.home.identifier(name)}").select("numFiles", "sizeInBytes").first()
-        )
+        told = lake.spark.sql(f"DESCRIBE DETAIL {lake.home.identifier(name)}")
+        detail = told.select("numFiles", "sizeInBytes", "properties").first()
         assert detail is not None, "a table has a detail"
         found.append(
-            TableSize(name=name, version=commit.version, files=detail["numFiles"], bytes=detail["sizeInBytes"])
+            TableSize(
+                name=name,
+                version=commit.version,
+                files=detail["numFiles"],
+                bytes=detail["sizeInBytes"],
+                log_days=_days_of(detail["properties"]),
+            )
         )
     return found
+
+
+def _days_of(properties: Mapping[str, str]) -> int:
+    """For how many days the log stays; of another unit than days, Delta's own number."""
+    found = re.fullmatch(r"interval (\d+) days?", properties.get(_LOG, "").strip(), re.IGNORECASE)
+    return int(found[1]) if found else _LOG_DAYS
 
 
 def compact(lake: Lake, table: str) -> None:
@@ -84,6 +101,19 @@ def hours_kept(publications: Sequence[Publication], now: dt.datetime | None = No
     # A file that the publication reads may have been taken out of the table the moment after.
     age = (now or dt.datetime.now(dt.UTC)) - oldest + _CLOCKS
     return max(_LEAST_HOURS, -(-int(age.total_seconds()) // 3600))
+
+
+def log_days_needed(hours: int) -> int:
+    """For how many days logs must stay so that versions of so many hours ago can be read; in steps of a month.
+
+    Delta cuts a log after 30 days, whatever versions are asked for. It is told a week early, and seldom.
+    """
+    return max(_LOG_DAYS, -(-(hours + _EARLY * 24) // (24 * _LOG_DAYS)) * _LOG_DAYS)
+
+
+def keep_log(lake: Lake, table: str, days: int) -> None:
+    """Lets the log of a table stay for so many days; no row changes."""
+    lake.spark.sql(f"ALTER TABLE {lake.home.identifier(table)} SET TBLPROPERTIES ('{_LOG}' = 'interval {days} days')")
 
 
 def remove_old(lake: Lake, table: str, hours: int) -> None:

@@ -1,8 +1,9 @@
-"""Where a lake stands: publications, freshness, whose scores wait, sizes of tables."""
+"""Where a lake stands: publications, freshness, who is at work, whose scores wait, sizes of tables."""
 
 from __future__ import annotations
 
 import datetime as dt
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ledgerlm.events.arrivals import event_files
 from ledgerlm.events.ingesting import IngestConf
 from ledgerlm.events.nightly import Taken
+from ledgerlm.lake.leases import Holding, holding
 from ledgerlm.lake.publications import Publication, publications
 from ledgerlm.lake.upkeep import TableSize, sizes
 
@@ -32,6 +34,8 @@ class Standing:
         newest_event: time of the newest event up to now; None without events.
         batch: number of the newest batch; None where files are not taken in by batches.
         taken_at: when it came.
+        lease: who is at work on the lake, or was when it died; None where nobody is.
+        at: when the lake was looked at, in seconds since 1970.
         waiting: stage -> clients whose changes it has not followed yet.
         stages: stage -> when it last finished; None of one that has not.
         failures: stage -> why its newest attempt did not come to its end.
@@ -43,6 +47,8 @@ class Standing:
     newest_event: dt.datetime | None
     batch: int | None
     taken_at: dt.datetime | None
+    lease: Holding | None
+    at: float
     waiting: Mapping[str, int]
     stages: Mapping[str, str | None]
     failures: Mapping[str, str]
@@ -51,11 +57,21 @@ class Standing:
 
     def facts(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self)
+        return asdict(self) | {"lease": self._lease()}
+
+    def _lease(self) -> dict[str, Any] | None:
+        """The lease for programs: instants in UTC, and whether it has run out."""
+        if self.lease is None:
+            return None
+        since, until = (dt.datetime.fromtimestamp(one, dt.UTC) for one in (self.lease.since, self.lease.until))
+        return {**asdict(self.lease.holder), "since": since, "until": until, "ran_out": self.lease.ran_out(self.at)}
 
     def lines(self) -> list[str]:
         """For people."""
-        return [*self._published(), *self._fresh(), *self._waiting(), *self._sizes()]
+        return [*self._published(), *self._fresh(), *self._at_work(), *self._waiting(), *self._sizes()]
+
+    def _at_work(self) -> list[str]:
+        return ["nobody is at work"] if self.lease is None else [f"at work: {self.lease.said(self.at)}"]
 
     def _published(self) -> list[str]:
         seen = next((one for one in self.publications if one.status != "refused"), None)
@@ -111,6 +127,8 @@ def standing(pipeline: Pipeline, records: Records, lake: Lake, content: Callable
         newest_event=_newest_event(lake),
         batch=batch,
         taken_at=taken_at,
+        lease=holding(lake),
+        at=time.time(),
         waiting={name: _changed_since(lake, one) for name, one in reflected.items()},
         stages={name: done[name].finished_at if name in done else None for name in known},
         failures={name: record.failure for name, record in known.items() if record is not None and record.failure},

@@ -140,10 +140,14 @@ class Tables:
 
         What the stage makes of them is then the same when it goes on after a kill, whatever it had written before it.
         """
-        self._declared(table)
-        commits = self._history.commits(table)
-        version = next((one.version for one in commits if one.attempt != self._author.attempt), None)
+        version = self.version_before(table)
         return None if version is None else self._lake().read(table, version)
+
+    def version_before(self, table: str) -> int | None:
+        """The version of a table before this attempt wrote of it; None where there was none."""
+        self._declared(table)
+        commit = self._history.before(table, self._author.attempt)
+        return None if commit is None else commit.version
 
     def write(self, table: str, frame: DataFrame, part: Slice = WHOLE) -> Written:
         """Replaces a table, or a slice of it, in one commit; what this attempt has written is not written again."""
@@ -162,6 +166,10 @@ class Tables:
         self.written[table] = TableRecord(version=written.version, rows=written.rows, slice=part, state=written.state)
         self._failpoint(f"after_{table}")
         return written
+
+    def check_lease(self) -> None:
+        """To be called before something else than a table is written; raises where this run may write no more."""
+        self._guard()
 
     def _declared(self, table: str) -> None:
         if table not in {write.table for write in self._plan.writes} | {"quarantine"}:
