@@ -93,7 +93,7 @@ class ModelRef(Reference):
 
 
 class FileName(Reference):
-    """A file: beside the pipeline file, in the shipped `conf/`, or a path."""
+    """A file: beside the pipeline file, a path from here, or one of the shipped `conf/`."""
 
     __slots__ = ()
 
@@ -148,13 +148,15 @@ def shipped(name: str) -> Path:
 
 
 def find_file(name: str | Path, *, beside: Path | None = None) -> Path:
-    """Finds a configuration or data file: beside the file that names it, in the shipped `conf/`, or as given.
+    """Finds a configuration or data file: beside the file that names it, as given, or in the shipped `conf/`.
+
+    So a file of one's own is never passed over for one that is shipped under the same name.
 
     Raises:
         ConfigError: when it is in none of these places.
     """
     path = Path(name).expanduser()
-    places = [path] if path.is_absolute() else [*([beside / path] if beside else []), shipped(str(path)), path]
+    places = [path] if path.is_absolute() else [*([beside / path] if beside else []), path, shipped(str(path))]
     for place in places:
         if place.exists():
             return place.resolve()

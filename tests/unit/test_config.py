@@ -68,10 +68,15 @@ def test_override_without_equals_sign(tmp_path: Path) -> None:
         load_yaml(file, ["name"])
 
 
-def test_files_are_found_beside_then_shipped(tmp_path: Path) -> None:
+def test_files_are_found_beside_then_here_then_shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "spec.yaml").write_text("a: 1\n")
     assert find_file("spec.yaml", beside=tmp_path) == (tmp_path / "spec.yaml").resolve()
     assert find_file("engines/laptop.yaml") == shipped("engines/laptop.yaml").resolve()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text("pipeline: mine\n")
+    (tmp_path / "protocol.yaml").write_text("stages: {}\n")
+    assert find_file("demo.yaml") == (tmp_path / "demo.yaml").resolve(), "one's own before the shipped one of the name"
+    assert load_pipeline("datasets/complete_journey.yaml").stages, "what the suite names itself is the shipped one"
     with pytest.raises(ConfigError, match=r"no file nowhere\.yaml: looked at"):
         find_file("nowhere.yaml", beside=tmp_path)
 

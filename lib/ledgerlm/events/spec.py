@@ -489,7 +489,7 @@ def source_of(spec: DataSetSpec) -> SourceSpec:
 
 
 def located(path: str, beside: Path) -> str:
-    """The absolute form of a path that exists beside a spec, in the shipped `conf/` or here; any other as it is."""
+    """The absolute form of a path that exists beside a spec, here or in the shipped `conf/`; any other as it is."""
     if is_url(path):
         return path
     try:

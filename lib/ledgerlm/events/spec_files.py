@@ -146,7 +146,7 @@ class FileSpec(SpecPart):
 class SourceSpec(SpecPart):
     """Where the event files lie."""
 
-    path: str = Field("", description="folder or URL; relative: beside the spec, in the shipped conf/, or from here")
+    path: str = Field("", description="folder or URL; relative: beside the spec, from here, or in the shipped conf/")
     files: tuple[FileSpec, ...] = Field(min_length=1, description="event files; several are put one after another")
     needs: str = Field("", description="what to tell a user whose path is empty or wrong: where the files come from")
 

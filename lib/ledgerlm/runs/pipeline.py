@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from ledgerlm.config import SCHEME, Conf, find_file, load_yaml, nearest, parse
+from ledgerlm.config import SCHEME, Conf, find_file, load_yaml, nearest, parse, shipped
 from ledgerlm.engines.ray import RayConf
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.errors import ConfigError
@@ -139,7 +139,7 @@ def load_pipeline(name: str | Path, overrides: Sequence[str] = (), *, jobs: Regi
     file = find_file(name)
     content = load_yaml(file, overrides)
     if "fields" in content and "pipeline" not in content:
-        content = load_yaml(find_file(_PROTOCOL), overrides, _of_spec(file))
+        content = load_yaml(shipped(_PROTOCOL), overrides, _of_spec(file))
     conf = parse(PipelineConf, content, source=str(file))
     profile = conf.engine if conf.engine.endswith((".yaml", ".yml")) else f"engines/{conf.engine}.yaml"
     engine_file = find_file(profile, beside=file.parent)
@@ -195,7 +195,7 @@ def _with_protocol(name: str, settings: dict[str, Any], spec: DataSetSpec) -> di
 
 def _check_protocol(spec: DataSetSpec, conf: PipelineConf, file: Path) -> None:
     """Refuses settings under `protocol` of the spec that no stage could ever have."""
-    known = {*conf.stages, *load_yaml(find_file(_PROTOCOL))["stages"]} if spec.protocol else set()
+    known = {*conf.stages, *load_yaml(shipped(_PROTOCOL))["stages"]} if spec.protocol else set()
     for name, settings in spec.protocol.items():
         if name not in known and "job" not in settings:
             raise ConfigError(f"{file}: protocol: no stage '{name}': {nearest(name, known)}")
