@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pyspark.sql import DataFrame, SparkSession
 
 from ledgerlm.lake.history import Author
@@ -45,3 +46,18 @@ def write_pipeline(folder: Path, stages: Mapping[str, Any]) -> Path:
     content = {"pipeline": "small", "out": str(folder), "data": str(folder / "spec.yaml"), "stages": stages}
     file.write_text(json.dumps(content))
     return file
+
+
+def write_bank(folder: Path) -> None:
+    """Writes two events in a file that arrived, and the spec `bank.yaml` that reads such files."""
+    (folder / "files").mkdir()
+    (folder / "files" / "1.csv").write_text("id,who,at,mcc\n1,a,2024-01-01,x\n2,b,2024-01-02,y\n")
+    spec = {
+        "name": "bank",
+        "client": "who",
+        "source": {"path": str(folder / "files"), "files": [{"glob": "*.csv"}]},
+        "time": {"column": "at", "format": "yyyy-MM-dd"},
+        "event_id": {"columns": ["id"], "conflicts": "last"},
+        "fields": [{"name": "mcc"}],
+    }
+    (folder / "bank.yaml").write_text(yaml.safe_dump(spec))

@@ -26,6 +26,7 @@ from ledgerlm.lake.publications import publications
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
+from tests.small_lake import write_bank
 
 MINUTES = 60.0
 FIRST = Holder(pipeline="bank", run_id="one", host="a", process=1, folder="f1")
@@ -148,17 +149,7 @@ class Two:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        (root / "files").mkdir()
-        (root / "files" / "1.csv").write_text("id,who,at,mcc\n1,a,2024-01-01,x\n2,b,2024-01-02,y\n")
-        spec = {
-            "name": "bank",
-            "client": "who",
-            "source": {"path": str(root / "files"), "files": [{"glob": "*.csv"}]},
-            "time": {"column": "at", "format": "yyyy-MM-dd"},
-            "event_id": {"columns": ["id"], "conflicts": "last"},
-            "fields": [{"name": "mcc"}],
-        }
-        (root / "bank.yaml").write_text(yaml.safe_dump(spec))
+        write_bank(root)
 
     def file(self, out: str) -> Path:
         file = self.root / f"{out}.yaml"

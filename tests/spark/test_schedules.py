@@ -23,6 +23,7 @@ from pyspark.sql import SparkSession
 
 from ledgerlm.jobs import cli
 from tests.conftest import REPOSITORY
+from tests.small_lake import write_bank
 
 DEPLOY = REPOSITORY / "deploy"
 DAY = "2025-01-02"
@@ -39,17 +40,7 @@ class Place:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        (root / "files").mkdir()
-        (root / "files" / "1.csv").write_text("id,who,at,mcc\n1,a,2024-01-01,x\n2,b,2024-01-02,y\n")
-        spec = {
-            "name": "bank",
-            "client": "who",
-            "source": {"path": str(root / "files"), "files": [{"glob": "*.csv"}]},
-            "time": {"column": "at", "format": "yyyy-MM-dd"},
-            "event_id": {"columns": ["id"], "conflicts": "last"},
-            "fields": [{"name": "mcc"}],
-        }
-        (root / "bank.yaml").write_text(yaml.safe_dump(spec))
+        write_bank(root)
         content = {
             "pipeline": "nightly",
             "out": str(root / "out"),
