@@ -22,7 +22,7 @@ from ledgerlm.backbone.embedding import (
     without_vector,
 )
 from ledgerlm.backbone.states import fold, state_rows
-from ledgerlm.engines.frames import tasks_for
+from ledgerlm.engines.frames import settled, tasks_for
 from ledgerlm.errors import DataError
 from ledgerlm.events.asked import due
 from ledgerlm.lake.differences import CHANGE, DELETE, INSERT
@@ -102,7 +102,7 @@ def embed_windows(
     own = told.of_table(windows)
     backbone_id, definition = model.backbone_id(backbone), definition_of(own, told, conf, backbone)
     part: Slice = {"backbone_id": (backbone_id,), "definition_id": (definition.definition_id,)}
-    pairs = None if since is None else keep(_due(asked, own, since, part))
+    pairs = None if since is None else settled(_due(asked, own, since, part), keep)
     wanted = asked if pairs is None else pairs.where(F.col(CHANGE) != DELETE).select(*_PAIR)
     own = own if pairs is None else own.join(wanted.select("client_id").distinct(), "client_id", how="left_semi")
     there = standing(part) if since is None else since.before("states", part)
@@ -192,8 +192,8 @@ def _changes(read: DataFrame, folded: DataFrame, pairs: DataFrame, part: Slice, 
     change = F.when(F.col("parts").isNotNull(), F.col(CHANGE)).when(F.col(CHANGE) != INSERT, F.lit(DELETE))
     changes = both.select(*VECTOR, change.alias(CHANGE)).where(F.col(CHANGE).isNotNull())
     return {
-        "states": Rows(frame=keep(new), slice=part, differences=True),
-        "embeddings": Rows(frame=keep(changes), slice=part, differences=True),
+        "states": Rows(frame=settled(new, keep), slice=part, differences=True),
+        "embeddings": Rows(frame=settled(changes, keep), slice=part, differences=True),
     }
 
 

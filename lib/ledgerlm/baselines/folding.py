@@ -22,6 +22,7 @@ from ledgerlm.baselines.partials import (
     in_steps,
     month_partials,
 )
+from ledgerlm.engines.frames import settled
 
 if TYPE_CHECKING:
     from ledgerlm.engines.frames import Keep
@@ -76,7 +77,8 @@ class Partials:
             "client_id", F.col("month").alias("start"), "event_before", "first_event_time", "last_event_time"
         )
         inside = (F.col("first_event_time") < F.col("as_of")) & (F.col("as_of") <= F.col("last_event_time"))
-        spans = self.keep(months.join(pairs, on="client_id", how="inner").where(inside).drop("last_event_time"))
+        cut = months.join(pairs, on="client_id", how="inner").where(inside).drop("last_event_time")
+        spans = settled(cut, self.keep)
         ends = spans.agg(F.min(F.unix_micros("first_event_time")), F.max(F.unix_micros("as_of"))).first()
         if ends is None or ends[0] is None:
             return None

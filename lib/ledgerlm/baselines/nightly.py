@@ -19,6 +19,7 @@ from ledgerlm.baselines.agg import (
 )
 from ledgerlm.baselines.folding import KEY, Partials
 from ledgerlm.baselines.partials import Summed, after, changed_partials
+from ledgerlm.engines.frames import settled
 from ledgerlm.events.asked import due
 from ledgerlm.lake.differences import CHANGE, DELETE
 from ledgerlm.lake.made import Made, Rows
@@ -70,7 +71,7 @@ def aggregate_night(
 
     def pairs_of(name: str, touched: DataFrame | None) -> DataFrame:
         there = standing.where(F.col("feature_set") == name).select(*KEY)
-        return keep(due(as_of, there, touched))
+        return settled(due(as_of, there, touched), keep)
 
     own = pairs_of(conf.feature_set, dirty)
     parts = [_differences(conf.feature_set, own, lambda pairs: model.transform(months.histories(pairs), pairs))]

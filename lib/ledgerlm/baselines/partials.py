@@ -21,6 +21,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.baselines.codes import ABSENT
 from ledgerlm.config import Conf
+from ledgerlm.engines.frames import settled
 from ledgerlm.events.clock import local
 from ledgerlm.lake.differences import applied, differences
 from ledgerlm.lake.schemas import DOUBLE_SUMS, PARTIALS, STEP_SUMS
@@ -125,9 +126,9 @@ def changed_partials(
     older = own.where(F.col("month") < F.col("start")).groupBy("client_id")
     before = older.agg(F.max_by("last_event_time", "month").alias("event_before"))
     spans = dirty.select("client_id", start.alias("start")).join(before, on="client_id", how="left")
-    now = month_partials(events, summed, spans)
+    made = month_partials(events, summed, spans)
     old = own.where(F.col("month") >= F.col("start"))
-    return keep(differences(old, now, _KEY, [name for name in now.columns if name not in _KEY]))
+    return settled(differences(old, made, _KEY, [name for name in made.columns if name not in _KEY]), keep)
 
 
 def after(standing: DataFrame, changes: DataFrame) -> DataFrame:

@@ -53,6 +53,26 @@ class Keeper:
             self._kept.pop().unpersist()
 
 
+def settled(frame: DataFrame, keep: Keep) -> DataFrame:
+    """The same few rows, computed once; plans that read them need not hold how they were made.
+
+    A plan holds, whole, those of all kept frames in it, so of frames kept one upon the other it has thousands of
+    operators, and they cost more than the rows. Where one process does all the work the rows are computed at once, and
+    that is the end of their plan. On a cluster an executor can be lost, and with it rows of which nobody would know
+    how they were made: there they are kept as others are.
+
+    Args:
+        frame: rows whose making needs no word of progress.
+        keep: computes a frame once.
+    """
+    from pyspark import StorageLevel
+
+    master = frame.sparkSession.conf.get("spark.master", "") or ""
+    if master == "local" or master.startswith("local["):
+        return frame.localCheckpoint(eager=True, storageLevel=StorageLevel.DISK_ONLY)
+    return keep(frame)
+
+
 def tasks_for(rows: int, rows_a_task: int) -> int:
     """Tasks for work whose cost lies in its rows (a model reads them), whatever the cluster's size of the moment.
 

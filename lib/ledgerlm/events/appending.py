@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
+from ledgerlm.engines.frames import settled
 from ledgerlm.events.ingest import ordered, taken_away
 from ledgerlm.events.spec_times import FILE_ORDER
 from ledgerlm.lake.differences import CHANGE, DELETE, INSERT, UPDATE
@@ -74,14 +75,14 @@ def append(
     """
     columns = [name for name in delivered.columns if name != "_gone"]
     by_order = ordered(spec)
-    judged = keep(_judged(delivered, standing, deletions if by_order else None, columns, by_order))
+    judged = settled(_judged(delivered, standing, deletions if by_order else None, columns, by_order), keep)
     counted = {row["_kind"]: row["count"] for row in judged.groupBy("_kind").count().collect()}
     changed = judged.where(F.col("_kind").isin(INSERT, UPDATE, DELETE))
-    found = keep(_placed(changed, standing, columns, spec))
+    found = settled(_placed(changed, standing, columns, spec), keep)
     return Appended(
         differences=found,
-        changes=keep(_by_client(changed, batch)),
-        deletions=keep(_newly_away(delivered, deletions)) if by_order and spec.event_id.deleted else None,
+        changes=settled(_by_client(changed, batch), keep),
+        deletions=settled(_newly_away(delivered, deletions), keep) if by_order and spec.event_id.deleted else None,
         counts={
             "appended": counted.get(INSERT, 0),
             "corrected": counted.get(UPDATE, 0),

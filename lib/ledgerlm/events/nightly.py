@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import functions as F
 
+from ledgerlm.engines.frames import settled
 from ledgerlm.errors import DataError
 from ledgerlm.events.appending import Appended, append, first_changes
 from ledgerlm.events.arrivals import Arrivals, Arrived, arrivals, event_files, joined_files, only_files
@@ -241,7 +242,7 @@ class _Batch:
         read = self._read(events, before("deletions")) if self.found.new else None
         if read is not None:
             events = applied(events, read.appended.differences, EVENTS.key)
-        firsts = self.keep(first_events(events))
+        firsts = settled(first_events(events), self.keep)
         clients = firsts.count()
         told = bank_of(self.spark, self.spec, events, firsts, self.keep)
         tables = {
@@ -285,7 +286,7 @@ class _Batch:
                 "changes": _added(read.appended.changes),
                 "events": Rows(frame=read.appended.differences, differences=True),
                 **_deletions(read.appended, before),
-                "batches": _added(self.keep(self._files(read.delivered, read.ingested.columns, figures))),
+                "batches": _added(settled(self._files(read.delivered, read.ingested.columns, figures), self.keep)),
             },
             facts={
                 **count_facts(counts, told),
@@ -302,7 +303,7 @@ class _Batch:
         none = dict.fromkeys(_KINDS, 0)
         if self.found.renamed:
             events = self.spark.createDataFrame([], "source_file string, currency string")
-            tables["batches"] = _added(self.keep(self._files(events, {}, none)))
+            tables["batches"] = _added(settled(self._files(events, {}, none), self.keep))
         facts = {**made.facts, **self._facts(none, ())}
         return replace(made, main=None, tables=tables, rows_in=0, rows_out=0, facts=facts)
 
@@ -313,7 +314,7 @@ class _Batch:
         ingested = ingest_events(self.spark, new, self.conf.partitions, held=self.terms.held(known.currencies))
         told = {one.path: (self._entry(one), ingested.columns.get(one.path, ())) for one in found.new}
         findings = [one.checked(self.name) for one in odd_columns(told, known, rules)]
-        delivered = self.keep(ingested.delivered)
+        delivered = settled(ingested.delivered, self.keep)
         # Computes the rows, and so fills in their counts.
         ingested = replace(ingested, empty=not delivered.count())
         counts = ingested.counts()
@@ -376,7 +377,7 @@ def _differences(name: str, rows: Rows, before: Before, keep: Keep) -> Rows:
     told_by = [column for column in rows.frame.columns if column not in key]
     if set(told_by) - set(old.columns):
         return rows  # other attributes than before: the table is written anew
-    return Rows(frame=keep(differences(old, rows.frame, key, told_by)), slice=rows.slice, differences=True)
+    return Rows(frame=settled(differences(old, rows.frame, key, told_by), keep), slice=rows.slice, differences=True)
 
 
 def _added(rows: DataFrame) -> Rows:

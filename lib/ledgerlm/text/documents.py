@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.asked import AsOfConf, asked
 from ledgerlm.events.clock import aware, fixed_instant, with_clock
@@ -193,11 +193,11 @@ def _tell_windows(
     if standing is None or not told_alike(standing.windows, spec, conf):
         rows = Rows(frame=make(events), slice=conf.slices["windows"])
     else:
-        touched = standing.keep(dirty_windows(standing.windows, standing.dirty, times))
+        touched = settled(dirty_windows(standing.windows, standing.dirty, times), standing.keep)
         changed = changed_windows(
             events, standing.windows, touched, make=make, windowing=windowing, zone=spec.time.zone
         )
-        rows = Rows(frame=standing.keep(changed), slice=conf.slices["windows"], differences=True)
+        rows = Rows(frame=settled(changed, standing.keep), slice=conf.slices["windows"], differences=True)
 
     def tell(own: Mapping[str, DataFrame]) -> dict[str, Any]:
         told, seen = own["windows"], events
