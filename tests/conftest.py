@@ -82,6 +82,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     profile = load_yaml(shipped("engines/connect.yaml" if connect else "engines/laptop.yaml"))["spark"]
     conf = profile["conf"] | {
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
+        # Hundreds of tests in one session leave more plans behind than a run does.
+        "spark.driver.memory": "4g",
     }
     where = {"remote": "local[2]"} if connect else {"master": "local[2]"}
     session = start(SparkConf(conf=conf, **where), log=tmp_path_factory.mktemp("logs") / "spark.log")
