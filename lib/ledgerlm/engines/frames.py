@@ -59,16 +59,17 @@ def settled(frame: DataFrame, keep: Keep) -> DataFrame:
     A plan holds, whole, those of all kept frames in it, so of frames kept one upon the other it has thousands of
     operators, and they cost more than the rows. Where one process does all the work the rows are computed at once, and
     that is the end of their plan. On a cluster an executor can be lost, and with it rows of which nobody would know
-    how they were made: there they are kept as others are.
+    how they were made: there, and where Spark is another process, they are kept as others are.
 
     Args:
         frame: rows whose making needs no word of progress.
         keep: computes a frame once.
     """
     from pyspark import StorageLevel
+    from pyspark.sql.utils import is_remote
 
     master = frame.sparkSession.conf.get("spark.master", "") or ""
-    if master == "local" or master.startswith("local["):
+    if (master == "local" or master.startswith("local[")) and not is_remote():
         return frame.localCheckpoint(eager=True, storageLevel=StorageLevel.DISK_ONLY)
     return keep(frame)
 
