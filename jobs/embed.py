@@ -7,6 +7,7 @@ from functools import partial
 
 from ledgerlm.backbone.embedding import EmbedConf, document_texts, embed_texts, rewrite_texts
 from ledgerlm.backbone.embedding_windows import Since, embed_windows
+from ledgerlm.backbone.projection import Projected
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 from ledgerlm.text.windows import ToldWindows
@@ -14,6 +15,7 @@ from ledgerlm.text.windows import ToldWindows
 
 def run(ctx: Context, conf: EmbedConf) -> StageResult:
     """Reads the texts that have not been read yet, writes their vectors, and sets aside what can have none."""
+    projected = Projected.of(ctx.facts(conf.projection)) if conf.projection else None
     if conf.source == "windows":
         stage = conf.serialize or "serialize"
         told = ToldWindows.of(ctx.facts(stage), stage)
@@ -29,6 +31,7 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
             since=None if dirty is None else Since(before=ctx.before_slice, dirty=dirty, night=ctx.night),
             keep=ctx.keep,
             progress=ctx.progress,
+            projected=projected,
         )
         return ctx.publish(made)
     if conf.source == "enriched":
@@ -44,6 +47,7 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
         standing=partial(ctx.standing, "embeddings"),
         keep=ctx.keep,
         progress=ctx.progress,
+        projected=projected,
     )
     return ctx.publish(embedded.made())
 

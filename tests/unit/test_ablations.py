@@ -24,7 +24,9 @@ def test_the_promised_ablations_are_there() -> None:
         "low_data",
         "ensembles",
         "recipes",
-    } | {"small_backbone"}
+        "projection",
+        "small_backbone",
+    }
 
 
 def test_a_stage_of_one_name_is_the_same_in_every_ablation() -> None:

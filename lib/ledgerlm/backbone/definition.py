@@ -49,6 +49,8 @@ class EmbeddingDefinition(Conf):
     fields: tuple[str, ...] = Field((), description="names of an event's fields in the text; empty: one, `text`")
     text_format: str = Field("", description="format of the documents")
     layers: tuple[int, ...] = Field((), description="hidden state indices used (0 is the input embedding)")
+    projection: str = Field("", description="id of the axes that tokens' states are laid on; empty: none")
+    axes: int = Field(0, ge=0, description="how many they are")
     definition_version: Literal[1] = Field(1, description="grows when the same settings give another vector")
 
     @field_validator("parts")
@@ -96,7 +98,9 @@ class EmbeddingDefinition(Conf):
     @property
     def json_text(self) -> str:
         """Canonical JSON, stored beside each vector."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        # Vectors that were made before there were projections keep their id.
+        content = self.model_dump(mode="json", exclude=set() if self.projection else {"projection", "axes"})
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
     @property
     def definition_id(self) -> str:

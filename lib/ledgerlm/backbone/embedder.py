@@ -12,14 +12,15 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.layout import NOT_FINITE, NOTHING_TO_POOL, StateLayout, parts_array, vectors_array
 from ledgerlm.backbone.loss import CausalLoss
-from ledgerlm.backbone.model import CARD, load_backbone, read_card, run_pack
+from ledgerlm.backbone.model import CARD, load_backbone, read_card, read_config, run_pack
 from ledgerlm.backbone.pooling import DocumentSums
+from ledgerlm.backbone.projection import Projection
 from ledgerlm.backbone.surprise import SurpriseSums, token_surprise
 from ledgerlm.backbone.tokens import PackTokens, TokenBuffer
 from ledgerlm.errors import ArtefactError
@@ -93,6 +94,19 @@ class LayerMean:
         return mean
 
 
+class Axes:
+    """A projection on a device: states `[N, d]` to `[N, size]`, fp32."""
+
+    def __init__(self, projection: Projection, device: torch.device) -> None:
+        self._center = torch.from_numpy(projection.center).to(device)
+        self._axes = torch.from_numpy(projection.axes).to(device)
+        self.size = len(projection.axes)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """Places of the states along the axes."""
+        return (states - self._center) @ self._axes.T
+
+
 class Embedder:
     """A backbone opened for embedding under one definition.
 
@@ -105,6 +119,7 @@ class Embedder:
         folder: Path | str,
         definition: EmbeddingDefinition,
         *,
+        projection: Path | None = None,
         threads: int | None = None,
         device: str = "cpu",
         pack_tokens: int = 4096,
@@ -114,15 +129,18 @@ class Embedder:
         Args:
             folder: Hugging Face folder with weights in safetensors and a fast tokenizer.
             definition: a resolved definition (`resolve_definition`).
+            projection: folder of the projection that the definition names.
             threads: torch's threads of this process; left out, torch decides.
             device: `cpu` or `cuda`.
             pack_tokens: most tokens of one forward pass; about 4,096 suit a CPU's caches, a GPU wants more.
 
         Raises:
-            ArtefactError: no such backbone, or the definition is not resolved.
+            ArtefactError: no such backbone, the definition is not resolved, or it names another projection.
         """
         if not definition.resolved:
             raise ArtefactError("the embedding definition is not resolved; call resolve_definition first")
+        if definition.projection != (projection.name if projection else ""):
+            raise ArtefactError(f"the definition names projection '{definition.projection}', but {projection} is given")
         if threads is not None:
             torch.set_num_threads(threads)
         keep_freed_memory()
@@ -138,7 +156,8 @@ class Embedder:
         self._model: PreTrainedModel = causal.base_model
         self._head = _output_weights(causal) if "surprise" in definition.parts else None
         self._layer_mean = LayerMean(self._model, definition)
-        self.width: int = self._model.config.hidden_size
+        self._axes = None if projection is None else Axes(Projection.load(projection), self._device)
+        self.width: int = self._model.config.hidden_size if self._axes is None else self._axes.size
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Embedded:
@@ -184,7 +203,8 @@ class Embedder:
         states = self._layer_mean.take()
         document, age = self._tensor(tokens.document), self._tensor(tokens.age)
         last, weight = self._tensor(tokens.last), self._tensor(tokens.weight)
-        sums.add(states[self._tensor(tokens.pooled)], document, age, last, weight)
+        pooled = states[self._tensor(tokens.pooled)]
+        sums.add(pooled if self._axes is None else self._axes(pooled), document, age, last, weight)
         if self._head is None:
             return
         at = self._tensor(tokens.scored)
@@ -267,10 +287,7 @@ def resolve_definition(
     Raises:
         ArtefactError: no backbone can be read there, or its files were changed.
     """
-    try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ArtefactError(f"{folder}: no backbone can be read here ({error}); give a Hugging Face folder") from error
+    config = read_config(folder)
     limits = [config.max_position_embeddings, getattr(config, "sliding_window", None)]
     if Path(folder, CARD).is_file():
         limits.append(read_card(Path(folder)).context)

@@ -30,6 +30,8 @@ from ledgerlm.text.rewrites import rewrites_of
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+    from ledgerlm.backbone.projection import Projected
+
 ROWS_A_TASK = 5_000
 VECTOR = (
     "client_id",
@@ -65,6 +67,10 @@ class EmbedConf(EmbedSettings):
         None, description="finetune stage or backbone folder; left out, the latest finetune stage before this one"
     )
     definition: EmbeddingDefinition = Field(EmbeddingDefinition(), description="what the vector is")
+    projection: StageName | None = Field(
+        None,
+        description="project stage on whose axes tokens' states are laid; left out, they keep the backbone's width",
+    )
     partitions: int | None = Field(None, ge=1, description="Spark tasks; left out, one for each 5,000 documents")
 
     @model_validator(mode="after")
@@ -74,11 +80,6 @@ class EmbedConf(EmbedSettings):
         if self.source == "windows" and self.definition.max_tokens is not None:
             raise ValueError("definition.max_tokens reads the newest tokens of a document; windows are read whole")
         return self
-
-    @property
-    def settings(self) -> EmbedSettings:
-        """How a worker runs."""
-        return EmbedSettings.model_validate(self.model_dump(include=set(EmbedSettings.model_fields)))
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -98,6 +99,7 @@ class EmbedConf(EmbedSettings):
             "backbone": (self.backbone or "finetune",),
             "texts": (self.texts,),
             "definition": (self.definition.json_text,),
+            "projection": (self.projection or "",),
         }
 
     @property
@@ -238,6 +240,7 @@ def embed_texts(
     standing: Callable[[Slice], DataFrame | None],
     keep: Keep,
     progress: Progress,
+    projected: Projected | None = None,
 ) -> Embedded:
     """Embeds the texts that have no vector yet.
 
@@ -249,6 +252,10 @@ def embed_texts(
         standing: gives what the lake holds of a slice of `embeddings`, or None.
         keep: for frames that are read again: the model must run once.
         progress: what the user sees.
+        projected: axes that states are laid on.
+
+    Raises:
+        ConfigError: axes of other states than the definition's.
     """
     from ledgerlm.backbone import model  # torch and transformers take seconds to import
     from ledgerlm.backbone.embedder import resolve_definition
@@ -258,6 +265,7 @@ def embed_texts(
     definition = resolve_definition(
         str(backbone), wanted, text_format=texts.name, fields=texts.fields, device=conf.device
     )
+    definition = definition if projected is None else projected.named(definition, backbone_id)
     part: Slice = {"backbone_id": (backbone_id,), "definition_id": (definition.definition_id,)}
     there = standing(part)
     asked = texts.rows.select(*CARRIED, "text")
@@ -266,7 +274,14 @@ def embed_texts(
     rest = asked if old is None else asked.join(old.select("client_id", "as_of"), ["client_id", "as_of"], "left_anti")
     count = asked.count()
     spread = rest.repartition(conf.partitions or tasks_for(count - reused, ROWS_A_TASK), "client_id", "as_of")
-    made = embed(spread, folder=str(backbone), backbone_id=backbone_id, definition=definition, settings=conf.settings)
+    made = embed(
+        spread,
+        folder=str(backbone),
+        backbone_id=backbone_id,
+        definition=definition,
+        projection=None if projected is None else projected.folder,
+        settings=conf.settings,
+    )
     rows = keep(made)
     with progress.task("Embedding documents"):
         figures = figures_of(rows)

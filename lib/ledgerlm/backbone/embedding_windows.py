@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
     from ledgerlm.backbone.definition import EmbeddingDefinition
+    from ledgerlm.backbone.projection import Projected
     from ledgerlm.engines.frames import Keep
     from ledgerlm.lake.slices import Slice
     from ledgerlm.progress import Progress
@@ -74,6 +75,7 @@ def embed_windows(
     keep: Keep,
     progress: Progress,
     since: Since | None = None,
+    projected: Projected | None = None,
 ) -> Made:
     """Reads the windows that have no state yet, and folds the states of each client for each time that is due.
 
@@ -88,6 +90,7 @@ def embed_windows(
         keep: for frames that are read again: the model must run once.
         progress: what the user sees.
         since: vectors that are there, of which those are made again that are no longer right; None: all are made.
+        projected: axes that states are laid on.
 
     Returns:
         `states` and `embeddings` of the backbone and definition, or with `since` what changes in them; the states
@@ -96,11 +99,13 @@ def embed_windows(
 
     Raises:
         DataError: there are no such windows.
+        ConfigError: axes of other states than the definition's.
     """
     from ledgerlm.backbone import model  # torch and transformers take seconds to import
 
     own = told.of_table(windows)
     backbone_id, definition = model.backbone_id(backbone), definition_of(own, told, conf, backbone)
+    definition = definition if projected is None else projected.named(definition, backbone_id)
     part: Slice = {"backbone_id": (backbone_id,), "definition_id": (definition.definition_id,)}
     pairs = None if since is None else settled(_due(asked, own, since, part), keep)
     wanted = asked if pairs is None else pairs.where(F.col(CHANGE) != DELETE).select(*_PAIR)
@@ -113,6 +118,7 @@ def embed_windows(
         backbone=backbone,
         definition=definition,
         backbone_id=backbone_id,
+        projection=None if projected is None else projected.folder,
         keep=keep,
     )
     with progress.task("Embedding windows"):
@@ -154,6 +160,7 @@ def _states(
     backbone: Path,
     definition: EmbeddingDefinition,
     backbone_id: str,
+    projection: Path | None,
     keep: Keep,
 ) -> tuple[DataFrame, DataFrame | None]:
     """States of the windows' texts: those that are to be read (kept, not computed yet), and those that are there."""
@@ -162,7 +169,12 @@ def _states(
     rest = keep(texts if old is None else texts.join(old, _TEXT, how="left_anti"))
     spread = rest.repartition(conf.partitions or tasks_for(rest.count(), ROWS_A_TASK), *_TEXT)
     made = state_rows(
-        spread, folder=str(backbone), backbone_id=backbone_id, definition=definition, settings=conf.settings
+        spread,
+        folder=str(backbone),
+        backbone_id=backbone_id,
+        definition=definition,
+        projection=projection,
+        settings=conf.settings,
     )
     return keep(made), old
 

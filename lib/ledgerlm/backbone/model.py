@@ -9,7 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from ledgerlm.backbone.attention import model_inputs, register
@@ -94,6 +102,21 @@ def load_backbone(
     except (OSError, ValueError) as error:
         raise ArtefactError(f"{folder}: cannot be opened as a causal language model in safetensors: {error}") from error
     return model
+
+
+def read_config(folder: Path | str) -> PretrainedConfig:
+    """What a backbone's folder says of its shape.
+
+    Raises:
+        ArtefactError: no backbone can be read there.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{folder}: no backbone can be read here ({error}); give a Hugging Face folder") from error
+    return config
 
 
 def run_pack(model: PreTrainedModel, pack: Pack, device: torch.device | str = "cpu") -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,11 @@ class EmbedSettings(Conf):
     buffer_rows: int = Field(2048, ge=1, description="documents that a worker holds and sorts by length at once")
     buffer_chars: int = Field(16_000_000, ge=1, description="characters at which that buffer counts as full")
 
+    @property
+    def settings(self) -> EmbedSettings:
+        """These alone, of settings that hold others too."""
+        return EmbedSettings.model_validate(self.model_dump(include=set(EmbedSettings.model_fields)))
+
 
 def embed(
     documents: DataFrame,
@@ -42,6 +48,7 @@ def embed(
     folder: str,
     backbone_id: str,
     definition: EmbeddingDefinition,
+    projection: Path | None = None,
     settings: EmbedSettings | None = None,
 ) -> DataFrame:
     """Embeds documents with one backbone under one definition.
@@ -51,6 +58,7 @@ def embed(
         folder: backbone folder; executors fetch it once a node where it has a URL, else it is at the same path for all.
         backbone_id: id that the folder's weights must have; each worker process checks it once.
         definition: resolved definition (`resolve_definition`).
+        projection: folder of the projection that the definition names.
         settings: how a worker runs.
 
     Returns:
@@ -60,13 +68,10 @@ def embed(
     """
     slim = documents.select(*CARRIED, "text")
     carried = ", ".join(f"{name} {slim.schema[name].dataType.simpleString()}" for name in CARRIED)
-    work = partial(
-        _embed_partition,
-        folder=share(Path(folder)),
-        backbone_id=backbone_id,
-        definition=definition.json_text,
-        settings=workers_settings(documents.sparkSession, settings),
+    reader = Reader.of(
+        folder, backbone_id, definition, projection, settings=workers_settings(documents.sparkSession, settings)
     )
+    work = partial(_embed_partition, reader=reader)
     rows = slim.mapInArrow(work, schema=f"{carried}, {_COMPUTED}")
     return rows.select(
         "client_id",
@@ -90,41 +95,76 @@ def workers_settings(spark: SparkSession, settings: EmbedSettings | None) -> Emb
     return chosen.model_copy(update={"threads": chosen.threads or task_cpus})
 
 
-def _embed_partition(
-    batches: Iterator[pa.RecordBatch], *, folder: str, backbone_id: str, definition: str, settings: EmbedSettings
-) -> Iterator[pa.RecordBatch]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """What a worker opens.
+
+    Attributes:
+        folder: of the backbone, as `share` gave it.
+        backbone_id: id that its weights must have.
+        definition: resolved, as JSON.
+        projection: folder of the projection that the definition names, as `share` gave it.
+        settings: how the worker runs.
+    """
+
+    folder: str
+    backbone_id: str
+    definition: str
+    projection: str | None
+    settings: EmbedSettings
+
+    @classmethod
+    def of(
+        cls,
+        folder: str,
+        backbone_id: str,
+        definition: EmbeddingDefinition,
+        projection: Path | None,
+        *,
+        settings: EmbedSettings,
+    ) -> Reader:
+        """From what the driver knows."""
+        return cls(
+            folder=share(Path(folder)),
+            backbone_id=backbone_id,
+            definition=definition.json_text,
+            projection=None if projection is None else share(projection),
+            settings=settings,
+        )
+
+
+def _embed_partition(batches: Iterator[pa.RecordBatch], *, reader: Reader) -> Iterator[pa.RecordBatch]:
     """Runs in a Python worker; the backbone stays open for the worker's next tasks."""
-    embedder = open_embedder(folder, backbone_id, definition, settings)
-    yield from embedder.embed_batches(batches, buffer_rows=settings.buffer_rows, buffer_chars=settings.buffer_chars)
+    settings = reader.settings
+    yield from open_embedder(reader).embed_batches(
+        batches, buffer_rows=settings.buffer_rows, buffer_chars=settings.buffer_chars
+    )
 
 
 @lru_cache(maxsize=1)
-def open_embedder(folder: str, backbone_id: str, definition: str, settings: EmbedSettings) -> Embedder:
+def open_embedder(reader: Reader) -> Embedder:
     """The backbone, opened once in a worker process.
-
-    Args:
-        folder: as `share` gave it.
-        backbone_id: id that its weights must have.
-        definition: resolved, as JSON.
-        settings: how the worker runs.
 
     Raises:
         ArtefactError: the folder holds another backbone.
     """
     # Before torch starts its threads: those that spin while they wait slow down every other worker of the machine.
     os.environ["OMP_WAIT_POLICY"] = "passive"
-    os.environ["OMP_NUM_THREADS"] = str(settings.threads)
+    os.environ["OMP_NUM_THREADS"] = str(reader.settings.threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from ledgerlm.backbone import model
     from ledgerlm.backbone.embedder import Embedder
 
-    own = here(folder)
-    if (found := model.backbone_id(own)) != backbone_id:
-        raise ArtefactError(f"{own}: the files hash to {found}, not {backbone_id}; copy the backbone to every machine")
+    own = here(reader.folder)
+    if (found := model.backbone_id(own)) != reader.backbone_id:
+        raise ArtefactError(
+            f"{own}: the files hash to {found}, not {reader.backbone_id}; copy the backbone to every machine"
+        )
     return Embedder(
         str(own),
-        EmbeddingDefinition.model_validate_json(definition),
-        threads=settings.threads,
-        device=settings.device,
-        pack_tokens=settings.pack_tokens,
+        EmbeddingDefinition.model_validate_json(reader.definition),
+        projection=None if reader.projection is None else here(reader.projection),
+        threads=reader.settings.threads,
+        device=reader.settings.device,
+        pack_tokens=reader.settings.pack_tokens,
     )

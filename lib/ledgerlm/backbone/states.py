@@ -23,9 +23,8 @@ from pyspark.sql import functions as F
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.layout import NOT_FINITE, StateLayout, Sums, parts_array
-from ledgerlm.backbone.spark_embed import EmbedSettings, open_embedder, workers_settings
+from ledgerlm.backbone.spark_embed import EmbedSettings, Reader, open_embedder, workers_settings
 from ledgerlm.errors import DataError
-from ledgerlm.files import share
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -55,6 +54,7 @@ def state_rows(
     folder: str,
     backbone_id: str,
     definition: EmbeddingDefinition,
+    projection: Path | None = None,
     settings: EmbedSettings | None = None,
 ) -> DataFrame:
     """The states of texts under one backbone and one definition.
@@ -64,19 +64,17 @@ def state_rows(
         folder: backbone folder, as for `embed`.
         backbone_id: id that the folder's weights must have; each worker process checks it once.
         definition: resolved definition (`resolve_definition`).
+        projection: folder of the projection that the definition names.
         settings: how a worker runs.
 
     Returns:
         One row a row in no stated order: client_id, bucket, text_hash, backbone_id, definition_id, event_count,
         token_count, sums (null without a state), and reason: null, or why the text has no state.
     """
-    work = partial(
-        _states_of_partition,
-        folder=share(Path(folder)),
-        backbone_id=backbone_id,
-        definition=definition.json_text,
-        settings=workers_settings(windows.sparkSession, settings),
+    reader = Reader.of(
+        folder, backbone_id, definition, projection, settings=workers_settings(windows.sparkSession, settings)
     )
+    work = partial(_states_of_partition, reader=reader)
     rows = windows.select("client_id", "bucket", "text_hash", "text").mapInArrow(
         work,
         "client_id string, bucket int, text_hash string, event_count int, token_count int, sums array<float>, "
@@ -95,12 +93,12 @@ def state_rows(
     )
 
 
-def _states_of_partition(
-    batches: Iterator[pa.RecordBatch], *, folder: str, backbone_id: str, definition: str, settings: EmbedSettings
-) -> Iterator[pa.RecordBatch]:
+def _states_of_partition(batches: Iterator[pa.RecordBatch], *, reader: Reader) -> Iterator[pa.RecordBatch]:
     """Runs in a Python worker; the backbone stays open for the worker's next tasks."""
-    embedder = open_embedder(folder, backbone_id, definition, settings)
-    yield from embedder.state_batches(batches, buffer_rows=settings.buffer_rows, buffer_chars=settings.buffer_chars)
+    settings = reader.settings
+    yield from open_embedder(reader).state_batches(
+        batches, buffer_rows=settings.buffer_rows, buffer_chars=settings.buffer_chars
+    )
 
 
 def fold(

@@ -208,7 +208,8 @@ class _Case:
         """The numbers of a state."""
         definition = self.inputs.definition
         fields = definition.fields or ("text",)
-        return StateLayout(definition.model_copy(update={"fields": fields}), self.backbone.width)
+        width = definition.axes or self.backbone.width
+        return StateLayout(definition.model_copy(update={"fields": fields}), width)
 
     @property
     def state(self) -> Figure:

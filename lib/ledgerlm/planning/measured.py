@@ -90,7 +90,7 @@ def sample_of(pipeline: Pipeline, records: Records, lake: Lake, cores: float | N
     each = _Sizes(
         read=read_flops(backbone, span, surprise="surprise" in definition.parts).value,
         learn=learn_flops(backbone, span, lora=lora).value,
-        state=StateLayout(definition, backbone.width).size * 4 + KEYS,
+        state=StateLayout(definition, definition.axes or backbone.width).size * 4 + KEYS,
     )
     scanned = Point(units=counted.events, seconds=_scan(events), cores=cores)
     learnt = done["finetune"].facts.get("tokens_trained", 0) if "finetune" in done else 0
