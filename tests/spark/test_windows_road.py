@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -253,42 +252,6 @@ def test_states_are_used_again_and_give_the_same_bytes(
     assert {table: rows(table) for table in before} == before
 
 
-def test_states_on_fewer_axes_fold_to_the_projected_vectors(
-    records: dict[str, StageRecord], lake: Lake, folder: Path, tmp_path: Path
-) -> None:
-    """Axes of training clients' windows; a pipeline that has run goes on with two stages more."""
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    embed = STAGES["embed"] | {"job": "embed", "projection": "project"}
-    stages = {"project": {"source": "windows", "size": 6, "definition": DEFINITION}, "embed_small": embed}
-    done = {one.record.name: one.record for one in pipeline(tmp_path, **stages).run().stages}
-    project, small = done["project"].facts, done["embed_small"].facts
-    training = lake.read("clients").where("split = 'train'").select("client_id")
-    learnt = lake.read("windows").where("cut_at IS NULL").join(training, "client_id", how="left_semi")
-    assert 0 < project["texts"] <= learnt.select("text_hash").distinct().count()
-    assert (project["width"], project["size"]) == (32, 6)
-    assert small["definition"]["projection"] == project["projection_id"]
-    assert small["widths"] == {"mean": 6, "std": 6, "recent": 6, "surprise": 20}
-    there = Lake(str(tmp_path / "out" / "lake"), lake.read("states").sparkSession)
-    size = F.size("sums").alias("size")
-    sizes = {row.size for row in there.read("states").select(size).distinct().collect()}
-    assert max(sizes) - min(sizes) == 3 * (32 - 6)
-
-    def means(embed: StageRecord) -> dict[Any, Any]:
-        own = there.read("embeddings").where(F.col("definition_id") == embed.facts["definition_id"])
-        rows = own.select("client_id", "as_of", "parts.mean").collect()
-        return {(row[0], row[1]): np.array(row[2]) for row in rows}
-
-    axes, wide = Projection.load(Path(project["projection"])), means(done["embed"])
-    for key, mean in means(done["embed_small"]).items():
-        expected = (wide[key] - axes.center) @ axes.axes.T
-        np.testing.assert_allclose(mean, expected, rtol=0, atol=1e-5 * np.abs(wide[key]).max())
-    other = embed | {"definition": DEFINITION | {"norm": "pre"}}
-    with pytest.raises(ConfigError, match="its axes are of other states: norm hf, not pre"):
-        pipeline(tmp_path, **stages | {"embed_small": other}).run(only="embed_small")
-    with pytest.raises(ConfigError, match="size 33, but a token's state has 32 numbers"):
-        pipeline(tmp_path, **stages | {"project": {"source": "windows", "size": 33}}).run(only="project")
-
-
 def test_the_backbone_learns_from_no_event_at_or_after_the_newest_time_asked(lake: Lake) -> None:
     windows, clients = lake.read("windows"), lake.read("clients").withColumn("split", F.lit("train"))
     labels = lake.read("labels").select("client_id", "as_of")
@@ -337,3 +300,39 @@ def test_plans_say_which_tables_a_stage_reads_and_writes(folder: Path) -> None:
     assert writes["embed"] == {"states", "embeddings"}
     assert EmbedConf(definition=EmbeddingDefinition()).reads == ("documents",)
     assert FinetuneConf().reads == ("clients", "documents")
+
+
+def test_states_on_fewer_axes_fold_to_the_projected_vectors(
+    records: dict[str, StageRecord], lake: Lake, folder: Path
+) -> None:
+    """Axes of training clients' windows; last in this file, since it adds vectors and states to those of others."""
+    embed = STAGES["embed"] | {"job": "embed", "projection": "project"}
+    stages = {"project": {"source": "windows", "size": 6, "definition": DEFINITION}, "embed_small": embed}
+    run = pipeline(folder, **stages).run()
+    done = {one.record.name: one.record for one in run.stages}
+    assert [one.record.name for one in run.stages if not one.skipped] == ["project", "embed_small"]
+    project, small = done["project"].facts, done["embed_small"].facts
+    training = lake.read("clients").where("split = 'train'").select("client_id")
+    learnt = lake.read("windows").where("cut_at IS NULL").join(training, "client_id", how="left_semi")
+    assert 0 < project["texts"] <= learnt.select("text_hash").distinct().count()
+    assert (project["width"], project["size"]) == (32, 6)
+    assert small["definition"]["projection"] == project["projection_id"]
+    assert small["widths"] == {"mean": 6, "std": 6, "recent": 6, "surprise": 20}
+    size = F.size("sums").alias("size")
+    sizes = {row.size for row in lake.read("states").select(size).distinct().collect()}
+    assert max(sizes) - min(sizes) == 3 * (32 - 6)
+
+    def means(embed: StageRecord) -> dict[Any, Any]:
+        own = lake.read("embeddings").where(F.col("definition_id") == embed.facts["definition_id"])
+        rows = own.select("client_id", "as_of", "parts.mean").collect()
+        return {(row[0], row[1]): np.array(row[2]) for row in rows}
+
+    axes, wide = Projection.load(Path(project["projection"])), means(done["embed"])
+    for key, mean in means(done["embed_small"]).items():
+        expected = (wide[key] - axes.center) @ axes.axes.T
+        np.testing.assert_allclose(mean, expected, rtol=0, atol=1e-5 * np.abs(wide[key]).max())
+    other = embed | {"definition": DEFINITION | {"norm": "pre"}}
+    with pytest.raises(ConfigError, match="its axes are of other states: norm hf, not pre"):
+        pipeline(folder, **stages | {"embed_small": other}).run()
+    with pytest.raises(ConfigError, match="size 33, but a token's state has 32 numbers"):
+        pipeline(folder, **stages | {"project": {"source": "windows", "size": 33}}).run()
