@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +29,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Ray's and Spark's workers are other machines to a test that sets LEDGERLM_CACHE for its own process. `local://` is for
 # fsspec a file system like any other; here it makes folders by itself, as object stores do.
-os.environ.setdefault("LEDGERLM_CACHE", tempfile.mkdtemp(prefix="ledgerlm-cache-"))
+if "LEDGERLM_CACHE" not in os.environ:
+    os.environ["LEDGERLM_CACHE"] = tempfile.mkdtemp(prefix="ledgerlm-cache-")
+    atexit.register(shutil.rmtree, os.environ["LEDGERLM_CACHE"], ignore_errors=True)
 os.environ.setdefault("FSSPEC_LOCAL_AUTO_MKDIR", "true")
 
 REPOSITORY = Path(__file__).parent.parent
@@ -73,7 +77,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """The laptop profile's session, on two cores; with LEDGERLM_TEST_CONNECT=1 a Spark Connect server's."""
+    """The laptop profile's session, on two cores; with LEDGERLM_TEST_CONNECT=1 a Spark Connect server's.
+
+    Spark interprets expressions here and compiles none: a handful of rows never pays for the compiler, which took a
+    third of the CPU seconds. Commands that tests start (tests/e2e) compile as a user's do, and with
+    LEDGERLM_TEST_CODEGEN=1 this session does.
+    """
     from ledgerlm.config import load_yaml, shipped
     from ledgerlm.engines.settings import SparkConf
     from ledgerlm.engines.spark import start
@@ -85,6 +94,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         # Hundreds of tests in one session leave more plans behind than a run does.
         "spark.driver.memory": "4g",
     }
+    if os.environ.get("LEDGERLM_TEST_CODEGEN") != "1":
+        conf |= {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
     where = {"remote": "local[2]"} if connect else {"master": "local[2]"}
     session = start(SparkConf(conf=conf, **where), log=tmp_path_factory.mktemp("logs") / "spark.log")
     yield session

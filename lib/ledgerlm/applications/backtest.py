@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import functions as F
 
 from ledgerlm.applications.policy import PolicyConf, apply_policy, best_rows
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled
 from ledgerlm.events.condition import Condition
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def backtest(
     joined = people.select(*_KEY)
     for method in METHODS:
         judged = apply_policy(ranked[method], clients, policy, keep=keep, eligibility=eligibility)
-        allowed = keep(judged.where("blocked IS NULL"))
+        allowed = settled(judged.where("blocked IS NULL"), keep)
         if contacts is None:
             contacts = allowed.count()
         else:

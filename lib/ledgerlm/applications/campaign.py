@@ -13,7 +13,7 @@ from pyspark.sql import functions as F
 from ledgerlm.applications.policy import PolicyConf, apply_policy
 from ledgerlm.applications.scored import instants
 from ledgerlm.config import Conf, HeadRef
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled
 from ledgerlm.errors import DataError
 from ledgerlm.heads.alimn.campaign import transformed_uplift
 from ledgerlm.heads.vectors import KEY, Source
@@ -160,11 +160,11 @@ def contact_list(
     chosen = of_head(tables.scores, heads.own, "probability", "reasons")
     if conf.as_of is not None:
         chosen = chosen.where(F.col("as_of") == F.lit(conf.as_of.isoformat(sep=" ")).cast("timestamp"))
-    scored = keep(_with_uplift(tables, heads, conf, chosen, seed))
+    scored = settled(_with_uplift(tables, heads, conf, chosen, seed), keep)
     count = scored.count()
     if not count:
         raise DataError(f"{conf.head} has no scores" + ("" if conf.as_of is None else f" as of {conf.as_of}"))
-    rows = keep(_judged(scored, tables.clients, conf, keep).withColumn("head_id", F.lit(heads.own)))
+    rows = settled(_judged(scored, tables.clients, conf, keep).withColumn("head_id", F.lit(heads.own)), keep)
     outcomes = rows.groupBy(F.coalesce("blocked", F.lit("contact")).alias("outcome")).count().orderBy("outcome")
     first = rows.where("contact").orderBy(F.desc("expected_profit"), "client_id").limit(_FIRST)
     return ContactList(

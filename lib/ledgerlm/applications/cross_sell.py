@@ -17,7 +17,7 @@ from ledgerlm.applications.pricing import ChosenOffers, Known, OffersConf, choos
 from ledgerlm.applications.recommend import TOTALS, ranked_offers
 from ledgerlm.applications.scored import Scored
 from ledgerlm.config import Conf
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled
 from ledgerlm.events.goals import GoalRule, with_goal
 
 if TYPE_CHECKING:
@@ -60,8 +60,8 @@ def cross_sell(scored: Scored, known: Known, conf: CrossSellConf, *, seed: int, 
         reason, head_id; key (client_id, as_of, product). `blocked` counts holders as `held`.
     """
     priced = price(scored, known, conf.products, conf, keep=keep)
-    held = keep(holders(known.events, priced.clients, priced.candidates, conf.products, known.dictionaries))
-    free = replace(priced, candidates=keep(without_holders(priced.candidates, held)))
+    held = settled(holders(known.events, priced.clients, priced.candidates, conf.products, known.dictionaries), keep)
+    free = replace(priced, candidates=settled(without_holders(priced.candidates, held), keep))
     ranked = ranked_offers(free, conf.products, conf.policy, days=conf.evidence.days, keep=keep)
     judged = with_kind(ranked, conf.products).withColumnRenamed("offer", "product")
     found = choose(

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 from pyspark.sql import Window
 from pyspark.sql import functions as F
-from pyspark.sql import types as T
 
 from ledgerlm.config import Conf
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled, small_frame
 from ledgerlm.events.condition import Condition
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ def _running(rows: DataFrame, concerned: Column, amount: Column, *, keep: Keep, 
     """
     marked = rows.withColumns({"_by": F.when(concerned, F.lit("") if by is None else by), "_amount": amount})
     # Read three times: for the borders, for the sums, and for the answer.
-    kept = keep(marked)
+    kept = settled(marked, keep)
     group = F.size(F.filter("_borders", lambda border: border > F.col("value")))
     parted = kept.join(F.broadcast(_borders(kept)), on="_by", how="left").withColumn("_group", group)
     parted = parted.drop("_borders")
@@ -179,8 +178,7 @@ def _borders(kept: DataFrame) -> DataFrame:
     shares = [place / _GROUPS for place in range(1, _GROUPS)]
     found = kept.where("_by IS NOT NULL").groupBy("_by")
     quantiles = found.agg(F.percentile_approx("value", shares, 10_000).alias("_borders"))
-    schema = T.StructType([*quantiles.schema])
-    return kept.sparkSession.createDataFrame([tuple(row) for row in quantiles.collect()], schema)
+    return small_frame(kept.sparkSession, quantiles.collect(), "_by string, _borders array<double>")
 
 
 def _sums_before(parted: DataFrame) -> DataFrame:
@@ -192,4 +190,4 @@ def _sums_before(parted: DataFrame) -> DataFrame:
         before = running.get(row["_by"], 0.0)
         rows.append((row["_by"], row["_group"], before))
         running[row["_by"]] = before + row["_sum"]
-    return parted.sparkSession.createDataFrame(rows, "_by string, _group int, _before double")
+    return small_frame(parted.sparkSession, rows, "_by string, _group int, _before double")

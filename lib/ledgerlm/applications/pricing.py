@@ -17,7 +17,7 @@ from ledgerlm.applications.backtest import backtest
 from ledgerlm.applications.offers import EvidenceConf, Offer, candidates, eligibility, goal_counts
 from ledgerlm.applications.policy import PolicyConf, apply_policy
 from ledgerlm.applications.scored import Scored, ScoredConf
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled
 from ledgerlm.errors import DataError
 from ledgerlm.events.condition import Condition
 from ledgerlm.lake.made import Made, Rows
@@ -101,7 +101,7 @@ def price(scored: Scored, known: Known, offers: Sequence[Offer], conf: OffersCon
         clients=clients,
         contacts=contacts,
         outcomes=judged.select(*_KEY, "label_text"),
-        candidates=keep(candidates(scored.now, scored.task, offers, counts, conf.evidence)),
+        candidates=settled(candidates(scored.now, scored.task, offers, counts, conf.evidence), keep),
     )
 
 
@@ -196,7 +196,7 @@ def choose(
     Raises:
         DataError: when candidates vanished.
     """
-    kept = keep(judged)
+    kept = settled(judged, keep)
     counted = kept.where("blocked IS NOT NULL").groupBy("blocked").count().orderBy("blocked")
     blocked = {row["blocked"]: row["count"] for row in counted.collect()}
     chosen = kept.where("blocked IS NULL")
@@ -221,5 +221,5 @@ def choose(
 
 def played(priced: Priced, offers: Sequence[Offer], policy: PolicyConf, *, seed: int, keep: Keep) -> dict[str, Any]:
     """The backtest on the clients of `priced.outcomes`; see `backtest.backtest`."""
-    own = keep(priced.candidates.join(priced.outcomes.select(*_KEY), on=_KEY, how="leftsemi"))
+    own = settled(priced.candidates.join(priced.outcomes.select(*_KEY), on=_KEY, how="leftsemi"), keep)
     return backtest(own, priced.outcomes, priced.clients, policy, eligibility=eligibility(offers), seed=seed, keep=keep)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import functions as F
 
 from ledgerlm.applications.gates import PublishConf, judge, refused
+from ledgerlm.engines.frames import settled
 from ledgerlm.lake.differences import CHANGE, INSERT
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.lake.publications import PUBLICATIONS, Publication
@@ -79,7 +80,7 @@ def publication(
         gates=gates,
         status="refused" if failed else "published",
     )
-    rows = keep(found.row(lake.spark).withColumn(CHANGE, F.lit(INSERT)))
+    rows = settled(found.row(lake.spark).withColumn(CHANGE, F.lit(INSERT)), keep)
     made = Made(
         rows_out=1,
         tables={PUBLICATIONS: Rows(frame=rows, differences=True)},

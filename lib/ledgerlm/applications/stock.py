@@ -20,7 +20,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.applications.scored import Scored
 from ledgerlm.config import Conf
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled
 from ledgerlm.errors import DataError
 from ledgerlm.events.clock import fixed_instant, local, zoned
 from ledgerlm.events.condition import Condition
@@ -133,24 +133,24 @@ def forecast_stock(
     events = events.withColumn("event_time", local(F.col("event_time"), time.zone))
     goals = expected_goals(scored.rows, scored.task).withColumn("as_of", local(F.col("as_of"), time.zone))
     over = F.col("as_of") + F.make_dt_interval(F.lit(conf.horizon)) <= instant
-    past, now = keep(goals.where(over)), keep(goals.where(F.col("as_of") == instant))
+    past, now = settled(goals.where(over), keep), settled(goals.where(F.col("as_of") == instant), keep)
     if past.isEmpty():
         raise DataError(
             f"task {scored.task.name}: no scores {conf.horizon} days or more before the date of the forecast; "
             "label and score earlier dates too"
         )
     learners = conf.learn.rows(clients).select("client_id")
-    learnt = keep(past.join(learners, on="client_id", how="leftsemi"))
+    learnt = settled(past.join(learners, on="client_id", how="leftsemi"), keep)
     if learnt.isEmpty():
         raise DataError(
             f"stock.learn: no client with earlier scores meets {conf.learn}, so nobody's shares can be learnt; keep "
             "test clients out of the head's training, or give another condition"
         )
     told = with_description(events, dictionaries, conf.category, "_category")
-    bought = keep(purchases(told, conf, "_category"))
+    bought = settled(purchases(told, conf, "_category"), keep)
     regions = clients.select("client_id", F.expr(conf.region).alias("region")).where("region IS NOT NULL")
     expected = _expected(Said(past, learnt, now), bought, regions, as_of=instant, conf=conf, keep=keep)
-    forecast = keep(_observed_too(expected, now, bought, regions, conf, end=end))
+    forecast = settled(_observed_too(expected, now, bought, regions, conf, end=end), keep)
     rows = (
         forecast.withColumn("as_of", zoned(F.col("as_of"), time.zone))
         .withColumns(
@@ -199,10 +199,12 @@ def _expected(
     """as_of, region, category, expected, low, high, pace, season."""
     past = said.past
     paces, came = activity(bought, past, conf), outcomes(bought, past, conf)
-    shares = keep(learn_shares(said.learnt, paces, came))
+    shares = settled(learn_shares(said.learnt, paces, came), keep)
     dates = learning_dates(past)
     held_out = held_out_cells(said, paces, came, regions, dates)
-    learnt = keep(held_out.join(observed(came, regions), on=list(_PLACE), how="left").fillna(0, subset=["observed"]))
+    learnt = settled(
+        held_out.join(observed(came, regions), on=list(_PLACE), how="left").fillna(0, subset=["observed"]), keep
+    )
     forecast = cells(said.now, activity(bought, said.now, conf), shares, regions)
     seasonal = with_season(forecast, learnt if conf.season else learnt.limit(0), as_of)
     return with_interval(seasonal, dispersion(learnt), len(dates))

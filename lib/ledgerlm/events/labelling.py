@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled
 from ledgerlm.events.goals import GoalsConf, count_goals, goal_labels, task_name
 from ledgerlm.events.next_category import NextCategoryConf, find_next_category
 from ledgerlm.events.simulator import SimulatorConf
@@ -84,7 +84,7 @@ def label_events(
         truth = [true_next_category(found.examples, events, found.classes, bank) for bank in told]
         truths += [_of_task(one, task, "probabilities") for one in truth]
     if conf.goals is not None:
-        goals = keep(goal_labels(events, clients, conf.goals, dictionaries, time=time))
+        goals = settled(goal_labels(events, clients, conf.goals, dictionaries, time=time), keep)
         tasks |= count_goals(goals, clients)
         labels.append(goals)
     candidates, kept = (sum(one[name] for one in tasks.values()) for name in ("candidates", "kept"))

@@ -19,7 +19,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, nearest
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled
 from ledgerlm.errors import DataError
 from ledgerlm.events.dictionaries import with_description
 from ledgerlm.events.goals import GoalRule
@@ -94,7 +94,7 @@ def find_next_category(
     """
     categorised = with_category(events, dictionaries, conf.field)
     classes = find_classes(categorised, clients, conf)
-    judged = keep(next_category_examples(categorised, clients, classes, conf, seed=seed))
+    judged = settled(next_category_examples(categorised, clients, classes, conf, seed=seed), keep)
     of_split = judged.join(clients.select("client_id", "split"), on="client_id", how="inner")
     # At most reasons x classes x 2 rows.
     rows = of_split.groupBy("reason", "label_text", "split").count().collect()

@@ -13,7 +13,7 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.condition import Condition
 from ledgerlm.events.goals import GoalRule, with_goal
@@ -98,7 +98,7 @@ def guess(
     own = labels.where(F.col("task") == task.name).drop("run_id")
     known = own.join(clients.drop("run_id"), on="client_id", how="inner")
     counted = conf.where.rows(known).select("client_id", "as_of", "label")
-    read = keep(symbol_rows(events, known, conf, dictionaries))
+    read = settled(symbol_rows(events, known, conf, dictionaries), keep)
     rows, training = read.count(), counted.count()
     if not training:
         raise DataError(f"task {task.name}: no label where {conf.where}")

@@ -17,7 +17,7 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, HeadRef, nearest
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.condition import Condition
 from ledgerlm.events.goals import GoalRule, with_goal
@@ -106,8 +106,8 @@ def adapt(
     if learnt.isEmpty():
         raise DataError(f"task {task.name}: no label where {conf.where}")
     asked = own.select(*_KEY).unionByName(learnt)
-    counted = keep(class_counts(events, clients.drop("run_id"), asked, task, conf, dictionaries=dictionaries))
-    ratios = keep(with_ratios(counted, learnt, task, conf.weight))  # for every method and the report
+    counted = settled(class_counts(events, clients.drop("run_id"), asked, task, conf, dictionaries=dictionaries), keep)
+    ratios = settled(with_ratios(counted, learnt, task, conf.weight), keep)  # for every method and the report
     said = {
         f"{name}/{method}": adapted(own.where(F.col("head_id") == head_id), ratios, task)
         for method, head_id in heads.items()

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, nearest
-from ledgerlm.engines.frames import Keep, with_columns
+from ledgerlm.engines.frames import Keep, settled, with_columns
 from ledgerlm.errors import ArtefactError, ConfigError, DataError
 from ledgerlm.files import bring, url_of
 from ledgerlm.heads.mllib import dense_rows
@@ -144,7 +144,7 @@ def prepare_features(
     rows = keys.join(clients.drop("run_id"), on="client_id", how="inner")
     if sources:
         rows = rows.join(join_sources(sources, tables), on=list(KEY), how="inner")
-    rows = keep(rows)
+    rows = settled(rows, keep)
     counted = {row["split"]: row["count"] for row in rows.groupBy("split").count().collect()}
     training = rows.where("split = 'train'")
     appended = training.drop(*(name for name in clients.columns if name != "client_id"))

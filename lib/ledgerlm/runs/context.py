@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ledgerlm.config import HeadRef, ModelRef
+from ledgerlm.engines.frames import settled
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.asked import AsOfConf, asked
 from ledgerlm.events.clock import aware, instant
@@ -199,7 +200,7 @@ class Context:
             if made.aside is None:
                 return 0
             rows = self._quarantined(made.aside).withColumn(CHANGE, F.lit(INSERT))
-            return self.tables.apply("quarantine", self.keep(rows), {"stage": (self.stage,)}).rows
+            return self.tables.apply("quarantine", settled(rows, self.keep), {"stage": (self.stage,)}).rows
         if made.aside is None:
             self._clear("quarantine", {"stage": (self.stage,)})
             return 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from ledgerlm.engines.frames import settled
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.leases import Holder, leased, shortened
 from ledgerlm.lake.pruning import KINDS, Needed, gone_states, past_scores, past_vectors
@@ -174,12 +175,12 @@ def past_rows(pipeline: Pipeline, records: Records, lake: Lake, stay: Sequence[P
     finished = [records.finished(plan.stage.name) for plan in pipeline.plans if _nightly(plan.stage.job.name)]
     done = [record for record in finished if record is not None]
     nights = sorted({one.as_of for one in stay})
-    needed = Needed(nights=nights, seen=stay[0].as_of, asked=keep(_asked(lake, done)))
+    needed = Needed(nights=nights, seen=stay[0].as_of, asked=settled(_asked(lake, done), keep))
     versions = {name: _version(lake, name) for name in (*_PRUNED, "windows", "labels")}
     found = []
     for record in done:
         for table, part in _slices(record).items():
-            rows = keep(_past(table, View(slices=(part,)).of(lake.read(table)), lake, needed))
+            rows = settled(_past(table, View(slices=(part,)).of(lake.read(table)), lake, needed), keep)
             count = rows.count()
             if count:
                 found.append(Gone(table=table, part=part, rows=rows, count=count, versions=versions))

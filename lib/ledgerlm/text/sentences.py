@@ -14,7 +14,7 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf, nearest
-from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.frames import Keep, settled
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.asked import AsOfConf, asked
 from ledgerlm.events.condition import Condition
@@ -87,12 +87,12 @@ def describe_clients(
         DataError: not one sentence was found.
     """
     as_of = asked(clients, labels, end, conf)
-    sentences = keep(sentences_of(events, clients, as_of, conf.sources, conf.most))
+    sentences = settled(sentences_of(events, clients, as_of, conf.sources, conf.most), keep)
     counted = sentences.groupBy("domain").agg(F.count(F.lit(1)).alias("rows")).orderBy("domain").collect()
     domains = {row["domain"]: row["rows"] for row in counted}
     if not domains:
         raise DataError("not one sentence was found: look at the sources' `where` and `text`, and at the events table")
-    documents = keep(notes(sentences, as_of))
+    documents = settled(notes(sentences, as_of), keep)
     example = documents.orderBy(F.desc("event_count_used"), "client_id").first()
     return Made(
         rows_in=as_of.count(),
