@@ -172,7 +172,7 @@ def load_yaml(path: Path, overrides: Sequence[str] = (), changes: Mapping[str, A
         changes: nested values that win over the file alone.
 
     Raises:
-        ConfigError: unreadable YAML, not a mapping, an override without `=`, an unresolvable reference.
+        ConfigError: unreadable YAML, not a mapping, an override without `=`, an unresolvable reference, a value `???`.
     """
     for item in overrides:
         if "=" not in item:
@@ -187,6 +187,10 @@ def load_yaml(path: Path, overrides: Sequence[str] = (), changes: Mapping[str, A
             key, _, value = item.partition("=")
             # OmegaConf reads the value as YAML would; the key may lead through lists, as in fields.0.kind.
             OmegaConf.update(loaded, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
+        if left := sorted(OmegaConf.missing_keys(loaded)):
+            raise ConfigError(
+                f"{path}: {', '.join(left)}: ??? stands where you must choose; the comment above it says between what"
+            )
         content = OmegaConf.to_container(loaded, resolve=True)
         _FROM_ENVIRONMENT.update(_environment_values(OmegaConf.to_container(loaded, resolve=False), content))
     except FileNotFoundError as error:

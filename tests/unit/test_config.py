@@ -89,3 +89,12 @@ def test_files_are_found_beside_then_here_then_shipped(tmp_path: Path, monkeypat
 def test_every_shipped_pipeline_can_be_loaded(file: Path) -> None:
     """Every stage reads what a stage before it writes, none writes over another, and all files named are there."""
     assert load_pipeline(file).stages
+
+
+def test_a_value_that_is_to_be_chosen_stops_whoever_reads_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "drafted.yaml"
+    file.write_text("name: ???\nparts: [{learning_rate: '???'}]\n")
+    with pytest.raises(ConfigError, match=r"drafted\.yaml: name, parts\[0\]\.learning_rate: \?\?\? stands where you"):
+        load_yaml(file)
+    chosen = load_yaml(file, ["parts.0.learning_rate=0.2", "name=a"])
+    assert chosen == {"name": "a", "parts": [{"learning_rate": 0.2}]}
