@@ -32,7 +32,8 @@ class SpecPart(Conf):
 class UnpivotSpec(SpecPart):
     """Wide to long: a line that holds several periods in columns, such as six months, becomes a row for each.
 
-    A period whose columns are all empty is no row; such periods are counted.
+    So do debit and credit in columns of their own. A period whose columns are all empty is no row; such periods are
+    counted.
     """
 
     name: str = Field(description="column that holds the period afterwards, for time, as_of or a field")
@@ -40,6 +41,10 @@ class UnpivotSpec(SpecPart):
         min_length=1,
         description='what name holds -> column -> column of the file, such as {"2005-09-30": {bill: BILL_AMT1, paid: '
         'PAY_AMT1}, "2005-08-31": {bill: BILL_AMT2, paid: PAY_AMT2}}',
+    )
+    nulls: tuple[str, ...] = Field(
+        (),
+        description="values that are empty as well, such as [0.00] in the column of the other side",
     )
 
     @model_validator(mode="after")

@@ -64,7 +64,7 @@ def long_rows(rows: DataFrame, unpivot: UnpivotSpec, needed: Collection[str], us
             *(F.col(hidden(row[name], form)).alias(hidden(name, form)) for name in outs for form in _forms(name, uses)),
             *(_period(text, form).alias(hidden(unpivot.name, form)) for form in _forms(unpivot.name, uses)),
             F.concat(ROW, F.lit(f"\n{unpivot.name}={text}")).alias(ROW),
-            _empty([row[name] for name in outs]).alias(LEFT_OUT),
+            _empty([row[name] for name in outs], unpivot.nulls).alias(LEFT_OUT),
         )
         for text, row in unpivot.rows.items()
     ]
@@ -88,6 +88,11 @@ def _period(text: str, form: str) -> Column:
     }[form]
 
 
-def _empty(names: Collection[str]) -> Column:
+def _empty(names: Collection[str], nulls: Collection[str]) -> Column:
     """Whether a sound line holds nothing in any of the columns."""
-    return reduce(and_, (F.col(hidden(name)).isNull() for name in names), F.col(FAULT).isNull())
+    return reduce(and_, (_nothing(hidden(name), nulls) for name in names), F.col(FAULT).isNull())
+
+
+def _nothing(name: str, nulls: Collection[str]) -> Column:
+    value = F.col(name)
+    return value.isNull() | value.cast("string").isin(*nulls) if nulls else value.isNull()
