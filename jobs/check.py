@@ -14,7 +14,7 @@ from ledgerlm.config import load_yaml, shipped
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.engines.spark import open_session
 from ledgerlm.events.checking import Entry, Reasons, look_at
-from ledgerlm.events.spec import load_spec
+from ledgerlm.events.spec import DataSetSpec, load_spec
 
 _WIDTH = 200  # signs of a raw row that are shown
 
@@ -30,17 +30,21 @@ def check(file: str, overrides: Sequence[str] = (), *, rows: int = 10_000) -> in
     Returns:
         Exit code: 1 when rows would be set aside, else 0.
     """
-    spec = load_spec(file, overrides)
+    entries = looked_at(load_spec(file, overrides), rows=rows)
+    for entry in entries:
+        tell(entry)
+    return 1 if any(entry.reasons for entry in entries) else 0
+
+
+def looked_at(spec: DataSetSpec, *, rows: int) -> list[Entry]:
+    """What the head of each entry of files holds, looked at by a Spark of its own."""
     with TemporaryDirectory() as folder:
         conf = SparkConf.model_validate(load_yaml(shipped("engines/laptop.yaml"))["spark"])
         session = open_session(conf, log=Path(folder) / "spark.log")
         try:
-            entries = look_at(session.spark, spec, rows=rows)
+            return look_at(session.spark, spec, rows=rows)
         finally:
             session.close()
-    for entry in entries:
-        tell(entry)
-    return 1 if any(entry.reasons for entry in entries) else 0
 
 
 def tell(entry: Entry) -> None:
@@ -48,6 +52,8 @@ def tell(entry: Entry) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"[bold]{escape(entry.glob)}[/bold]: {entry.rows} rows looked at")
     console.print(escape(f"  columns: {', '.join(entry.columns)}"))
+    for name, value in entry.figures.items():
+        console.print(escape(f"  {name}: {value}"))
     for payload, event in entry.shown:
         console.print(escape(f"  row   {payload[:_WIDTH]}"))
         console.print(escape("  read  " + ", ".join(f"{name}: {value}" for name, value in event.items())))

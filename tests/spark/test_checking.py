@@ -45,6 +45,12 @@ def test_an_entry_is_told_with_rows_before_and_after(spark: SparkSession, spec: 
     found = {one.reason: (one.rows, [example.detail for example in one.examples]) for one in entry.reasons}
     assert found == {"bad_amount": (2, ["amount: 12.50", "amount: 1.5"]), "bad_time": (1, ["time: never"])}
     assert [one.reason for one in entry.reasons] == ["bad_amount", "bad_time"], "the most frequent first"
+    assert entry.bad == 0.75
+    assert entry.figures == {
+        "clients": "1",
+        "span": "2024-05-01 10:00 to 2024-05-01 10:00",
+        "amounts": "12.5 to 12.5, 0% below zero",
+    }
 
 
 def test_attributes_dictionaries_and_labels_are_looked_at_as_well(spark: SparkSession, spec: Path) -> None:
@@ -72,6 +78,8 @@ def test_attributes_dictionaries_and_labels_are_looked_at_as_well(spark: SparkSe
     assert labels.rows == 3, "`only` passes over the last"
     told = {"client_id": "a", "task": "y", "as_of": "2024-06-01 00:00:00", "label": "1.0", "label_text": "1"}
     assert labels.shown == (("a,1,2024-06-01,k", told),)
+    assert labels.figures == {"labels": "1 1"}
+    assert clients.figures == {}
     assert {one.reason: one.examples[0].detail for one in labels.reasons} == {
         "bad_label": "task y: 7",
         "no_client": "task y",
@@ -82,6 +90,7 @@ def test_the_command_says_it_in_lines(spark: SparkSession, spec: Path, capsys: p
     assert main(["check", str(spec)]) == 1
     said = capsys.readouterr().out
     assert "events.csv: 4 rows looked at" in said
+    assert "  clients: 1\n  span: 2024-05-01 10:00 to 2024-05-01 10:00\n" in said
     assert "bad_amount: 2 rows" in said
     assert f"amount: 12.50 | {ROWS[1]}" in said
     assert main(["check", str(spec), "--set", "source.path=nowhere"]) == 1

@@ -10,6 +10,8 @@ from pyspark.sql import DataFrame, Row, SparkSession, Window
 from pyspark.sql import functions as F
 
 from ledgerlm.events.attributes import attribute_rows
+from ledgerlm.events.clock import local
+from ledgerlm.events.columns import LEFT_OUT
 from ledgerlm.events.judging import good_rows, judged_entry
 from ledgerlm.events.labels import label_rows
 from ledgerlm.events.sources import columns_in
@@ -18,6 +20,7 @@ from ledgerlm.events.spec_files import FileSpec
 
 _SHOWN = 5  # rows before and after
 _EXAMPLES = 3  # of each reason
+_CLASSES = 8  # whose labels are counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +59,7 @@ class Entry:
         rows: rows that were looked at.
         shown: raw row and what it becomes, of the first good ones.
         reasons: what would be set aside, most frequent first.
+        figures: what the good rows hold: of events clients, span and amounts, of labels how many of each.
     """
 
     glob: str
@@ -63,6 +67,12 @@ class Entry:
     rows: int
     shown: tuple[tuple[str, Mapping[str, Any]], ...]
     reasons: tuple[Reasons, ...]
+    figures: Mapping[str, str]
+
+    @property
+    def bad(self) -> float:
+        """The share of the rows that would be set aside."""
+        return sum(one.rows for one in self.reasons) / self.rows if self.rows else 0.0
 
 
 def look_at(spark: SparkSession, spec: DataSetSpec, *, rows: int) -> list[Entry]:
@@ -80,16 +90,19 @@ def look_at(spark: SparkSession, spec: DataSetSpec, *, rows: int) -> list[Entry]
     """
     found = []
     for place, file in enumerate(source_of(spec).files):
-        judged = judged_entry(spark, spec, place).limit(rows).localCheckpoint()
+        judged = judged_entry(spark, spec, place).where(~F.col(LEFT_OUT)).limit(rows).localCheckpoint()
         good = good_rows(judged).limit(_SHOWN).collect()
-        found.append(_entry(spark, spec, file, judged, [(row["payload"], _event(row, spec)) for row in good]))
-    for file, others in (*attribute_rows(spark, spec), *label_rows(spark, spec)):
+        shown = [(row["payload"], _event(row, spec)) for row in good]
+        found.append(_entry(spark, spec, file, judged, shown=shown, figures=_event_figures(good_rows(judged), spec)))
+    labels = list(label_rows(spark, spec))
+    for file, others in (*attribute_rows(spark, spec), *labels):
         judged = others.limit(rows).localCheckpoint()
         good = judged.where("reason IS NULL").limit(_SHOWN).collect()
         shown = [
             (row["payload"], {name: value for name, value in row["shown"].items() if value is not None}) for row in good
         ]
-        found.append(_entry(spark, spec, file, judged, shown))
+        figures = _label_figures(judged) if (file, others) in labels else {}
+        found.append(_entry(spark, spec, file, judged, shown=shown, figures=figures))
     return found
 
 
@@ -98,7 +111,9 @@ def _entry(
     spec: DataSetSpec,
     file: FileSpec,
     judged: DataFrame,
+    *,
     shown: Sequence[tuple[str, Mapping[str, Any]]],
+    figures: Mapping[str, str],
 ) -> Entry:
     return Entry(
         glob=file.glob,
@@ -106,7 +121,38 @@ def _entry(
         rows=judged.count(),
         shown=tuple(shown),
         reasons=tuple(reasons_of(judged.where("reason IS NOT NULL").withColumn("stage", F.lit("")))),
+        figures=figures,
     )
+
+
+def _event_figures(good: DataFrame, spec: DataSetSpec) -> dict[str, str]:
+    """Clients, span and amounts of events, for a reader."""
+    time, amount = local(F.col("event_time"), spec.time.zone), F.col("amount")
+    row = good.agg(
+        F.count(F.lit(1)).alias("events"),
+        F.count_distinct("client_id").alias("clients"),
+        *(F.date_format(of(time), "yyyy-MM-dd HH:mm").alias(name) for name, of in (("first", F.min), ("last", F.max))),
+        F.count("amount").alias("amounts"),
+        F.min("amount").alias("least"),
+        F.max("amount").alias("most"),
+        F.count_if(amount < 0).alias("below"),
+        F.collect_set("currency").alias("currencies"),
+    ).collect()[0]
+    if not row["events"]:
+        return {}
+    figures = {"clients": str(row["clients"]), "span": f"{row['first']} to {row['last']}"}
+    if row["amounts"]:
+        of = f" {' '.join(sorted(row['currencies']))}" if row["currencies"] else ""
+        below = f"{row['below'] / row['amounts']:.0%} below zero"
+        figures["amounts"] = f"{row['least'].normalize():f} to {row['most'].normalize():f}{of}, {below}"
+    return figures
+
+
+def _label_figures(judged: DataFrame) -> dict[str, str]:
+    """How many labels of each kind there are, the most frequent first."""
+    text = F.col("shown")["label_text"].alias("text")
+    rows = judged.where("reason IS NULL").groupBy(text).count().orderBy(F.desc("count"), "text").take(_CLASSES)
+    return {"labels": ", ".join(f"{row['text']} {row['count']}" for row in rows)} if rows else {}
 
 
 def reasons_of(quarantine: DataFrame, *, examples: int = _EXAMPLES) -> Sequence[Reasons]:
