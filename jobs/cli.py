@@ -56,7 +56,7 @@ def field_help(field: object) -> str:
 
 
 class _Commands(click.Group):
-    """`run`, `doctor`, `check`, `quarantine` and a command for every job."""
+    """`run`, `init`, `check` and others, and a command for every job."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*super().list_commands(ctx), *SHIPPED.names()]
@@ -82,8 +82,8 @@ def _job_command(verb: str) -> click.Command:
 def app() -> None:
     """Transaction histories as text, embeddings and calibrated scores for every client.
 
-    Start with `ledgerlm doctor`, then `ledgerlm run conf/demo.yaml`. A single job runs its stages of a pipeline:
-    `ledgerlm serialize --conf conf/demo.yaml`.
+    Start with `ledgerlm doctor`, then `ledgerlm run conf/demo.yaml`; with files of your own, `ledgerlm init FILES --to
+    FOLDER`. A single job runs its stages of a pipeline: `ledgerlm serialize --conf conf/demo.yaml`.
     """
 
 
@@ -215,6 +215,44 @@ def doctor(fix: bool) -> int:
     from ledgerlm.jobs.doctor import examine
 
     return examine(fix=fix)
+
+
+@app.command()
+@click.argument("data", nargs=-1, required=True)
+@click.option("--to", default=".", show_default=True, metavar="FOLDER", help="spec.yaml and pipeline.yaml go there.")
+@click.option("--name", default=None, help="Name of the data set; left out, that of the file or folder.")
+@click.option("--client", default=None, metavar="COLUMN", help="Column of the client, where you know it.")
+@click.option("--time", default=None, metavar="COLUMN", help="Column of the time.")
+@click.option("--amount", default=None, metavar="COLUMN", help="Column of the amount.")
+@click.option("--label", "labels", multiple=True, metavar="COLUMN", help="Column of a label; may be repeated.")
+@click.option("--embed", is_flag=True, help="The pipeline trains a small language model and reads the texts with it.")
+@click.option("--rows", default=10_000, show_default=True, help="Rows of each file that a first look reads; 0: none.")
+@click.option("--force", is_flag=True, help="Replace a spec and a pipeline that are there.")
+def init(
+    *,
+    data: tuple[str, ...],
+    to: str,
+    name: str | None,
+    client: str | None,
+    time: str | None,
+    amount: str | None,
+    labels: tuple[str, ...],
+    embed: bool,
+    rows: int,
+    force: bool,
+) -> int:
+    """Draft a spec and a pipeline for files of your own: DATA is a file, a folder or several.
+
+    Reads csv in its dialects, JSON lines and Parquet; finds client, time, amount, event id, categories, numbers, texts,
+    and files of labels, attributes and codes beside the events. Says of each why, and whether the data decide it: what
+    they do not is marked UNSURE in the spec, and what would go wrong unseen, such as the order of day and month in
+    03/04/2024, is left as ??? for you to choose: until then nothing runs. Then it reads rows and says what is there.
+    """
+    from ledgerlm.events.guesses.roles import Hints
+    from ledgerlm.jobs.init import init as write
+
+    hints = Hints(client=client, time=time, amount=amount, labels=labels)
+    return write(data, to=to, name=name, force=force, rows=rows, embed=embed, hints=hints)
 
 
 @app.command()

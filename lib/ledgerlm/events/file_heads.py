@@ -107,10 +107,15 @@ def file_heads_of(spark: SparkSession | None, files: Sequence[Found], file: File
         return list(pool.map(read, files))
 
 
-def _local(one: Found) -> tuple[bytes, bool]:
+def opened(one: Found) -> BinaryIO:
+    """A local file's bytes, unpacked."""
     openers: dict[str, Callable[..., object]] = {".gz": gzip.open, ".bz2": bz2.open}
     opener = openers.get(Path(one.path).suffix.lower(), open)
-    with cast(BinaryIO, opener(one.path, "rb")) as stream:
+    return cast(BinaryIO, opener(one.path, "rb"))
+
+
+def _local(one: Found) -> tuple[bytes, bool]:
+    with opened(one) as stream:
         data = stream.read(HEAD_BYTES + 1)
     return data[:HEAD_BYTES], len(data) <= HEAD_BYTES
 

@@ -101,7 +101,7 @@ def found_files(spark: SparkSession | None, file: FileSpec, source: SourceSpec) 
     if not kept:
         raise SpecError(_nothing(path, files, source))
     return [
-        Found(path=one.path, size=one.size, partitions=_partitions(one.path))
+        Found(path=one.path, size=one.size, partitions=partitions_of(one.path))
         for one in sorted(kept, key=lambda one: one.path)
     ]
 
@@ -175,7 +175,8 @@ def _nothing(path: str, files: list[Found], source: SourceSpec) -> str:
     return f"source.path: cannot read {path}{left}{hint}"
 
 
-def _partitions(path: str) -> tuple[tuple[str, str | None], ...]:
+def partitions_of(path: str) -> tuple[tuple[str, str | None], ...]:
+    """Values of the folders `key=value` above a file, as text."""
     found = (_PARTITION.match(part) for part in path.split("/")[:-1])
     pairs = ((one.group(1), unquote(one.group(2))) for one in found if one)
     return tuple((unquote(key), None if value in (_NO_VALUE, "") else value) for key, value in pairs)

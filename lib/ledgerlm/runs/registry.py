@@ -71,6 +71,7 @@ _COMMANDS = frozenset(
         "deliveries",
         "doctor",
         "explain",
+        "init",
         "maintain",
         "plan",
         "quarantine",
