@@ -363,7 +363,7 @@ def test_parquet_that_is_more_than_its_files_or_means_two_things(spark: SparkSes
         refused(spark, tmp_path, says, files=[{"glob": glob, "format": "parquet"}])
     berlin = {"column": "time", "zone": "Europe/Berlin"}
     old = {"glob": "old/*.parquet", "format": "parquet"}
-    refused(spark, tmp_path, "'time' holds times of 96 bits .* say 'int96: instants'", files=[old], time=berlin)
+    refused(spark, tmp_path, "'time' holds times of 96 bits, which do not say whether", files=[old], time=berlin)
     clock = [{"name": "clock"}]
     refused(spark, tmp_path, "column 'clock' is a time of day, which Spark cannot read", files=[old], fields=clock)
 

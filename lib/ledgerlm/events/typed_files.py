@@ -155,10 +155,13 @@ def _refuse_unclear(schema: _Schema, file: FileSpec, needed: Collection[str], pa
 
 def _with_whole_numbers(schema: _Schema, path: str) -> T.StructType:
     """The schema for Spark, with nanoseconds as whole numbers, and without times of day."""
+    own: dict[str, T.DataType] = dict.fromkeys(schema.nanos, T.LongType()) | dict.fromkeys(
+        schema.old, T.TimestampType()
+    )
     try:
         return T.StructType(
             [
-                T.StructField(one.name, T.LongType() if one.name in schema.nanos else from_arrow_type(one.type))
+                T.StructField(one.name, own[one.name] if one.name in own else from_arrow_type(one.type))
                 for one in schema.columns
                 if one.name not in schema.clocks
             ]
