@@ -51,6 +51,7 @@ def run(ctx: Context, conf: IngestConf) -> StageResult:
 
 JOB = Job(
     name="ingest",
+    results=2,
     engine="spark",
     conf=IngestConf,
     run=run,

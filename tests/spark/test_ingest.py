@@ -232,7 +232,9 @@ def test_hashed_ids_are_stable_and_count_occurrences(spark: SparkSession, tmp_pa
     line = b"1;anna;2024-05-01 10:00:00;1;5411;1;x\n"
     (tmp_path / "events.csv").write_bytes(HEADER + line + line + GOOD[2])
     events, _, counts = ingested(spark, spec_of(tmp_path, event_id={}))
-    digest = hashlib.sha256(line.strip()).hexdigest()[:32]
+    named = dict(zip(HEADER.decode().strip().split(";"), line.decode().strip().split(";"), strict=True))
+    told = json.dumps(dict(sorted(named.items())), separators=(",", ":"))
+    digest = hashlib.sha256(told.encode()).hexdigest()[:32]
     assert [event.event_id for event in events[:2]] == [f"{digest}-1", f"{digest}-2"]
     assert counts.duplicates == 0
     _, _, dropped = ingested(spark, spec_of(tmp_path, event_id={"repeats": "drop"}))
@@ -419,6 +421,11 @@ MASKED = {
     "mail a.b\u2060@mail.example.com": "mail [email]",
     "+49\u2007170\u200e 1234567": "[phone]",
     "Mr\u00a0\u200bSmith": "Mr [name]",
+    "٤١١١ ١١١١ ١١١١ ١١١١": "[card]",
+    "mail ü.möller@bücher.example, anna@почта.example": "mail [email], [email]",
+    "8 916 123 45 67, 8 (916) 123-45-67, 8(916)1234567": "[phone], [phone], [phone]",
+    "0170 1234567 / 0151 123 4567": "[phone] / [phone]",
+    "06 12 34 56 78": "[phone]",
 }
 UNTOUCHED = [
     "DE12 REWE MARKT BERLIN MITTE 10", "DE89370400440532013001", "ref 12345678901234567", "4111 1111 1111 1112",
@@ -427,7 +434,8 @@ UNTOUCHED = [
     "Mr Price Clothing", "DR. OETKER PIZZA", "Dr Pepper", "Mrs. Fields Cookies", "Miss Selfridge",
     "TO GO CAFE", "FROM THE FARM", "Transfer to Savings Account", "transfer from checking",
     "Transfer to Acme Trading Ltd", "MS Office 365", "SNACKS FROM STOCK", "Farm to Table", "H&M", "Tesco Express",
-    "Transformer House", "Grandma Zeldas", "a\u200bb １２  |\tc", "4111\u200b1111",
+    "Transformer House", "8 900 pieces", "89161234567", "ref 0170 123", "06.12.2024", "05 11 24",
+    "at 10:00 @home", "Grandma Zeldas", "a\u200bb １２  |\tc", "4111\u200b1111",
 ]  # fmt: skip
 
 

@@ -307,6 +307,9 @@ def test_files_that_are_refused_by_name(spark: SparkSession, tmp_path: Path) -> 
         ({"a.csv": b"\x1f\x8bxx"}, "gzip file without the name .gz"),
         ({"a.csv": good.decode().encode("utf-16-le")}, "looks like UTF-16 without a byte order mark"),
         ({"a.csv": good.replace(b"client", b"Note").replace(b"note", b"NOTE")}, "write 'note' as one of them"),
+        ({"a.csv": good, "b.csv": b""}, "b.csv has no byte, as a delivery that was cut off"),
+        ({"a.csv": good.replace(b"\n", b"\r").rstrip(b"\r") + b"\n"}, "a.csv: its header holds line ends of CR alone"),
+        ({"a.csv": b"\x28\xb5\x2f\xfdxx"}, "a.csv is a zstd archive"),
         ({}, "nothing is there"),
     ]
     for place, (files, says) in enumerate(cases):
@@ -328,8 +331,108 @@ def test_files_that_are_refused_by_name(spark: SparkSession, tmp_path: Path) -> 
         "no line of a.json has a column 'mcc': did you mean 'mmc'",
         files=[{"glob": "a.json", "format": "json"}],
     )
+    names = ["id", "client", "time", "mcc", "amount", "note"]
+    (tmp_path / "n.csv").write_bytes(good)
+    refused(
+        spark, tmp_path, "'columns' has 'mcc' at place 4, the header at 5", files=[{"glob": "n.csv", "columns": names}]
+    )
     (tmp_path / "a.parquet").write_text("no Parquet")
     refused(spark, tmp_path, "a.parquet is no Parquet file", files=[{"glob": "a.parquet", "format": "parquet"}])
+
+
+def test_parquet_that_is_more_than_its_files_or_means_two_things(spark: SparkSession, tmp_path: Path) -> None:
+    """Files of a table hold rows that are gone; times of 96 bits say nothing of a zone."""
+    when = dt.datetime(2024, 1, 1, 10)
+    columns = {"id": ["1"], "client": ["c"], "amount": [1.0], "mcc": ["1"], "note": ["x"]}
+    plain = pa.table(columns | {"time": pa.array([when], pa.timestamp("us")), "clock": [dt.time(1, 2, 3)]})
+    for name in ("delta", "parts/day=1", "hudi", "ice/data", "old"):
+        (tmp_path / name).mkdir(parents=True)
+        pq.write_table(plain, tmp_path / name / "a.parquet", use_deprecated_int96_timestamps=name == "old")
+    for log in ("delta/_delta_log", "parts/_delta_log", "hudi/.hoodie", "ice/metadata"):
+        (tmp_path / log).mkdir()
+    (tmp_path / "ice" / "metadata" / "v1.metadata.json").write_text("{}")
+    for glob, says in (
+        (
+            "delta",
+            "delta is a Delta table, and some of its files hold rows that were deleted since; read it with 'form",
+        ),
+        ("parts/*/*.parquet", "parts is a Delta table"),
+        ("hudi/*.parquet", "hudi belongs to a Hudi table"),
+        ("ice/data/*.parquet", "data belongs to an Iceberg table"),
+    ):
+        refused(spark, tmp_path, says, files=[{"glob": glob, "format": "parquet"}])
+    berlin = {"column": "time", "zone": "Europe/Berlin"}
+    old = {"glob": "old/*.parquet", "format": "parquet"}
+    refused(spark, tmp_path, "'time' holds times of 96 bits, which do not say whether", files=[old], time=berlin)
+    clock = [{"name": "clock"}]
+    refused(spark, tmp_path, "column 'clock' is a time of day, which Spark cannot read", files=[old], fields=clock)
+
+    def hour(time: dict[str, Any], **more: str) -> int:
+        """In UTC."""
+        events, _, _ = ingested(spark, spec_of(tmp_path, [old | more], time=time, fields=[{"name": "mcc"}]))
+        return events["1"].event_time.hour
+
+    assert hour({"column": "time"}) == hour(berlin, int96="instants") == 10
+    assert hour(berlin, int96="local") == 9
+
+
+def test_instants_as_texts_are_told_in_the_zone_of_the_data(spark: SparkSession, tmp_path: Path) -> None:
+    when = pa.array([dt.datetime(2024, 1, 1, 10)], pa.timestamp("us", "America/New_York"))
+    columns = {"id": ["1"], "client": ["c"], "amount": [1.0], "time": when, "booked": when}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    spec = spec_of(
+        tmp_path,
+        [{"glob": "*.parquet", "format": "parquet"}],
+        time={"column": "time", "zone": "Europe/Berlin"},
+        fields=[{"name": "booked"}],
+    )
+    events, _, _ = ingested(spark, spec)
+    assert events["1"].booked == "2024-01-01 11:00:00"
+
+
+def test_an_hour_is_added_to_days_that_are_whole(spark: SparkSession, tmp_path: Path) -> None:
+    lines = ["1;c;1.75;5;20", "2;c;2;5;20", "3;c;-1;5;0", "4;c;1.5;5;0"]
+    (tmp_path / "a.csv").write_text(lines_of("id;client;day;amount;hour", *lines))
+    time = {"column": "day", "format": "days", "origin": "2024-01-10", "hour": "hour"}
+    events, quarantine, _ = ingested(
+        spark, spec_of(tmp_path, [{"glob": "a.csv"}], time=time, fields=[{"name": "hour"}])
+    )
+    assert {key: str(row.event_time) for key, row in events.items()} == {
+        "2": "2024-01-12 20:00:00",
+        "3": "2024-01-09 00:00:00",
+    }
+    assert sorted((row.reason, row.detail) for row in quarantine) == [
+        ("bad_time", "day: 1.5"),
+        ("bad_time", "day: 1.75"),
+    ]
+    before = {"column": "day", "format": "days_before", "origin": "2024-01-10"}
+    events, quarantine, _ = ingested(
+        spark, spec_of(tmp_path, [{"glob": "a.csv"}], time=before, fields=[{"name": "hour"}])
+    )
+    assert set(events) == {"2", "3"} and {row.reason for row in quarantine} == {"bad_time"}
+
+
+def test_labels_at_a_limit_have_all_their_digits_or_none(spark: SparkSession, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(lines_of(HEAD, *(f"{n};c{n};{WHEN};5;1;x" for n in range(4))))
+    ages = ["17.9999999999999999999", "18", "17.99999999999999", "0.1234567890123456789"]
+    (tmp_path / "l.csv").write_text(lines_of("client;age", *(f"c{n};{age}" for n, age in enumerate(ages))))
+    label = {"file": {"glob": "l.csv", "separator": ";"}, "id": "client", "column": "age"}
+    spec = spec_of(
+        tmp_path,
+        [{"glob": "a.csv"}],
+        labels=[
+            label | {"name": "adult", "kind": "binary", "thresholds": [18]},
+            label | {"name": "age", "kind": "regression", "between": [0, 18]},
+        ],
+    )
+    events = ingest_events(spark, spec).events
+    labelled = labels_of(spark, spec, first_events(events))
+    found = {(row.task, row.client_id): row.label for row in labelled.labels.collect()}
+    assert {key[1]: value for key, value in found.items() if key[0] == "adult"} == {"c1": 1.0, "c2": 0.0, "c3": 0.0}
+    assert {key[1] for key in found if key[0] == "age"} == {"c1", "c2", "c3"}
+    bad = [(row.reason, row.detail) for row in labelled.quarantine.collect()]
+    assert sorted(bad) == [("bad_label", f"task {task}: {ages[0]}") for task in ("adult", "age")]
+    assert [one.cut for one in labelled.by_task().values()] == [1, 1], "c3, whose class is clear"
 
 
 def test_leave_out_and_compressed_files(spark: SparkSession, tmp_path: Path) -> None:
@@ -620,6 +723,18 @@ def test_deliveries_that_overlap_count_once(spark: SparkSession, tmp_path: Path)
     events, _, counts = ingested(spark, spec_of(tmp_path, [{"glob": "may*.csv"}], event_id={}))
     assert sorted(row.note for row in events.values()) == ["bread", "coffee", "coffee"]
     assert (counts.rows_in, counts.duplicates) == (5, 2)
+    # However the rows are written: other quotes, another order of columns or keys, capitals, line ends.
+    (tmp_path / "may3.csv").write_text(
+        lines_of(HEAD.replace("mcc", "MCC"), f'1;"c";{WHEN};3;1;"coffee"'), newline="\r\n"
+    )
+    (tmp_path / "may4.csv").write_text(lines_of("note;id;client;time;amount;mcc", f"bread;1;c;{WHEN};4;1"))
+    row = {"id": 1, "client": "c", "time": WHEN, "amount": 7, "mcc": "1", "note": "tea"}
+    (tmp_path / "may1.json").write_text(json.dumps(row))
+    (tmp_path / "may2.json").write_text(json.dumps(dict(reversed(row.items()))))
+    files = [{"glob": "may*.csv"}, {"glob": "may*.json", "format": "json"}]
+    events, _, counts = ingested(spark, spec_of(tmp_path, files, event_id={}))
+    assert sorted(row.note for row in events.values()) == ["bread", "coffee", "coffee", "tea"]
+    assert (counts.rows_in, counts.duplicates) == (9, 5)
 
 
 def test_conflicting_rows_of_an_id_and_ids_of_parts(spark: SparkSession, tmp_path: Path) -> None:

@@ -151,7 +151,7 @@ def attribute_rows(spark: SparkSession, spec: DataSetSpec) -> Iterator[tuple[Fil
 
 def _judged(spark: SparkSession, needed: Needed, spec: DataSetSpec, since: str | None) -> DataFrame:
     """The rows of an attribute file, as `attribute_rows` has them; one whose `since` is no time is bad."""
-    uses = Uses(codes=needed.keys, times=(since,) if since else ())
+    uses = Uses(codes=needed.keys, times=(since,) if since else (), zone=spec.time.zone)
     rows = read_file(spark, needed.file, source_of(spec), needed=needed.keys, uses=uses).where(~F.col(LEFT_OUT))
     bad = first_fault((_since(rows, since, spec).isNull(), Reason.BAD_TIME, said(since, raw(since)))) if since else None
     faults = {"reason": F.col(FAULT), "detail": F.col(DAMAGED)}
@@ -181,7 +181,11 @@ def _join_rows(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
 def _client_rows(spark: SparkSession, spec: DataSetSpec, one: ClientFileSpec, place: int) -> DataFrame:
     needed = needed_of_clients(spec, place).keys
     times = (one.valid_from,) if one.valid_from else ()
-    rows = sound(read_file(spark, one.file, source_of(spec), needed=needed, uses=Uses(codes=needed, times=times)))
+    rows = sound(
+        read_file(
+            spark, one.file, source_of(spec), needed=needed, uses=Uses(codes=needed, times=times, zone=spec.time.zone)
+        )
+    )
     values = F.struct(*(without(one.nulls, code(column)).alias(name) for name, column in one.attributes.items()))
     since = None
     if one.valid_from:
@@ -201,7 +205,7 @@ def _book_rows(spark: SparkSession, spec: DataSetSpec, place: int) -> DataFrame:
             book.file,
             spec.source or SourceSpec(files=(book.file,)),
             needed=needed.keys,
-            uses=Uses(codes=(book.code,)),
+            uses=Uses(codes=(book.code,), zone=spec.time.zone),
         )
     )
     text = raw(book.description)

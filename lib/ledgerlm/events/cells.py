@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.engines.frames import with_columns
+from ledgerlm.events.clock import local
 from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE, FINER, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
 from ledgerlm.events.csv_files import Part
 from ledgerlm.events.file_heads import resolved
@@ -41,6 +42,7 @@ class Uses:
         exact: numbers of which every digit counts, and the currency that may stand at them.
         times: stay timestamps or dates if the files have them so.
         currencies: codes or signs of currencies.
+        zone: in which instants are told where they become text.
     """
 
     codes: Collection[str] = ()
@@ -48,6 +50,7 @@ class Uses:
     exact: Collection[str] = ()
     times: Collection[str] = ()
     currencies: Collection[str] = ()
+    zone: str = "UTC"
 
     def columns(self, name: str) -> list[str]:
         """What `Cells.rows` calls the forms of a column that are used."""
@@ -73,6 +76,7 @@ def event_uses(spec: DataSetSpec) -> Uses:
         exact=numbers,
         times={spec.time.column} - {""},
         currencies={spec.amount.currency_column} if spec.amount and spec.amount.currency_column else (),
+        zone=spec.time.zone,
     )
 
 
@@ -178,7 +182,8 @@ class Cells:
         for name in self.typed:
             column, kind = F.col(hidden(name, "t")), self._kind(name)
             time = name in self.uses.times and isinstance(kind, TIMES)
-            text = as_text(column, kind)
+            shown = local(column, self.uses.zone) if isinstance(kind, T.TimestampType) else column
+            text = as_text(shown, kind)
             values[hidden(name, "i")] = text
             if isinstance(kind, T.FractionalType) and (name in self.uses.reals or name in self.uses.exact):
                 # As a code NaN is a gap; as a number it is written, and none.
@@ -219,7 +224,7 @@ class Cells:
         if self.file.format != "parquet":
             folders = {name: F.coalesce(partition_value(name, PATH), F.lit("")) for name in self.folders}
             own += [F.concat(F.lit(f"{name}="), value) for name, value in folders.items()]
-        row = F.concat_ws("\n", PAYLOAD, *own) if own else F.col(PAYLOAD)
+        row = F.concat_ws("\n", self.part.row, *own) if own else self.part.row
         odd = F.col(ODD) if self.file.format == "csv" else F.lit(False)
         finer = F.col(FINER) if self.file.format in ("parquet", "delta") else F.lit(False)
         file = F.substring_index(PATH, "/", -2)

@@ -12,7 +12,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.errors import SpecError
 from ledgerlm.events.columns import DAMAGE, DAMAGED, FAULT, LINE, ODD
-from ledgerlm.events.file_heads import Dialect, FileHead, csv_dialect, file_heads_of
+from ledgerlm.events.file_heads import Dialect, FileHead, csv_dialect, file_heads_of, folded
 from ledgerlm.events.files import Found
 from ledgerlm.events.lines import (
     MENDED,
@@ -37,12 +37,14 @@ class Part:
     Attributes:
         rows: payload, path, place and FAULT of each row, and what `columns` stand on.
         columns: name in the files to value.
+        row: what a row says by the names of its columns, in whatever order and quotes it stands.
         files: the files.
         names: all columns that stand in them, as far as their heads tell; folders above them are none.
     """
 
     rows: DataFrame
     columns: Mapping[str, Column]
+    row: Column
     files: Sequence[Found]
     names: Sequence[str]
 
@@ -72,7 +74,13 @@ def csv_parts(spark: SparkSession, file: FileSpec, files: Sequence[Found], neede
         found = [head.file for head, _ in members]
         lines = read_lines(spark, [one.pattern for one in found], dialect, file.quote, above)
         rows, columns = _parsed(lines, dialect, file)
-        yield Part(rows=rows, columns=columns, files=found, names=tuple(columns))
+        yield Part(rows=rows, columns=columns, row=by_names(columns), files=found, names=tuple(columns))
+
+
+def by_names(columns: Mapping[str, Column]) -> Column:
+    """Names and values that are there, as JSON, in the order of the names."""
+    ordered = sorted((folded(name), name) for name in columns)
+    return F.to_json(F.struct(*(columns[name].alias(own) for own, name in ordered)))
 
 
 def _has_rows(head: FileHead, above: int) -> bool:

@@ -37,6 +37,9 @@ _MAGIC = {
     b"\xd0\xcf\x11\xe0": "an old Excel workbook",
     b"\x1f\x8b": "a gzip file without the name .gz",
     b"%PDF": "a PDF",
+    b"\x28\xb5\x2f\xfd": "a zstd archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"7z\xbc\xaf": "a 7z archive",
 }
 
 
@@ -203,6 +206,11 @@ def csv_dialect(head: FileHead, file: FileSpec, needed: Collection[str]) -> tupl
     names, spare = _names(
         head.file.path, file, header, [split(line) for line in itertools.islice(lines, at + 1, at + 50) if line.strip()]
     )
+    if any("\r" in name for name in lines[at : at + 1]) and not file.columns:
+        raise SpecError(
+            f"{head.file.path}: its header holds line ends of CR alone, and LF stands further on; write one kind of "
+            "line end"
+        )
     _check_names(head.file.path, names, needed)
     opened = file.quote and any(opens(line, separator, file.quote) for line in lines)
     records = bool(file.quote) and (bool(opened) if file.line_breaks is None else file.line_breaks)
@@ -247,6 +255,8 @@ def _names(path: str, file: FileSpec, header: tuple[str, ...], rows: list[list[s
             header = header[:-1]
         if len(file.columns) != len(header):
             raise SpecError(f"{path}: 'columns' names {len(file.columns)} columns, the header has {len(header)}")
+    if header and file.columns:
+        _refuse_other_order(path, [folded(name) for name in header], file.columns)
     spare = 0
     while names and not names[-1]:
         names.pop()
@@ -255,6 +265,17 @@ def _names(path: str, file: FileSpec, header: tuple[str, ...], rows: list[list[s
     if more and min(more) > spare and all(not any(row[len(names) :]) for row in rows):
         spare = max(more)
     return tuple(names), spare
+
+
+def _refuse_other_order(path: str, header: Sequence[str], columns: Sequence[str]) -> None:
+    """`columns` gives other names to the columns of a header; the same names at other places are a slip."""
+    for place, name in enumerate(columns):
+        own = [at for at, one in enumerate(header) if one and one == folded(name)]
+        if own and place not in own:
+            raise SpecError(
+                f"{path}: 'columns' has '{name}' at place {place + 1}, the header at {own[0] + 1}; leave 'columns' "
+                "out, since the header names them, or put it in the file's order"
+            )
 
 
 def _check_names(path: str, names: Sequence[str], needed: Collection[str]) -> None:

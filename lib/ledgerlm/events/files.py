@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -100,10 +100,37 @@ def found_files(spark: SparkSession | None, file: FileSpec, source: SourceSpec) 
     kept = [one for one in files if _wanted(one, file)]
     if not kept:
         raise SpecError(_nothing(path, files, source))
+    if file.format == "parquet":
+        _refuse_tables(files)
     return [
         Found(path=one.path, size=one.size, partitions=partitions_of(one.path))
         for one in sorted(kept, key=lambda one: one.path)
     ]
+
+
+def _refuse_tables(files: Sequence[Found]) -> None:
+    """Refuses Parquet files of a table, some of which hold rows that were deleted or written over since.
+
+    Raises:
+        SpecError: a folder above a file holds the log of a table.
+    """
+    logs = [one.path.partition("/_delta_log/")[0] for one in files if "/_delta_log/" in one.path]
+    folders = {Path(one.path).parent for one in files if one.local}
+    folders |= {above for one in folders for above in one.parents if _PARTITION.match(one.name)}
+    logs += [str(folder) for folder in sorted(folders) if (folder / "_delta_log").is_dir()]
+    if logs:
+        raise SpecError(
+            f"{logs[0]} is a Delta table, and some of its files hold rows that were deleted since; read it with "
+            "'format: delta'"
+        )
+    others = {".hoodie": "a Hudi table", "../metadata": "an Iceberg table"}
+    for folder in sorted(folders):
+        for mark, what in others.items():
+            if (folder / mark).is_dir() and (mark == ".hoodie" or any((folder / mark).glob("*.metadata.json"))):
+                raise SpecError(
+                    f"{folder} belongs to {what}, and some of its files hold rows that were deleted since; export its "
+                    "rows, or read it where they are a Delta table"
+                )
 
 
 def partition_value(name: str, path: str) -> Column:

@@ -224,6 +224,7 @@ def count_facts(counts: IngestCounts, told: Told) -> dict[str, Any]:
         choices[f"task {task}: rows outside only"] = found.left_out
         choices[f"task {task}: labels that look beyond the end of the data"] = found.censored
         choices[f"task {task}: sums over events without an amount"] = found.unpriced
+        choices[f"task {task}: labels of more digits than a double keeps"] = found.cut
         for flag, count in ((SKIPPED, found.skipped), (DOUBLED, found.doubled), (LOSSY, found.lossy)):
             choices[f"task {task}: as_of: {CLOCK_CHOICES[flag]}"] = count
     made = {name: count for name, count in choices.items() if count}

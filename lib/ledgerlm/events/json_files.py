@@ -70,7 +70,9 @@ def json_parts(
         parsed = parsed.withColumns({FAULT: fault, MENDED: damaged_line()}).withColumn("_torn", torn)
         damaged = damaged_value({name: _value(name, keys, "_torn") for name in columns})
         told = sorted(names[dialect])
-        yield Part(rows=parsed.withColumn(DAMAGED, damaged), columns=columns, files=found, names=told)
+        rows = parsed.withColumn(DAMAGED, damaged)
+        # Printed, the keys of a variant are in order.
+        yield Part(rows=rows, columns=columns, row=F.to_json("_row"), files=found, names=told)
     if missing:
         raise no_key(missing[0], keys, files[0], file)
 

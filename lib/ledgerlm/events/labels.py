@@ -19,6 +19,7 @@ from ledgerlm.events.clock import fixed_instant, local, zoned
 from ledgerlm.events.columns import DAMAGED, FAULT, FILE, FINER, LEFT_OUT, PAYLOAD
 from ledgerlm.events.future import Computed, computed_labels
 from ledgerlm.events.identity import damaged_client
+from ledgerlm.events.numbers import lost_digits
 from ledgerlm.events.quality import Reason, aside, first_fault, pseudonymised, said
 from ledgerlm.events.sources import read_file
 from ledgerlm.events.spec import DataSetSpec, LabelSpec, source_of
@@ -32,7 +33,7 @@ _LEFT_OUT, _CENSORED = "left_out", "censored"
 label whose days the data do not cover."""
 _KEPT = "reason IS NULL AND _nth = 1"
 _JUDGED = (
-    "client_id string, task string, as_of timestamp, label double, label_text string, unpriced boolean, "
+    "client_id string, task string, as_of timestamp, label double, label_text string, unpriced boolean, cut boolean, "
     f"{', '.join(f'{name} boolean' for name in CLOCK_CHOICES)}, reason string, detail string, source_file string, "
     "payload string"
 )
@@ -51,6 +52,7 @@ class LabelCounts:
         censored: computed labels whose days reach beyond the end of the data; not among `rows`.
         lonely: rows set aside because their client has no event before.
         unpriced: computed sums over events of which some have no amount.
+        cut: labels of more digits than a double keeps.
         skipped: labels whose as_of the clock of its zone skipped.
         doubled: labels whose as_of that clock showed twice; the earlier is taken.
         lossy: labels whose as_of was cut to the microsecond, or from second 60 to 59.
@@ -64,6 +66,7 @@ class LabelCounts:
     censored: int
     lonely: int
     unpriced: int
+    cut: int
     skipped: int
     doubled: int
     lossy: int
@@ -78,7 +81,7 @@ class Labelled:
     """The labels of a data set, each judged; not computed yet.
 
     Attributes:
-        judged: client_id, task, as_of, label, label_text, unpriced, the flags of `CLOCK_CHOICES`, reason, detail,
+        judged: client_id, task, as_of, label, label_text, unpriced, cut, the flags of `CLOCK_CHOICES`, reason, detail,
             source_file, payload, `_nth`.
         spec: the data set.
     """
@@ -214,6 +217,7 @@ def _counters() -> dict[str, Column]:
         "censored": reason == _CENSORED,
         "lonely": reason == Reason.LABEL_WITHOUT_HISTORY.value,
         "unpriced": kept & F.col("unpriced"),
+        "cut": kept & F.col("cut"),
         "skipped": kept & F.col(SKIPPED),
         "doubled": kept & F.col(DOUBLED),
         "lossy": kept & F.col(LOSSY),
@@ -264,7 +268,7 @@ def _computed_rows(made: Computed) -> DataFrame:
         F.col("_class").alias("label"),
         _label_text(label).alias("label_text"),
         "unpriced",
-        *(F.lit(False).alias(name) for name in CLOCK_CHOICES),
+        *(F.lit(False).alias(name) for name in ("cut", *CLOCK_CHOICES)),
         reason.alias("reason"),
         F.when(~inside, F.concat(F.lit(f"task {label.name}: "), F.col("_text"))).alias("detail"),
         absent.alias(FILE),
@@ -295,7 +299,9 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
     if isinstance(as_of, AsOfSpec):
         needed[as_of.column] = f"{key}.as_of.column"
         times = {as_of.column}
-    uses = Uses(codes={label.id, *label.only}, reals=set() if label.values else {label.column}, times=times)
+    uses = Uses(
+        codes={label.id, *label.only}, reals=set() if label.values else {label.column}, times=times, zone=spec.time.zone
+    )
     source = read_file(spark, file, source_of(spec), needed=needed, uses=uses)
     typed = source.withColumns(
         {
@@ -306,15 +312,19 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
     ).withColumn("_class", _class(label))
     typed = _with_as_of(typed, as_of, spec)
     task, client, text = F.lit(f"task {label.name}: "), F.col("client_id"), F.col("_text")
+    number = F.col("_number")
     written = said(as_of.column, raw(as_of.column)) if isinstance(as_of, AsOfSpec) else F.lit("as_of")
-    outside = ~F.col("_number").between(*label.between) if label.between else F.lit(False)
+    typed = typed.withColumn("cut", lost_digits(text, number) if not label.values else F.lit(False))
+    outside = ~number.between(*label.between) if label.between else F.lit(False)
+    # Rounded to a double it is at the limit itself, so nobody knows on which side of it.
+    unclear = F.col("cut") & number.isin(*label.thresholds, *(label.between or ()))
     fault = first_fault(
         (client.isNull(), Reason.NO_CLIENT, F.lit(f"task {label.name}")),
         (damaged_client(client), Reason.DAMAGED_ID, F.concat(task, client)),
         (text.isNull(), Reason.NO_LABEL, F.lit(f"task {label.name}")),
         (F.col("_as_of").isNull(), Reason.BAD_TIME, F.concat(task, written)),
         (outside, Reason.LABEL_OUTSIDE, F.concat(task, text)),
-        (F.col("_class").isNull(), Reason.BAD_LABEL, F.concat(task, text)),
+        (F.col("_class").isNull() | unclear, Reason.BAD_LABEL, F.concat(task, text)),
     )
     asked = reduce(
         and_, (F.coalesce(code(name).isin(*among), F.lit(False)) for name, among in label.only.items()), F.lit(True)
@@ -327,6 +337,7 @@ def _task(spark: SparkSession, spec: DataSetSpec, label: LabelSpec, file: FileSp
         F.col("_class").alias("label"),
         _label_text(label).alias("label_text"),
         F.lit(False).alias("unpriced"),
+        "cut",
         *CLOCK_CHOICES,
         F.coalesce(F.col(FAULT), passed_over, F.col("_bad.reason")).alias("reason"),
         F.when(F.col(FAULT).isNull(), F.col("_bad.detail")).otherwise(F.concat(task, DAMAGED)).alias("detail"),

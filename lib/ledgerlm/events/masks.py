@@ -31,8 +31,10 @@ _GAP = r"[ .\u00A0-]?"  # between any two signs: people write groups as they lik
 _ODD = r"[^ -{}~]|  "
 _INVISIBLE = r"[\p{Cc}\p{Cf}\p{Co}\p{Cs}&&[^\t-\r\x85]]"
 _BLANKS = r"[\t-\r\x85\p{Z}|]+"
-_ASCII = "".join(chr(code) for code in range(0x21, 0x7F))
+_DIGITS_OF = (0x660, 0x6F0, 0x966, 0x9E6, 0xE50)  # the zeros of Arabic, Persian, Hindi, Bengali and Thai digits
+_ASCII = "".join(chr(code) for code in range(0x21, 0x7F)) + "0123456789" * len(_DIGITS_OF)
 _FULL_WIDTH = "".join(chr(code) for code in range(0xFF01, 0xFF5F))
+_FULL_WIDTH += "".join(chr(zero + digit) for zero in _DIGITS_OF for digit in range(10))
 
 # Words that no person is called and that firms and accounts are: what holds one of them after `from` stays.
 _NO_PERSON = (
@@ -52,10 +54,13 @@ _MOVED = (
 )
 _FROM_TO = r"(?iu:from|to|von|an|de|da|para|от)"
 _PATTERNS = {
-    "email": ((r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+", "[email]"),),
+    "email": ((r"[\p{L}\p{M}\p{N}._%+-]+@[\p{L}\p{M}\p{N}-]+(?:\.[\p{L}\p{M}\p{N}-]+)+", "[email]"),),
     "phone": (
         (r"(?<![0-9A-Za-z+])(?:\+|00)[1-9][0-9]{0,2}(?:[ ()./-]{0,2}[0-9]){6,12}(?![0-9])", "[phone]"),
         (r"(?<![0-9-])(?:\([0-9]{3}\) ?|[0-9]{3}[-.])[0-9]{3}[-.][0-9]{4}(?![0-9-])", "[phone]"),
+        (r"(?<![0-9+-])8[ -]?(?:\(9[0-9]{2}\) ?|9[0-9]{2}[ -])[0-9]{3}[ -]?[0-9]{2}[ -]?[0-9]{2}(?![0-9-])", "[phone]"),
+        (r"(?<![0-9-])01[567][0-9][ /-][0-9]{3,4} ?[0-9]{4}(?![0-9-])", "[phone]"),
+        (r"(?<![0-9.-])0[1-9](?:([ .])[0-9]{2})(?:\1[0-9]{2}){3}(?![0-9.-])", "[phone]"),
         (r"\b((?i:tel|telefon|phone|mobile|mob|cell|handy)\b[.: ]{0,3})[0-9(](?:[ ()./-]?[0-9]){5,13}", "$1[phone]"),
     ),
     "name": (
@@ -76,7 +81,8 @@ def masked(text: Column, masks: Sequence[Mask], words: Sequence[str] = ()) -> Co
       upper or lower case, in groups by blanks, dots or hyphens, or glued to a word;
     * `card`: 13 to 19 digits with a right check digit (Luhn, ISO/IEC 7812), in one piece or in groups;
     * `email`;
-    * `phone`: international numbers, North American ones, and numbers after `tel`, `phone`, `mobile`;
+    * `phone`: international numbers, North American ones, Russian and German mobile ones, French ones in pairs, and
+      numbers after `tel`, `phone`, `mobile`;
     * `name`: capitalised words after a salutation (Mr, Frau, Mme), two or more after a degree (Dr, Prof), after `from`
       or `to` in the words of a transfer, and after a leading `from`. Names of firms, shops and accounts stay where a
       word tells them (Ltd, Bank, Savings). A person's name in another place, or without a capital, is not found.
@@ -93,7 +99,7 @@ def masked(text: Column, masks: Sequence[Mask], words: Sequence[str] = ()) -> Co
 
 
 def told(text: Column) -> Column:
-    """The text without invisible signs, each white space and `|` one blank, and full-width signs as usual ones."""
+    """The text without invisible signs, white space and `|` as one blank, full-width signs and any digits as usual."""
     usual = F.regexp_replace(F.regexp_replace(F.translate(text, _FULL_WIDTH, _ASCII), _INVISIBLE, ""), _BLANKS, " ")
     return F.when(text.rlike(_ODD), usual).otherwise(text)
 

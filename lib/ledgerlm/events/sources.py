@@ -79,7 +79,7 @@ def read_file(
     keys = {file.rename.get(one, one): needed[name] for one, name in wide.items() if one not in file.constants}
     lacking = {file.rename.get(one, one) for one, name in wide.items() if name in optional}
     try:
-        for part in _parts(spark, file, source, keys, lacking):
+        for part in _parts(spark, file, source, keys, lacking, zone=uses.zone):
             if seen is not None:
                 seen(part)
             if file.unpivot:
@@ -122,7 +122,13 @@ def source_places(spec: DataSetSpec) -> list[str]:
 
 
 def _parts(
-    spark: SparkSession, file: FileSpec, source: SourceSpec, keys: Mapping[str, str], optional: Collection[str]
+    spark: SparkSession,
+    file: FileSpec,
+    source: SourceSpec,
+    keys: Mapping[str, str],
+    optional: Collection[str],
+    *,
+    zone: str = "UTC",
 ) -> Iterator[Part]:
     """The files of the entry by dialect; a missing column is told with the spec's key."""
     if file.format == "delta":
@@ -130,6 +136,7 @@ def _parts(
         yield from delta_part(spark, path_of(file, source), required)
         return
     files = found_files(spark, file, source)
+    _refuse_cut_off(files, file)
     required = [name for name in keys if name not in optional]
     with _told_by_key(keys, required):
         if file.format == "csv":
@@ -138,7 +145,7 @@ def _parts(
             may_lack = [name for name in keys if name in optional]
             yield from json_parts(spark, file, files, _inside(required, files, file), may_lack)
         else:
-            yield from parquet_parts(spark, file, files, required)
+            yield from parquet_parts(spark, file, files, required, zone)
 
 
 def look_for_columns(needed: Needed, source: SourceSpec) -> None:
@@ -152,7 +159,9 @@ def look_for_columns(needed: Needed, source: SourceSpec) -> None:
     file = needed.file
     if file.format == "delta" or not is_here(file, source):
         return
-    files = [one for one in found_files(None, file, source) if one.size]
+    files = found_files(None, file, source)
+    _refuse_cut_off(files, file)
+    files = [one for one in files if one.size]
     wide = wide_names(needed.keys, file.unpivot) if file.unpivot else {name: name for name in needed.keys}
     keys = {file.rename.get(one, one): needed.keys[name] for one, name in wide.items() if one not in file.constants}
     lacking = {file.rename.get(one, one) for one, name in wide.items() if name in needed.optional}
@@ -172,6 +181,20 @@ def look_for_columns(needed: Needed, source: SourceSpec) -> None:
             folders = [name for one in files for name, _ in one.partitions]
             for schema, members in by_schema(files, file).items():
                 check_columns([*(schema.columns.names if schema else ()), *folders], required, members[0].path)
+
+
+def _refuse_cut_off(files: Sequence[Found], file: FileSpec) -> None:
+    """Refuses a file without a byte beside others that have some.
+
+    Raises:
+        SpecError: it looks like a delivery that was cut off.
+    """
+    nothing = [one.path for one in files if not one.size]
+    if nothing and len(nothing) < len(files) and not file.empty:
+        raise SpecError(
+            f"{nothing[0]} has no byte, as a delivery that was cut off; deliver it again, or say 'empty: true' at the "
+            "entry where that is nothing to worry about"
+        )
 
 
 def _inside(required: Sequence[str], files: Sequence[Found], file: FileSpec) -> list[str]:

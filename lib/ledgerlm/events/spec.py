@@ -36,7 +36,9 @@ Mask = Literal["iban", "card", "email", "phone", "name"]
 class EventIdSpec(SpecPart):
     """What identifies an event of a client: columns, or else a hash of the whole row as it was delivered."""
 
-    columns: tuple[str, ...] = Field((), description="columns joined to the id; empty: SHA-256 of the raw row")
+    columns: tuple[str, ...] = Field(
+        (), description="columns joined to the id; empty: SHA-256 of the row, its values by their names"
+    )
     repeats: Literal["keep", "drop"] = Field(
         "keep",
         description="without columns: an equal row again is an event of its own (the id carries its occurrence "

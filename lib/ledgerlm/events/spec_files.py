@@ -75,7 +75,16 @@ class FileSpec(SpecPart):
     )
     quote: str = Field('"', max_length=1, description="csv: quote character, doubled inside a value; empty for none")
     empty: bool = Field(
-        False, description="files without a row are no error (new files of `ingest: {append: true}` may always be so)"
+        False,
+        description="files without a row, or without a byte, are no error; left out, one without a byte is taken for a "
+        "delivery that was cut off, and nothing but files without a row for a mistake (new files of "
+        "`ingest: {append: true}` may have no row)",
+    )
+    int96: Literal["instants", "local"] | None = Field(
+        None,
+        description="parquet: what times of 96 bits mean, which say nothing of a zone: instants, as Spark and Hive "
+        "write them, or what a clock in time.zone showed, as Impala does; needed where the zone is not UTC. What they "
+        "say beyond the microsecond is cut, and cannot be counted",
     )
     line_breaks: bool | None = Field(
         None,

@@ -114,7 +114,7 @@ def timed(
         kind: its type.
         form: how it is written.
         zone: that of each row, in place of the form's; null is an unknown one.
-        hours: whole hours that the clock showed more; null is no hour.
+        hours: whole hours that the clock showed more than the midnight that is written; null is no hour.
         days_in_zone: whether a day without a time of day is one of the form's zone, whatever the row's zone is.
 
     Returns:
@@ -130,7 +130,9 @@ def timed(
     steps = steps.withColumns({_OWN: found.own, _SHOWN: found.shown, _DAY: found.day, LOSSY: found.lossy})
     steps = steps.withColumn(READABLE, F.coalesce(_OWN, _SHOWN).isNotNull())
     if hours is not None:
-        later = F.timestamp_seconds(F.unix_seconds(F.coalesce(_SHOWN, local(F.col(_OWN), there))) + hours * 3600)
+        day = F.coalesce(_SHOWN, local(F.col(_OWN), there))
+        whole = F.when(day == F.date_trunc("day", day), day)  # whatever has an hour of its own gets no second one
+        later = F.timestamp_seconds(F.unix_seconds(whole) + hours * 3600)
         steps = steps.withColumns({_OWN: F.lit(None).cast("timestamp"), _SHOWN: later, _DAY: F.lit(False)})
     steps = steps.withColumn(TIME, F.coalesce(_OWN, zoned(F.col(_SHOWN), there)))
     clear = F.col(_OWN).isNotNull() | F.col(_DAY)
@@ -226,7 +228,8 @@ def _days(value: Column, form: TimeFormat) -> Column:
 
 
 def _days_before(value: Column, form: TimeFormat) -> Column:
-    return _days((-number(value)).cast("string"), form)
+    days = number(value)
+    return _from_seconds(_origin_seconds(form) - F.when(days == F.floor(days), days) * _DAY_SECONDS)
 
 
 def _days_clock(value: Column, form: TimeFormat) -> Column:

@@ -17,7 +17,7 @@ from pyspark.sql.pandas.types import from_arrow_type
 from ledgerlm.config import nearest
 from ledgerlm.errors import SpecError
 from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE_PATH, FINER, PATH, PAYLOAD, PLACE
-from ledgerlm.events.csv_files import Part
+from ledgerlm.events.csv_files import Part, by_names
 from ledgerlm.events.file_heads import resolved
 from ledgerlm.events.files import Found, partition_value
 from ledgerlm.events.quality import Reason, said
@@ -42,7 +42,7 @@ def delta_part(spark: SparkSession, path: str, needed: Collection[str]) -> Itera
 
 
 def parquet_parts(
-    spark: SparkSession, file: FileSpec, files: Sequence[Found], needed: Collection[str]
+    spark: SparkSession, file: FileSpec, files: Sequence[Found], needed: Collection[str], zone: str = "UTC"
 ) -> Iterator[Part]:
     """The files of a Parquet entry, by schema. Folders `key=value` give columns of text.
 
@@ -51,9 +51,11 @@ def parquet_parts(
         file: the entry.
         files: from `found_files`.
         needed: columns that each file must have, by their names in it.
+        zone: of the data.
 
     Raises:
-        SpecError: for a file that is no Parquet, a missing column, or files without a row.
+        SpecError: for a file that is no Parquet, a missing column, files without a row, or times of 96 bits of which
+            nobody says what they mean.
     """
     files = [one for one in files if one.size]
     if not files:
@@ -64,7 +66,8 @@ def parquet_parts(
         reader = spark.read.option("recursiveFileLookup", "true").option("mergeSchema", str(schema is None).lower())
         if schema is not None:
             check_columns([*schema.columns.names, *names], needed, found[0].path)
-            if schema.nanos:
+            _refuse_unclear(schema, file, needed, found[0].path, zone)
+            if schema.nanos or schema.clocks:
                 reader = reader.schema(_with_whole_numbers(schema, found[0].path))
         try:
             rows = reader.parquet(*(one.pattern for one in found))
@@ -74,14 +77,20 @@ def parquet_parts(
             raise SpecError(f"{found[0].path}: cannot be read as Parquet: {said}{hint}") from error
         check_columns([*rows.columns, *names], needed, found[0].path)
         folders = {name: partition_value(name, FILE_PATH) for name in sorted(names)}
-        yield _part(rows, found, folders, _instants(schema), needed)
+        yield _part(rows, found, folders, _instants(schema), needed, local=_local_times(schema, file))
 
 
 class _Schema(NamedTuple):
-    """What a Parquet file holds, and which of its columns are nanoseconds, which Spark has no type for."""
+    """What a Parquet file holds.
+
+    Nanoseconds and times of day (`clocks`) have no type in Spark. `old` are times of 96 bits, which Arrow shows as
+    nanoseconds and Spark reads.
+    """
 
     columns: pa.Schema
     nanos: tuple[str, ...]
+    clocks: tuple[str, ...]
+    old: tuple[str, ...]
 
 
 def by_schema(files: Sequence[Found], file: FileSpec) -> dict[_Schema | None, list[Found]]:
@@ -98,10 +107,13 @@ def by_schema(files: Sequence[Found], file: FileSpec) -> dict[_Schema | None, li
             raise SpecError(
                 f"{one.path} is no Parquet file ({error}); mend it, or name it under 'leave_out'"
             ) from error
-        stored = (found.schema.column(place) for place in range(len(found.schema)))
-        # Old writers kept times in 96 bits, which Arrow shows as nanoseconds and Spark reads.
+        stored = [found.schema.column(place) for place in range(len(found.schema))]
         nanos = (one.path for one in stored if one.physical_type == "INT64" and "nanoseconds" in str(one.logical_type))
-        return _Schema(found.schema_arrow.remove_metadata(), tuple(nanos)), found.metadata.num_rows
+        clocks = [one.name for one in found.schema_arrow if pa.types.is_time(one.type)]
+        nanos = (name for name in nanos if name not in clocks)
+        old = (one.path for one in stored if one.physical_type == "INT96")
+        columns = found.schema_arrow.remove_metadata()
+        return _Schema(columns, tuple(nanos), tuple(clocks), tuple(old)), found.metadata.num_rows
 
     with ThreadPoolExecutor(_THREADS) as pool:
         footers = list(pool.map(footer, files))
@@ -121,13 +133,37 @@ def _instants(schema: _Schema | None) -> dict[str, bool]:
     return {name: schema.columns.field(name).type.tz is not None for name in schema.nanos}
 
 
+def _local_times(schema: _Schema | None, file: FileSpec) -> tuple[str, ...]:
+    """Columns of 96 bits that hold what a clock showed."""
+    return schema.old if schema is not None and file.int96 == "local" else ()
+
+
+def _refuse_unclear(schema: _Schema, file: FileSpec, needed: Collection[str], path: str, zone: str) -> None:
+    """Refuses needed columns that Spark cannot read, or that may mean two things."""
+    wanted = {resolved(name, schema.columns.names, path) for name in needed}
+    for name in schema.clocks:
+        if name in wanted:
+            raise SpecError(f"{path}: column '{name}' is a time of day, which Spark cannot read; write it as text")
+    for name in schema.old:
+        if name in wanted and file.int96 is None and zone != "UTC":
+            raise SpecError(
+                f"{path}: column '{name}' holds times of 96 bits, which do not say whether they are instants (as Spark "
+                f"and Hive write them) or what a clock in {zone} showed (as Impala does); say 'int96: instants' or "
+                "'int96: local' at the entry"
+            )
+
+
 def _with_whole_numbers(schema: _Schema, path: str) -> T.StructType:
-    """The schema for Spark, with nanoseconds as whole numbers."""
+    """The schema for Spark, with nanoseconds as whole numbers, and without times of day."""
+    own: dict[str, T.DataType] = dict.fromkeys(schema.nanos, T.LongType()) | dict.fromkeys(
+        schema.old, T.TimestampType()
+    )
     try:
         return T.StructType(
             [
-                T.StructField(one.name, T.LongType() if one.name in schema.nanos else from_arrow_type(one.type))
+                T.StructField(one.name, own[one.name] if one.name in own else from_arrow_type(one.type))
                 for one in schema.columns
+                if one.name not in schema.clocks
             ]
         )
     except PySparkException as error:
@@ -151,6 +187,8 @@ def _part(
     folders: dict[str, Column],
     nanos: dict[str, bool],
     needed: Collection[str],
+    *,
+    local: Collection[str] = (),
 ) -> Part:
     stored = {name: F.col(f"`{name.replace('`', '``')}`") for name in rows.columns}
     wanted = {resolved(name, rows.columns, files[0].path) for name in needed}
@@ -161,12 +199,15 @@ def _part(
         whole = stored[name] - F.pmod(stored[name], F.lit(1000))
         micros = F.timestamp_micros((whole.cast("decimal(20,0)") / 1000).cast("long"))
         stored[name] = micros if instant else micros.cast("timestamp_ntz")
+    for name in local:
+        stored[name] = stored[name].cast("timestamp_ntz")  # the session's zone is UTC, so as it stands in the file
     columns = stored | folders
     damaged = F.lit(None).cast("string")
     for name, value in stored.items():
         if isinstance(rows.schema[name].dataType, T.BinaryType):
             text = value.cast("string")
             damaged = F.when(~F.is_valid_utf8(text), said(name, F.make_valid_utf8(text))).otherwise(damaged)
+    placed = {name: F.col(f"v{place}") for place, name in enumerate(columns)}
     # Names that differ in case alone, or hold dots, are told apart by their place.
     payload = F.to_json(F.struct(*(value.alias(name) for name, value in columns.items())))
     return Part(
@@ -180,7 +221,8 @@ def _part(
             F.col("_metadata.file_block_start").alias(BLOCK),
             F.monotonically_increasing_id().alias(PLACE),
         ),
-        columns={name: F.col(f"v{place}") for place, name in enumerate(columns)},
+        columns=placed,
+        row=by_names(placed),
         files=files,
         names=rows.columns,
     )
