@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow lint format bench scale lock release clean
+.PHONY: help setup demo test test-fast test-connect test-slow lint format bench scale lock release clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -41,6 +41,10 @@ test-fast: setup  ## what answers in two minutes: unit tests, no engine, in two 
 
 test-slow: setup  ## kill series, studies: what is too heavy for every commit
 	@$(BIN)/python -m pytest -m slow tests
+
+test-connect: setup  ## the tests of ingest, serialize, aggregate, embed and score over a Spark Connect server
+	@LEDGERLM_TEST_CONNECT=1 $(BIN)/python -m pytest -m "not slow" -W ignore::UserWarning tests/spark/test_ingest_job.py \
+		tests/spark/test_serialize_job.py tests/spark/test_agg.py tests/spark/test_partials.py tests/spark/test_embed.py tests/spark/test_score.py
 
 lint: setup  ## style and types
 	@$(BIN)/ruff check --quiet .
