@@ -373,8 +373,9 @@ def _kind_of(column: Column) -> str:
     long = sum(map(len, values)) > _LONG * len(values)
     varied = column.distinct > max(_FEW, _VARIED * column.filled)
     by_name = is_called(column.name, "text", "other")
-    text = (varied and (wordy or long or by_name)) or (wordy and is_called(column.name, "text"))
-    return "text" if text else "categorical"
+    # What is called a text is one even in a handful of rows: it may name somebody, and texts are masked.
+    named = is_called(column.name, "text") and (wordy or column.distinct > _VARIED * column.filled)
+    return "text" if named or (varied and (wordy or long or by_name)) else "categorical"
 
 
 def _is_number_of_a_code(column: Column) -> bool:
