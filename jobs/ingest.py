@@ -13,6 +13,7 @@ from ledgerlm.events.batch_rules import Terms
 from ledgerlm.events.ingesting import IngestConf, ingest_files
 from ledgerlm.events.nightly import take_in
 from ledgerlm.events.sources import source_places
+from ledgerlm.events.table_changes import newest_versions
 from ledgerlm.lake.slices import WHOLE, Slice
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
@@ -25,7 +26,7 @@ def run(ctx: Context, conf: IngestConf) -> StageResult:
     if conf.append:
         # What was begun under some terms goes on under them after a kill.
         begun = ctx.noted("terms")
-        terms = Terms.model_validate_json(begun) if begun else Terms(at=dt.datetime.now(dt.UTC), rules=conf.batch)
+        terms = Terms.model_validate_json(begun) if begun else _terms(ctx, conf)
         ingestion = take_in(
             ctx.spark,
             ctx.spec,
@@ -36,6 +37,8 @@ def run(ctx: Context, conf: IngestConf) -> StageResult:
             content=ctx.content,
             keep=ctx.keep,
         )
+        for table in ingestion.tables:
+            ctx.progress.say(f"    {escape(table.said)}")
         for one in ingestion.findings:
             ctx.progress.say(f"    [yellow]batch.{one.rule}: {one.action}[/yellow] {escape(one.said)}")
         if ingestion.refusal is None:
@@ -47,6 +50,12 @@ def run(ctx: Context, conf: IngestConf) -> StageResult:
             ctx.set_aside(ingestion.made)
         raise DataError(ingestion.refusal)
     return ctx.publish(ingestion.made)
+
+
+def _terms(ctx: Context, conf: IngestConf) -> Terms:
+    """Those of a batch that begins now."""
+    tables = newest_versions(ctx.spark, ctx.spec)
+    return Terms(at=dt.datetime.now(dt.UTC), rules=conf.batch, tables=tables)
 
 
 JOB = Job(

@@ -160,7 +160,11 @@ def test_a_batch_that_was_refused_is_taken_when_more_is_allowed(bank: Bank) -> N
         bank.ingest(max_quarantined_share=0.1)
     assert bank.ingest(max_quarantined_share=0.5).rows_out == 1
     bank.deliver("day3.csv", "9,a,nowhen,5,food,")
-    bank.ingest()
+    with pytest.raises(DataError, match="1 of 1 rows are bad"):
+        bank.ingest(max_quarantined_share=0.1)
+    bank.deliver("day4.csv", "10,a,2024-01-09 10:00,5,food,")
+    both = bank.ingest()
+    assert (both.rows_in, both.rows_out, both.quarantined, both.duplicates) == (2, 1, 0, 1), "it was set aside before"
     assert [row[2] for row in bank.rows("quarantine")] == ["at: never", "at: nowhen"], "what was set aside stays"
 
 

@@ -14,6 +14,8 @@ from pyspark.sql import Window
 from pyspark.sql import functions as F
 
 from ledgerlm.engines.frames import settled
+from ledgerlm.errors import DataError
+from ledgerlm.events.columns import FILE
 from ledgerlm.events.ingest import ordered, taken_away
 from ledgerlm.events.spec_times import FILE_ORDER
 from ledgerlm.lake.differences import CHANGE, DELETE, INSERT, UPDATE
@@ -56,6 +58,7 @@ def append(
     spec: DataSetSpec,
     *,
     batch: int,
+    tables: Sequence[str] = (),
     keep: Keep,
 ) -> Appended:
     """Finds what a batch changes.
@@ -63,7 +66,7 @@ def append(
     An event whose client and id are there with equal content is a repetition; with other content a correction: the
     later delivery wins, unless it says itself, by time.order, that it is the older one (no order is older than any).
     What was taken away stays away from rows of an older order. Events of one instant are numbered anew where one comes
-    or goes.
+    or goes. A row of a Delta table is what the table holds of its event now, whatever its order.
 
     Args:
         delivered: from `ingest.Ingested`, the batch alone; kept.
@@ -71,11 +74,18 @@ def append(
         deletions: the `deletions` table before it, if there is one.
         spec: the data set.
         batch: its number.
+        tables: `source_file` of rows of Delta tables.
         keep: computes a frame once.
+
+    Raises:
+        DataError: an event of a table came from another file or table before, or the other way round.
     """
     columns = [name for name in delivered.columns if name != "_gone"]
     by_order = ordered(spec)
-    judged = settled(_judged(delivered, standing, deletions if by_order else None, columns, by_order), keep)
+    judged = _judged(delivered, standing, deletions if by_order else None, columns, by_order=by_order, tables=tables)
+    judged = settled(judged, keep)
+    if tables:
+        _refuse_two_sources(judged, tables)
     counted = {row["_kind"]: row["count"] for row in judged.groupBy("_kind").count().collect()}
     changed = judged.where(F.col("_kind").isin(INSERT, UPDATE, DELETE))
     found = settled(_placed(changed, standing, columns, spec), keep)
@@ -105,30 +115,50 @@ def _newly_away(delivered: DataFrame, deletions: DataFrame | None) -> DataFrame:
 
 
 def _judged(
-    delivered: DataFrame, standing: DataFrame, deletions: DataFrame | None, columns: Sequence[str], by_order: bool
+    delivered: DataFrame,
+    standing: DataFrame,
+    deletions: DataFrame | None,
+    columns: Sequence[str],
+    *,
+    by_order: bool,
+    tables: Sequence[str],
 ) -> DataFrame:
-    """The delivered rows with `_kind`, and `_before`: when the event of their id is now."""
+    """The delivered rows with `_kind`, `_before` (when the event of their id is now) and `_from` (its source_file)."""
     content = [name for name in columns if name not in (*_KEY, *_PLACE)]
     mine = standing.join(delivered.select("client_id").distinct(), "client_id", how="left_semi")
     seat = F.col(EVENT_ORDER) if by_order else F.lit(None)
-    old = mine.select(*_KEY, F.col("event_time").alias("_before"), _hash(content).alias("_old"), seat.alias("_seat"))
+    held = {"_before": F.col("event_time"), "_old": _hash(content), "_seat": seat, "_from": F.col(FILE)}
+    old = mine.select(*_KEY, *(value.alias(name) for name, value in held.items()))
     both = delivered.withColumn("_new", _hash(content)).join(old, list(_KEY), how="left")
     there, own = F.col("_old").isNotNull(), F.col(EVENT_ORDER) if by_order else F.lit(None)
     until = F.lit(None)
     if deletions is not None:
         away = deletions.select(*_KEY, F.col(EVENT_ORDER).alias("_until"))
         both, until = both.join(away, list(_KEY), how="left"), F.col("_until")
-    older = F.coalesce(own < F.col("_seat"), F.lit(False))
+    delivery = ~F.col(FILE).isin(*tables) if tables else F.lit(True)
+    older = delivery & F.coalesce(own < F.col("_seat"), F.lit(False))
     # A row that takes away and does not say its order takes away whatever came before it.
-    behind = older | (own.isNull() & F.col("_seat").isNotNull())
-    outdated = F.coalesce(own < until, own.isNull() & until.isNotNull())
+    behind = older | (delivery & own.isNull() & F.col("_seat").isNotNull())
+    outdated = delivery & F.coalesce(own < until, own.isNull() & until.isNotNull())
     kind = (
         F.when(F.col("_gone"), F.when(there & ~older, DELETE).otherwise("unknown"))
         .when(~there, F.when(outdated, "outdated").otherwise(INSERT))
         .when((F.col("_old") == F.col("_new")) | behind, "repeated")
         .otherwise(UPDATE)
     )
-    return both.select(*columns, "_before", kind.alias("_kind"))
+    return both.select(*columns, "_before", "_from", kind.alias("_kind"))
+
+
+def _refuse_two_sources(judged: DataFrame, tables: Sequence[str]) -> None:
+    """Of an event that a table and something else tell of, none of the two alone says what becomes of it."""
+    told, came = F.col(FILE), F.col("_from")
+    both = judged.where((told != came) & (told.isin(*tables) | came.isin(*tables))).first()
+    if both is not None:
+        raise DataError(
+            f"ingest: append: event {both['event_id']} of client {both['client_id']} is in {both['_from']} and in "
+            f"{both[FILE]}, and what a Delta table says of an event holds; tell them apart by a column of constants in "
+            "event_id.columns, or let ingest read everything each time (append: false)"
+        )
 
 
 def _hash(columns: Sequence[str]) -> Column:
@@ -157,14 +187,24 @@ def _placed(changed: DataFrame, standing: DataFrame, columns: Sequence[str], spe
     return seated.unionByName(gone)
 
 
+def hashed_id(spec: DataSetSpec) -> bool:
+    """Whether ids are hashes of rows, with the number of the row among its equals behind them."""
+    return not spec.event_id.columns and spec.event_id.repeats == "keep"
+
+
+def without_number(event_id: Column) -> Column:
+    """A hashed id without its number."""
+    return F.substring(event_id, 1, _ID_LENGTH)
+
+
 def _order(spec: DataSetSpec) -> list[Column]:
     """The order of events of one instant, as `ingest` has it for all files at once."""
     if spec.time.order == FILE_ORDER:
         return [F.col("_new"), F.col("event_seq")]  # a later file stands behind
     first = [F.col(EVENT_ORDER).asc_nulls_first()] if ordered(spec) else []
-    if not spec.event_id.columns and spec.event_id.repeats == "keep":
+    if hashed_id(spec):
         nth = F.substring("event_id", _ID_LENGTH + 2, _ID_LENGTH).try_cast("long")
-        base = F.substring("event_id", 1, _ID_LENGTH)
+        base = without_number(F.col("event_id"))
         return [*first, _digits(base), base, nth]
     return [*first, _digits(F.col("event_id")), F.col("event_id")]
 

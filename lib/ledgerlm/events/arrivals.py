@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyspark.sql import SparkSession
@@ -90,20 +90,17 @@ def event_files(spark: SparkSession, spec: DataSetSpec, content: Callable[[Found
 
     Args:
         spark: session; it reads what this machine cannot.
-        spec: the data set; entries of Delta tables are refused, since their rows go as well as come.
+        spec: the data set; what Delta tables bring is told by their versions (`table_changes`).
         content: hash of a file of this machine; None of one elsewhere.
 
     Raises:
-        SpecError: nothing is there, or an entry is a Delta table.
+        SpecError: nothing is there.
     """
     source = source_of(spec)
     found: dict[str, Arrived] = {}
     for place, file in enumerate(source.files):
         if file.format == "delta":
-            raise SpecError(
-                f"ingest: append: {path_of(file, source)} is a Delta table, which has no files that arrive; "
-                "let ingest read it whole (append: false)"
-            )
+            continue
         entry = found_files(spark, file, source)
         hashed = {one.path: content(one) for one in entry}
         elsewhere = [one for one in entry if hashed[one.path] is None]
@@ -141,19 +138,22 @@ def _hashes_at(spark: SparkSession, files: Sequence[Found]) -> dict[str, str]:
     return {row["path"]: row["content"] for row in hashed.toLocalIterator()}
 
 
-def only_files(spec: DataSetSpec, files: Sequence[Arrived], others: Sequence[Arrived]) -> DataSetSpec:
-    """The data set with some of its event files alone.
+def only_files(
+    spec: DataSetSpec, files: Sequence[Arrived], others: Sequence[Arrived], tables: Collection[str] = ()
+) -> DataSetSpec:
+    """The data set with some of its event files and Delta tables alone.
 
     Args:
         spec: the data set.
-        files: to be read; at least one.
+        files: to be read.
         others: files that its patterns match and that are not to be read.
+        tables: paths of tables to be read.
     """
     source = source_of(spec)
     left_out = tuple(glob.escape(one.path) for one in others)
     entries = tuple(
         file.model_copy(update={"leave_out": (*file.leave_out, *left_out), "empty": True})  # a day without an event
         for place, file in enumerate(source.files)
-        if any(one.entry == place for one in files)
+        if (path_of(file, source) in tables if file.format == "delta" else any(one.entry == place for one in files))
     )
     return spec.model_copy(update={"source": source.model_copy(update={"files": entries})})

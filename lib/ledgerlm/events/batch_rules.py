@@ -21,6 +21,7 @@ from ledgerlm.events.columns import FILE, LEFT_OUT
 from ledgerlm.events.file_heads import folded
 from ledgerlm.events.quality import Reason
 from ledgerlm.events.spec import DataSetSpec
+from ledgerlm.lake.source_tables import TableVersion
 
 Action = Literal["refuse", "quarantine", "warn"]
 CLOCKS = dt.timedelta(hours=1)
@@ -57,10 +58,12 @@ class Terms(Conf):
     Attributes:
         at: the instant, in UTC.
         rules: the rules.
+        tables: path of each Delta table of the source -> the version that is taken in.
     """
 
     at: dt.datetime
     rules: BatchRules
+    tables: dict[str, TableVersion] = Field(default_factory=dict)
 
     def held(self, currencies: Iterable[str] | None = None) -> Held:
         """What each row is held against.

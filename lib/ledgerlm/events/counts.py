@@ -25,6 +25,8 @@ class IngestCounts:
         unmatched: rows whose key a join file lacks, by key column.
         keyed: rows that have such a key, by key column.
         absent: events without a value, by field.
+        beside: rows of Delta tables beside the one that made their event (equal, in conflict, taken away), by
+            source_file.
         choices: what the settings of the spec decided, by name, such as amounts that were rounded.
         warnings: what the counts say is wrong with the spec; `check` raises the first.
     """
@@ -38,6 +40,7 @@ class IngestCounts:
     unmatched: Mapping[str, int]
     keyed: Mapping[str, int]
     absent: Mapping[str, int]
+    beside: Mapping[str, int] = field(default_factory=dict)
     choices: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     withdrawn: int = 0

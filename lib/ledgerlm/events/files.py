@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.errors import SpecError
 from ledgerlm.events.spec_files import FileSpec, SourceSpec
+from ledgerlm.lake.source_tables import in_catalog
 
 # What Spark, Delta and desktops put beside data. Other names that begin with _ or . are somebody's data.
 _MARKS = ("_SUCCESS", "_committed_*", "_started_*", "_metadata", "_common_metadata", "_delta_log", "*.crc", "._*",
@@ -54,11 +55,13 @@ def is_url(path: str) -> bool:
 
 
 def path_of(file: FileSpec, source: SourceSpec) -> str:
-    """The pattern of an entry below the path of its source.
+    """The pattern of an entry below the path of its source; of a table of a catalog its name.
 
     Raises:
         SpecError: when the source has no path.
     """
+    if file.format == "delta" and in_catalog(file.glob):
+        return file.glob
     if is_url(file.glob) or Path(file.glob).is_absolute():
         return file.glob
     if not source.path:
@@ -74,10 +77,22 @@ def local_files(path: str) -> list[Path]:
     return sorted({one for one in found if one.is_file()})
 
 
+def name_of(path: str) -> str:
+    """What `source_file` says of the rows of a file or of a table: the last two parts of its path."""
+    return "/".join(path.split("/")[-2:])
+
+
+def table_names(source: SourceSpec | None) -> list[str]:
+    """`source_file` of the events of each Delta table."""
+    if source is None:
+        return []
+    return sorted({name_of(path_of(file, source)) for file in source.files if file.format == "delta"})
+
+
 def is_here(file: FileSpec, source: SourceSpec) -> bool:
     """Whether the files of an entry lie on this machine."""
     path = path_of(file, source)
-    return not is_url(path) or path.startswith("file:/")
+    return not (is_url(path) or in_catalog(path)) or path.startswith("file:/")
 
 
 def found_files(spark: SparkSession | None, file: FileSpec, source: SourceSpec) -> list[Found]:

@@ -21,11 +21,12 @@ from ledgerlm.events.batch_rules import Held, Seen
 from ledgerlm.events.columns import BLOCK, FILE, LEFT_OUT, ODD, PATH, PLACE
 from ledgerlm.events.counts import IngestCounts, facts_of
 from ledgerlm.events.csv_files import Part
-from ledgerlm.events.files import decoded_path, found_files, in_order_of_names
+from ledgerlm.events.files import decoded_path, found_files, in_order_of_names, table_names
 from ledgerlm.events.judging import NOTED, counters, good_rows, judged_rows
 from ledgerlm.events.quality import Reason, aside, pseudonymised, without_client
 from ledgerlm.events.spec import DataSetSpec, source_of
 from ledgerlm.events.spec_times import FILE_ORDER
+from ledgerlm.events.table_rows import TableRows
 from ledgerlm.events.times import CLOCK_CHOICES
 from ledgerlm.lake.schemas import EVENT_ORDER
 
@@ -119,6 +120,7 @@ class Ingested:
             unmatched={join.key: int(judged[f"unmatched_{place}"]) for place, join in enumerate(self.spec.joins)},
             keyed={join.key: int(judged[f"keyed_{place}"]) for place, join in enumerate(self.spec.joins)},
             absent={field.name: int(kept[f"absent_{field.name}"] or 0) for field in self.spec.fields},
+            beside={name: int(kept[f"beside_{place}"]) for place, name in enumerate(table_names(self.spec.source))},
             choices={said: count for said, count in choices.items() if count},
             warnings=self._warnings(judged),
         )
@@ -157,6 +159,7 @@ def ingest_events(
     *,
     came: Mapping[str, int] | None = None,
     held: Held | None = None,
+    tables: Mapping[str, TableRows] | None = None,
 ) -> Ingested:
     """Reads the event files of a data set.
 
@@ -167,6 +170,7 @@ def ingest_events(
         came: path of a file -> number of the batch that brought it, where files came one after the other; others came
             last. Where file and line decide, the batch decides before them.
         held: what each row is held against beside the spec; None: nothing.
+        tables: path of a Delta table -> what is read of it; of others their newest version is.
 
     Returns:
         Events and quarantine as lazy DataFrames.
@@ -179,7 +183,7 @@ def ingest_events(
     def seen(part: Part) -> None:
         columns.update({one.path: [*part.names, *(name for name, _ in one.partitions)] for one in part.files})
 
-    ranks, rows = _ranks(spark, spec, came or {}), held.marked(judged_rows(spark, spec, seen), spec)
+    ranks, rows = _ranks(spark, spec, came or {}), held.marked(judged_rows(spark, spec, seen, tables), spec)
     judged, kept = Observation(), Observation()
     counted = rows.observe(judged, *(column.alias(name) for name, column in _counters(spec, held).items()))
     good = good_rows(counted).drop("reason", "detail", "payload", ODD, LEFT_OUT, *NOTED, *held.flags.values())
@@ -226,16 +230,27 @@ def _counted(rows: DataFrame, named: Mapping[str, Column]) -> dict[str, Any]:
     return rows.agg(*(column.alias(name) for name, column in named.items())).collect()[0].asDict()
 
 
+def hidden_ids(rows: DataFrame, spec: DataSetSpec, fields: Sequence[str] = ()) -> DataFrame:
+    """Judged rows with client ids as the lake has them, and event ids where they would tell them in the clear.
+
+    Args:
+        rows: with `client_id` and `_id`.
+        spec: the data set.
+        fields: columns that are hidden as well.
+    """
+    if spec.pseudonymise is None:
+        return rows
+    secret = {spec.client, *(one.column or one.name for one in spec.fields if one.name in spec.pseudonymise.fields)}
+    columns = ["client_id", *fields, *(["_id"] if secret & set(spec.event_id.columns) else [])]
+    return pseudonymised(rows, columns, spec.pseudonymise.key_env)
+
+
 def _hidden(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
     if spec.pseudonymise is None:
         return rows
-    columns = ["client_id", *(f"f_{name}" for name in spec.pseudonymise.fields)]
-    secret = {spec.client, *(one.column or one.name for one in spec.fields if one.name in spec.pseudonymise.fields)}
-    if secret & set(spec.event_id.columns):
-        columns.append("_id")  # it would tell them in the clear
     texts = [f"f_{field.name}" for field in spec.fields_of("text") if not field.flags]
     named = with_columns(rows, {text: without_client(F.col(text), F.col("client_id")) for text in texts})
-    return pseudonymised(named, columns, spec.pseudonymise.key_env)
+    return hidden_ids(named, spec, [f"f_{name}" for name in spec.pseudonymise.fields])
 
 
 def _numbered(good: DataFrame, spec: DataSetSpec, partitions: int | None) -> DataFrame:
@@ -306,6 +321,7 @@ def _unique() -> Column:
 def _kept_counters(spec: DataSetSpec) -> dict[str, Column]:
     """What is counted of numbered rows, by name."""
     unique = _unique()
+    names = table_names(spec.source)
     return {
         "rows": F.count_if(unique),
         "duplicates": F.count_if(F.col("_again") & ~F.col("_withdrawn")),
@@ -314,6 +330,7 @@ def _kept_counters(spec: DataSetSpec) -> dict[str, Column]:
         "first": F.min(F.when(unique, F.col("event_time"))).cast("string"),
         "last": F.max(F.when(unique, F.col("event_time"))).cast("string"),
         **{f"absent_{field.name}": F.count_if(F.col(f"f_{field.name}").isNull() & unique) for field in spec.fields},
+        **{f"beside_{place}": F.count_if(~unique & (F.col(FILE) == name)) for place, name in enumerate(names)},
     }
 
 

@@ -30,6 +30,8 @@ from ledgerlm.events.ingest import (
 from ledgerlm.events.labels import LabelCounts, Labelled, client_attributes, first_events, labels_of
 from ledgerlm.events.spec import DataSetSpec
 from ledgerlm.events.splits import with_split
+from ledgerlm.events.table_changes import TableChange
+from ledgerlm.events.table_rows import TableRows
 from ledgerlm.events.times import CLOCK_CHOICES, DOUBLED, LOSSY, SKIPPED
 from ledgerlm.lake.made import Made
 from ledgerlm.lake.slices import WHOLE, Slice
@@ -90,14 +92,18 @@ class Ingestion:
         deletions: rows of the `deletions` table; None where the data set's rows do not take events away by their order.
         refusal: why these tables should not replace those that are there; None when nothing speaks against it.
         ingested: the events as they were read; None where there was nothing to read.
+        counts: what happened to their rows.
         findings: what the rules for batches found, and did not refuse.
+        tables: what the Delta tables of the source brought.
     """
 
     made: Made
     refusal: str | None
     deletions: DataFrame | None = None
     ingested: Ingested | None = None
+    counts: IngestCounts | None = None
     findings: Sequence[Finding] = ()
+    tables: Sequence[TableChange] = ()
 
 
 def ingest_files(
@@ -107,6 +113,7 @@ def ingest_files(
     *,
     came: Mapping[str, int] | None = None,
     held: Held | None = None,
+    tables: Mapping[str, TableRows] | None = None,
     keep: Keep,
 ) -> Ingestion:
     """Reads the files of a data set.
@@ -121,6 +128,7 @@ def ingest_files(
         came: see `ingest.ingest_events`.
         keep: holds events, first events, dictionaries and labels, each read several times.
         held: what each row is held against beside the spec.
+        tables: see `ingest.ingest_events`.
 
     Returns:
         Tables as `Bank.tables` has them. Facts: `quarantined_by_reason`, `first_event`, `last_event`, `unmatched`,
@@ -131,7 +139,7 @@ def ingest_files(
         SpecError: no source, nothing at its path, or a column that the files lack.
         DataError: rows vanished, or a file has another header than the first.
     """
-    ingested = ingest_events(spark, spec, conf.partitions, came=came, held=held)
+    ingested = ingest_events(spark, spec, conf.partitions, came=came, held=held, tables=tables)
     ends = bool(spec.event_id.deleted) and ordered(spec)
     if ends:
         ingested = replace(ingested, delivered=keep(ingested.delivered))
@@ -151,7 +159,13 @@ def ingest_files(
         tables=told.bank.tables(spec),
         none=told.none,
         main="events",
-        aside=set_aside(ingested, counts, told.labelled, damaged_attributes(spark, spec), keep),
+        aside=set_aside(
+            ingested.quarantine if counts.quarantined else None,
+            counts,
+            told.labelled,
+            damaged_attributes(spark, spec),
+            keep,
+        ),
         facts={
             **count_facts(counts, told),
             "clients": clients,
@@ -160,7 +174,8 @@ def ingest_files(
         },
     )
     away = taken_away(ingested.delivered) if ends else None
-    return Ingestion(made=made, refusal=refusal_of(spec, counts, told, conf), deletions=away, ingested=ingested)
+    refusal = refusal_of(spec, counts, told, conf)
+    return Ingestion(made=made, refusal=refusal, deletions=away, ingested=ingested, counts=counts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,11 +257,19 @@ def _label_rows(tasks: Mapping[str, LabelCounts]) -> dict[str, int]:
 
 
 def set_aside(
-    ingested: Ingested, counts: IngestCounts, labelled: Labelled | None, attributes: DataFrame | None, keep: Keep
+    events: DataFrame | None, counts: IngestCounts, labelled: Labelled | None, attributes: DataFrame | None, keep: Keep
 ) -> DataFrame | None:
-    """What is set aside; event and label files are read again only if something in them is bad."""
+    """What is set aside; event and label files are read again only if something in them is bad.
+
+    Args:
+        events: rows of event files; None where none is bad.
+        counts: of the event files.
+        labelled: labels, and their rows.
+        attributes: rows of attribute files.
+        keep: computes a frame once.
+    """
     bad_labels = labelled.counts().quarantined if labelled else 0
-    frames = [ingested.quarantine] if counts.quarantined else []
+    frames = [events] if events is not None else []
     frames += [labelled.quarantine] if labelled and bad_labels else []
     frames += [attributes] if attributes is not None else []
     if not frames:

@@ -15,8 +15,22 @@ from ledgerlm.engines.frames import with_columns
 from ledgerlm.events.attributes import joined
 from ledgerlm.events.cells import code, currency_at, event_uses, exact, raw, real, type_of
 from ledgerlm.events.clock import fixed_instant, known_zone
-from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE, FINER, LEFT_OUT, ODD, PATH, PAYLOAD, PLACE, ROW
+from ledgerlm.events.columns import (
+    BLOCK,
+    DAMAGED,
+    FAULT,
+    FILE,
+    FINER,
+    KEY,
+    LEFT_OUT,
+    ODD,
+    PATH,
+    PAYLOAD,
+    PLACE,
+    ROW,
+)
 from ledgerlm.events.csv_files import Part
+from ledgerlm.events.files import path_of
 from ledgerlm.events.identity import damaged_client, damaged_id, present, without
 from ledgerlm.events.masks import chosen, mask_steps, told
 from ledgerlm.events.numbers import EXACT, amount_of, converted, lost_digits, number, product, same
@@ -24,6 +38,7 @@ from ledgerlm.events.quality import Reason, first_fault, recoded, said
 from ledgerlm.events.sources import Needed, read_file
 from ledgerlm.events.spec import AmountSpec, DataSetSpec, FieldSpec, SignSpec, source_of
 from ledgerlm.events.spec_times import FILE_ORDER, TimeSpec
+from ledgerlm.events.table_rows import TableRows, key_of
 from ledgerlm.events.times import DOUBLED, LOSSY, READABLE, SKIPPED, TIME, timed
 from ledgerlm.lake.schemas import AMOUNT
 
@@ -33,13 +48,19 @@ NOTED = ("_signed", "_rounded", "_converted", "_cut", "_unordered", SKIPPED, DOU
 """What the settings of a spec decided about a row: counted, and written nowhere."""
 
 
-def judged_rows(spark: SparkSession, spec: DataSetSpec, seen: Callable[[Part], None] | None = None) -> DataFrame:
+def judged_rows(
+    spark: SparkSession,
+    spec: DataSetSpec,
+    seen: Callable[[Part], None] | None = None,
+    tables: Mapping[str, TableRows] | None = None,
+) -> DataFrame:
     """The rows of all event files.
 
     Args:
         spark: session in UTC with ANSI mode.
         spec: the data set.
         seen: told the files as they are looked at, before any row is read.
+        tables: path of a Delta table -> what is read of it; of others their newest version is.
 
     Returns:
         client_id, _id, _gone (the row takes the event of its id away), event_time, _order, amount, currency, `f_NAME`
@@ -50,14 +71,24 @@ def judged_rows(spark: SparkSession, spec: DataSetSpec, seen: Callable[[Part], N
         SpecError: no source, nothing at its path, or files that are not as the spec says.
     """
     places = range(len(source_of(spec).files))
-    return reduce(DataFrame.unionByName, [judged_entry(spark, spec, place, seen) for place in places])
+    return reduce(DataFrame.unionByName, [judged_entry(spark, spec, place, seen, tables) for place in places])
 
 
 def judged_entry(
-    spark: SparkSession, spec: DataSetSpec, place: int, seen: Callable[[Part], None] | None = None
+    spark: SparkSession,
+    spec: DataSetSpec,
+    place: int,
+    seen: Callable[[Part], None] | None = None,
+    tables: Mapping[str, TableRows] | None = None,
 ) -> DataFrame:
     """The rows of one entry of event files, as `judged_rows` has them."""
-    return _judged(_read(spark, spec, place, seen), spec)
+    file, source = source_of(spec).files[place], source_of(spec)
+    table = tables.get(path_of(file, source)) if tables and file.format == "delta" else None
+    judged = _judged(_read(spark, spec, place, seen, None if table is None else table.rows), spec)
+    if table is None or table.keys is None:
+        return judged
+    keyed = judged.withColumn(KEY, key_of(F.col("client_id"), F.col("_id"), F.col("payload")))
+    return keyed.join(table.keys, KEY, how="left_semi").drop(KEY)
 
 
 def good_rows(rows: DataFrame) -> DataFrame:
@@ -65,7 +96,13 @@ def good_rows(rows: DataFrame) -> DataFrame:
     return rows.where(F.col("reason").isNull() & ~F.col(LEFT_OUT))
 
 
-def _read(spark: SparkSession, spec: DataSetSpec, place: int, seen: Callable[[Part], None] | None) -> DataFrame:
+def _read(
+    spark: SparkSession,
+    spec: DataSetSpec,
+    place: int,
+    seen: Callable[[Part], None] | None,
+    table: DataFrame | None,
+) -> DataFrame:
     """One file entry with the columns that the spec needs, join columns included."""
     needed = needed_of_events(spec, place)
     rows = read_file(
@@ -76,6 +113,7 @@ def _read(spark: SparkSession, spec: DataSetSpec, place: int, seen: Callable[[Pa
         optional=needed.optional,
         uses=event_uses(spec),
         seen=seen,
+        table=table,
     )
     for number_of_join in range(len(spec.joins)):
         rows = joined(spark, rows, spec, number_of_join)

@@ -1,4 +1,4 @@
-"""Taking in what is new: the files that arrived since, and what they change in the tables of a bank."""
+"""Taking in what is new: files that arrived, what changed in Delta tables, and what comes of it in those of a bank."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from pyspark.sql import functions as F
@@ -27,7 +28,7 @@ from ledgerlm.events.batch_rules import (
     odd_rows,
     report_of_findings,
 )
-from ledgerlm.events.files import in_order_of_names
+from ledgerlm.events.files import in_order_of_names, name_of, table_names
 from ledgerlm.events.ingest import ingest_events
 from ledgerlm.events.ingesting import (
     IngestConf,
@@ -42,13 +43,17 @@ from ledgerlm.events.ingesting import (
 )
 from ledgerlm.events.labels import first_events
 from ledgerlm.events.spec import source_of
+from ledgerlm.events.table_changes import TableChange, TakenTable, report_of_tables, table_changes
+from ledgerlm.events.table_events import table_events
 from ledgerlm.lake.differences import CHANGE, INSERT, applied, differences
+from ledgerlm.lake.lake import conform
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.lake.schemas import EVENTS, TABLES
 from ledgerlm.lake.slices import predicate
+from ledgerlm.lake.source_tables import TableVersion
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, Row, SparkSession
 
     from ledgerlm.engines.frames import Keep
     from ledgerlm.events.counts import IngestCounts
@@ -63,8 +68,11 @@ Content = Callable[["Found"], "str | None"]
 _KINDS = ("appended", "corrected", "deleted", "repeated", "outdated", "unknown_deletions")
 _BATCH_ROW = (
     "batch long, file string, size long, content string, taken string, entry string, columns array<string>, "
-    "currencies array<string>, events long, batch_counts map<string,long>, taken_at timestamp"
+    "currencies array<string>, events long, batch_counts map<string,long>, taken_at timestamp, since long, "
+    "version long, way string"
 )
+_BESIDE = "beside"
+"""Count of a table: see `IngestCounts`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +82,7 @@ class Taken:
     Attributes:
         batch: number of the newest batch; 0 before the first.
         files: path -> content of every event file.
+        tables: path of each Delta table -> what was taken in of it.
         came: path -> batch that brought it; of a file that was read, and not of its copies.
         joined: path -> content of the files whose columns events got by a join.
         known: what a new batch is held against.
@@ -81,22 +90,38 @@ class Taken:
 
     batch: int = 0
     files: Mapping[str, str] = field(default_factory=dict)
+    tables: Mapping[str, TakenTable] = field(default_factory=dict)
     came: Mapping[str, int] = field(default_factory=dict)
     joined: Mapping[str, str] = field(default_factory=dict)
     known: Known = field(default_factory=Known)
 
     @classmethod
     def of(cls, batches: DataFrame | None) -> Taken:
-        """Reads the `batches` table: a row for each file that was ever taken."""
-        rows = [] if batches is None else batches.orderBy("batch", "file").collect()
+        """Reads the `batches` table: a row for each file, or range of versions of a table, that was ever taken."""
+        found = None if batches is None else conform(TABLES["batches"], batches)
+        rows = [] if found is None else found.orderBy("batch", "file").collect()
         joined = {row["file"]: row["content"] for row in rows if row["taken"] == "joined"}
-        files = {row["file"]: row["content"] for row in rows if row["taken"] != "joined"}
+        files = {row["file"]: row["content"] for row in rows if row["taken"] != "joined" and row["way"] is None}
         came: dict[str, int] = {}
         for row in rows:
-            if row["taken"] == "read":
+            if row["taken"] == "read" and row["way"] is None:
                 came.setdefault(row["file"], row["batch"])
         newest = max((row["batch"] for row in rows), default=0)
-        return cls(batch=newest, files=files, came=came, joined=joined, known=Known.of(rows))
+        known, tables = Known.of(rows), _taken_tables([row for row in rows if row["way"] is not None])
+        return cls(batch=newest, files=files, tables=tables, came=came, joined=joined, known=known)
+
+
+def _taken_tables(rows: Sequence[Row]) -> dict[str, TakenTable]:
+    """What the newest batch of each table says of it."""
+    found: dict[str, TakenTable] = {}
+    for row in rows:
+        before = found.get(row["file"])
+        once = before is None or before.once or row["way"] in {"whole", "lake"}  # all its rows were read
+        found[row["file"]] = TakenTable(
+            at=_version(row["content"], row["version"]),
+            once=once and not row["batch_counts"][_BESIDE],
+        )
+    return found
 
 
 def take_in(
@@ -110,22 +135,23 @@ def take_in(
     content: Content,
     keep: Keep,
 ) -> Ingestion:
-    """Takes in the files that arrived since the last batch; the first time, all of them.
+    """Takes in the files that arrived and what changed in Delta tables since the last batch; the first time, all.
 
     Args:
         spark: session in UTC with ANSI mode.
         spec: the data set.
         conf: bounds.
         terms: when the batch is taken in, and by which rules.
-        before: `batches`, `events`, `deletions`, `clients`, `labels`, `dictionaries` and `quarantine` as they were.
+        before: `batches`, `changes`, `events`, `deletions`, `clients`, `labels`, `dictionaries`, `quarantine`: as they
+            were.
         standing: the tables were made by these very settings; else everything is read anew.
         content: hashes of files.
         keep: computes a frame once.
 
     Returns:
         Differences of the tables of a bank, of `deletions`, and `changes` and `batches`, the latter last: what is not
-        in it was not taken. Facts as of `ingest_files`, of the batch alone, and `batch`, `files`, `renamed`, the counts
-        of `Appended`, and `batch_rules`: what rules found.
+        in it was not taken. Facts as of `ingest_files`, of the batch alone, and `batch`, `files`, `renamed`, `tables`
+        (see `TableChange.facts`), the counts of `Appended`, and `batch_rules`: what rules found.
 
     Raises:
         SpecError: no source, nothing at its path, or a column that the files lack.
@@ -148,11 +174,36 @@ def take_in(
         terms=terms,
         number=number,
         found=arrivals(here, {} if anew else taken.files),
+        tables=table_changes(
+            spark,
+            spec,
+            {} if anew else taken.tables,
+            terms.tables,
+            half=bool(terms.tables) and _newest_batch(before("changes")) >= number,
+            keep=keep,
+        ),
         joined=joined if anew else {},
         known=taken.known,
         keep=keep,
     )
     return batch.everything(taken.came) if anew or events is None else batch.added(events, before)
+
+
+def _version(content: str, version: int) -> TableVersion:
+    """A version as `_content` noted it."""
+    table_id, committed = content.rsplit(" ", 1)
+    return TableVersion(table_id=table_id, version=version, committed=int(committed))
+
+
+def _content(at: TableVersion) -> str:
+    """What tells a version from any other of its number, for `batches`."""
+    return f"{at.table_id} {at.committed}"
+
+
+def _newest_batch(changes: DataFrame | None) -> int:
+    """The newest batch that `changes` tells of, taken or not; 0 without one."""
+    row = None if changes is None else changes.agg(F.max("batch").alias("batch")).first()
+    return 0 if row is None or row["batch"] is None else int(row["batch"])
 
 
 def _refuse_lost(taken: Taken, here: list[Arrived]) -> None:
@@ -168,10 +219,20 @@ def _refuse_lost(taken: Taken, here: list[Arrived]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Read:
-    """What the files of a batch gave, what it changes, and what rules found."""
+    """What the files and tables of a batch gave, what it changes, and what rules found.
+
+    Attributes:
+        ingested: the rows.
+        delivered: what they deliver.
+        gone: events that tables hold no more.
+        counts: of the rows.
+        appended: what changes.
+        findings: what rules found.
+    """
 
     ingested: Ingested
     delivered: DataFrame
+    gone: int
     counts: IngestCounts
     appended: Appended
     findings: Sequence[Finding]
@@ -188,6 +249,7 @@ class _Batch:
         terms: when it is taken in, and by which rules.
         number: its number.
         found: its files.
+        tables: what changed in Delta tables.
         joined: path -> content of join files, where they are taken in.
         known: what it is held against.
         keep: computes a frame once.
@@ -199,6 +261,7 @@ class _Batch:
     terms: Terms
     number: int
     found: Arrivals
+    tables: Sequence[TableChange]
     joined: Mapping[str, str]
     known: Known
     keep: Keep
@@ -211,11 +274,14 @@ class _Batch:
     def everything(self, came: Mapping[str, int]) -> Ingestion:
         """All files as one batch that replaces whatever was there; it is held against the clock alone."""
         found, spec = self.found, self.spec
-        whole = spec if not found.renamed else only_files(spec, found.new, found.renamed)
+        paths = {one.path for one in self.tables}
+        whole = spec if not found.renamed else only_files(spec, found.new, found.renamed, paths)
         came = {one.path: came[one.path] for one in found.new if one.path in came}
-        read = ingest_files(self.spark, whole, self.conf, came=came, held=self.terms.held(), keep=self.keep)
+        rows = {one.path: table_events(self.spark, spec, one, None, self.keep).rows for one in self.tables}
+        held, keep = self.terms.held(), self.keep
+        read = ingest_files(self.spark, whole, self.conf, came=came, held=held, tables=rows, keep=keep)
         made, ingested = read.made, read.ingested
-        assert ingested is not None, "all files were read"
+        assert ingested is not None and read.counts is not None, "all files were read"
         findings = [one.checked(self.name) for one in odd_rows(ingested.seen(), self.terms.rules, self.terms.at)]
         events = made.tables["events"].frame
         counts = {
@@ -231,15 +297,15 @@ class _Batch:
             "changes": Rows(frame=first_changes(events, self.number)),
             "events": made.tables["events"],
             **({} if read.deletions is None else {"deletions": Rows(frame=read.deletions)}),
-            "batches": Rows(frame=self._files(events, ingested.columns, counts)),
+            "batches": Rows(frame=self._files(events, ingested.columns, counts, read.counts.beside)),
         }
         facts = {**made.facts, **self._facts(counts, findings)}
-        made = replace(made, tables=tables, facts=facts, report=report_of_findings(findings))
-        return replace(read, made=made, findings=findings)
+        made = replace(made, tables=tables, facts=facts, report=self._report(findings))
+        return replace(read, made=made, findings=findings, tables=self.tables)
 
     def added(self, events: DataFrame, before: Before) -> Ingestion:
-        """What new files change; labels, attributes and dictionaries are read as they are now."""
-        read = self._read(events, before("deletions")) if self.found.new else None
+        """What new files and tables change; labels, attributes and dictionaries are read as they are now."""
+        read = self._read(events, before("deletions")) if self.found.new or self.tables else None
         if read is not None:
             events = applied(events, read.appended.differences, EVENTS.key)
         firsts = settled(first_events(events), self.keep)
@@ -259,25 +325,31 @@ class _Batch:
             refusal=refusal_of(self.spec, read.counts, told, self.conf),
             ingested=read.ingested,
             findings=read.findings,
+            tables=self.tables,
         )
 
     def _made(self, made: Made, read: _Read, told: Told, before: Before) -> Made:
         spec, counts = self.spec, read.counts
-        aside = set_aside(read.ingested, counts, told.labelled, damaged_attributes(self.spark, spec), self.keep)
+        bad = self.keep(read.ingested.quarantine) if counts.quarantined else None
+        aside = set_aside(bad, counts, told.labelled, damaged_attributes(self.spark, spec), self.keep)
+        new = _not_yet(bad, before("quarantine"))
+        # Rows of a batch that was refused, and rows beside others of their event in a table, come again.
+        again = 0 if new is None else counts.quarantined - new.count()
         figures = {
-            "rows_in": counts.rows_in,
-            "quarantined": counts.quarantined,
-            "duplicates": counts.duplicates,
-            "withdrawn": counts.withdrawn,
+            "rows_in": counts.rows_in + read.gone,
+            "quarantined": counts.quarantined - again,
+            "duplicates": counts.duplicates + again,
+            "withdrawn": counts.withdrawn + read.gone,
             **read.appended.counts,
         }
         figures["duplicates"] += figures["repeated"]
         figures["withdrawn"] += figures["outdated"]
+        batches = self._files(read.delivered, read.ingested.columns, figures, counts.beside)
         return replace(
             made,
-            rows_in=counts.rows_in,
+            rows_in=figures["rows_in"],
             rows_out=figures["appended"] + figures["corrected"],
-            quarantined=counts.quarantined,
+            quarantined=figures["quarantined"],
             duplicates=figures["duplicates"],
             withdrawn=figures["withdrawn"],
             aside=_not_yet(aside, before("quarantine")),
@@ -286,7 +358,7 @@ class _Batch:
                 "changes": _added(read.appended.changes),
                 "events": Rows(frame=read.appended.differences, differences=True),
                 **_deletions(read.appended, before),
-                "batches": _added(settled(self._files(read.delivered, read.ingested.columns, figures), self.keep)),
+                "batches": _added(settled(batches, self.keep)),
             },
             facts={
                 **count_facts(counts, told),
@@ -294,7 +366,7 @@ class _Batch:
                 **self._facts(figures, read.findings),
                 "unknown_codes": most_unknown(read.delivered, told.bank.dictionaries, spec, self.conf.unknown_codes),
             },
-            report=report_of_findings(read.findings),
+            report=self._report(read.findings),
         )
 
     def _nothing(self, made: Made) -> Made:
@@ -310,9 +382,17 @@ class _Batch:
     def _read(self, events: DataFrame, deletions: DataFrame | None) -> _Read:
         """Reads new files; what a rule refuses ends as soon as it shows: by heads, by rows, by what is there."""
         found, rules, known = self.found, self.terms.rules, self.known
-        new = only_files(self.spec, found.new, (*found.known, *found.renamed))
-        ingested = ingest_events(self.spark, new, self.conf.partitions, held=self.terms.held(known.currencies))
-        told = {one.path: (self._entry(one), ingested.columns.get(one.path, ())) for one in found.new}
+        of_tables = [table_events(self.spark, self.spec, one, events, self.keep) for one in self.tables]
+        new = only_files(self.spec, found.new, (*found.known, *found.renamed), {one.path for one in self.tables})
+        ingested = ingest_events(
+            self.spark,
+            new,
+            self.conf.partitions,
+            held=self.terms.held(known.currencies),
+            tables={one.change.path: one.rows for one in of_tables},
+        )
+        read: list[Arrived | TableChange] = [*found.new, *self.tables]
+        told = {one.path: (self._entry(one), ingested.columns.get(one.path, ())) for one in read}
         findings = [one.checked(self.name) for one in odd_columns(told, known, rules)]
         delivered = settled(ingested.delivered, self.keep)
         # Computes the rows, and so fills in their counts.
@@ -320,40 +400,75 @@ class _Batch:
         counts = ingested.counts()
         if counts.rows_in:  # a day without an event is a day, too
             counts.check(self.name)
-        odd = [*odd_rows(ingested.seen(), rules, self.terms.at), *odd_count(counts.rows_in, known, rules)]
+        gone = [settled(one.gone(events, delivered, self.spec), self.keep) for one in of_tables]
+        away = [one.count() for one in gone]
+        # A table made anew with a part of its rows takes away what is missing: so its rows alone are counted there.
+        told_away = sum(n for n, one in zip(away, self.tables, strict=True) if one.way != "lake")
+        odd = [*odd_rows(ingested.seen(), rules, self.terms.at), *odd_count(counts.rows_in + told_away, known, rules)]
         findings += [one.checked(self.name) for one in odd]
-        appended = append(delivered, events, deletions, self.spec, batch=self.number, keep=self.keep)
+        appended = append(
+            reduce(lambda one, other: one.unionByName(other), gone, delivered),
+            events,
+            deletions,
+            self.spec,
+            batch=self.number,
+            tables=table_names(self.spec.source),
+            keep=self.keep,
+        )
         findings += [one.checked(self.name) for one in nothing_new(appended.counts, rules)]
-        return _Read(ingested=ingested, delivered=delivered, counts=counts, appended=appended, findings=findings)
+        return _Read(
+            ingested=ingested,
+            delivered=delivered,
+            gone=sum(away),
+            counts=counts,
+            appended=appended,
+            findings=findings,
+        )
 
     def _facts(self, counts: Mapping[str, int], findings: Sequence[Finding]) -> dict[str, Any]:
         return {
             "batch": self.number,
             "files": len(self.found.new),
             "renamed": len(self.found.renamed),
+            "tables": [one.facts() for one in self.tables],
             **{kind: counts[kind] for kind in _KINDS},
             "batch_rules": facts_of_findings(findings),
         }
 
-    def _files(self, events: DataFrame, columns: Mapping[str, Sequence[str]], counts: Mapping[str, int]) -> DataFrame:
-        """A row of `batches` for each file."""
+    def _report(self, findings: Sequence[Finding]) -> list[dict[str, Any]]:
+        """Sections of the report."""
+        return [*report_of_findings(findings), *report_of_tables(self.tables)]
+
+    def _files(
+        self,
+        events: DataFrame,
+        columns: Mapping[str, Sequence[str]],
+        counts: Mapping[str, int],
+        beside: Mapping[str, int] = MappingProxyType({}),
+    ) -> DataFrame:
+        """A row of `batches` for each file and each range of versions of a table."""
         money = F.slice(F.array_sort(F.collect_set("currency")), 1, MOST_CURRENCIES)
         grouped = events.groupBy("source_file").agg(F.count(F.lit(1)).alias("events"), money.alias("currencies"))
         kept = {row["source_file"]: (row["events"], row["currencies"]) for row in grouped.collect()}
 
-        def row(one: Arrived, taken: str, entry: str) -> tuple[Any, ...]:
+        def row(one: Arrived, taken: str, entry: str, **more: int) -> tuple[Any, ...]:
             read = taken == "read"
-            count, currencies = kept.get("/".join(one.path.split("/")[-2:]), (0, [])) if read else (0, [])
+            count, currencies = kept.get(name_of(one.path), (0, [])) if read else (0, [])
             told = (taken, entry, list(columns.get(one.path, ())) if read else [], currencies, count)
-            return self.number, one.path, one.size, one.content, *told, dict(counts), self.terms.at
+            return self.number, one.path, one.size, one.content, *told, {**counts, **more}, self.terms.at
 
-        rows = [row(one, "read", self._entry(one)) for one in self.found.new]
-        rows += [row(one, "renamed", self._entry(one)) for one in self.found.renamed]
+        of_files = [row(one, "read", self._entry(one)) for one in self.found.new]
+        of_files += [row(one, "renamed", self._entry(one)) for one in self.found.renamed]
         joined = (Arrived(path=path, size=0, content=content) for path, content in self.joined.items())
-        rows += [row(one, "joined", "") for one in joined]
+        of_files += [row(one, "joined", "") for one in joined]
+        rows = [(*one, None, None, None) for one in of_files]
+        for table in self.tables:
+            one = Arrived(path=table.path, size=0, content=_content(table.at), entry=table.entry)
+            told = row(one, "read", self._entry(one), **{_BESIDE: beside.get(name_of(one.path), 0)})
+            rows.append((*told, table.since, table.at.version, table.way))
         return self.spark.createDataFrame(rows, _BATCH_ROW)
 
-    def _entry(self, one: Arrived) -> str:
+    def _entry(self, one: Arrived | TableChange) -> str:
         return source_of(self.spec).files[one.entry].glob
 
 

@@ -51,6 +51,7 @@ def read_file(
     optional: Collection[str] = (),
     uses: Uses | None = None,
     seen: Callable[[Part], None] | None = None,
+    table: DataFrame | None = None,
 ) -> DataFrame:
     """Reads the columns that a spec needs of one file entry.
 
@@ -62,6 +63,7 @@ def read_file(
         optional: columns that may be absent (they are null then).
         uses: what columns are read as beside text.
         seen: told each part as its files are looked at, before any row is read.
+        table: rows of a Delta table, in place of those of its newest version.
 
     Returns:
         The needed columns by the functions of `ledgerlm.events.cells`: `raw`, and `code`, `real`, `exact` and
@@ -79,7 +81,7 @@ def read_file(
     keys = {file.rename.get(one, one): needed[name] for one, name in wide.items() if one not in file.constants}
     lacking = {file.rename.get(one, one) for one, name in wide.items() if name in optional}
     try:
-        for part in _parts(spark, file, source, keys, lacking, zone=uses.zone):
+        for part in _parts(spark, file, source, keys, lacking, zone=uses.zone, table=table):
             if seen is not None:
                 seen(part)
             if file.unpivot:
@@ -129,11 +131,12 @@ def _parts(
     optional: Collection[str],
     *,
     zone: str = "UTC",
+    table: DataFrame | None = None,
 ) -> Iterator[Part]:
     """The files of the entry by dialect; a missing column is told with the spec's key."""
     if file.format == "delta":
         required = [name for name in keys if name not in optional]
-        yield from delta_part(spark, path_of(file, source), required)
+        yield from delta_part(spark, path_of(file, source), required, rows=table, empty=file.empty)
         return
     files = found_files(spark, file, source)
     _refuse_cut_off(files, file)

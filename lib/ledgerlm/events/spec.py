@@ -23,7 +23,7 @@ from ledgerlm.events.spec_files import (
     SourceSpec,
     SpecPart,
 )
-from ledgerlm.events.spec_times import UTC_TIME, AsOf, AsOfSpec, GridSpec, TimeSpec
+from ledgerlm.events.spec_times import FILE_ORDER, UTC_TIME, AsOf, AsOfSpec, GridSpec, TimeSpec
 from ledgerlm.events.spec_yaml import check_words
 from ledgerlm.lake.schemas import EVENT_ORDER, EVENTS, FINEST
 
@@ -383,6 +383,9 @@ class DataSetSpec(SpecPart):
         if any(label.as_of is None for label in self.labels) and self.as_of is None:
             raise ValueError("give 'as_of', or each label its own")
         self._check_future()
+        files = self.source.files if self.source else ()
+        if self.time.order == FILE_ORDER and any(file.format == "delta" for file in files):
+            raise ValueError("time.order: file: rows of a Delta table have no order; name a column, or leave it out")
         named = {field.name for field in self.fields}
         for name in self.pseudonymise.fields if self.pseudonymise else ():
             if name not in named:

@@ -63,7 +63,10 @@ class UnpivotSpec(SpecPart):
 class FileSpec(SpecPart):
     """One file, or several of one form, below `source.path`."""
 
-    glob: str = Field(description="file name or pattern below source.path; an absolute path or a URL stands for itself")
+    glob: str = Field(
+        description="file name or pattern below source.path; an absolute path or a URL stands for itself. Of delta the "
+        "folder of a table, or its name in a catalog, `catalog.schema.table`"
+    )
     format: Literal["csv", "json", "parquet", "delta"] = Field("csv", description="json: one object a line")
     leave_out: tuple[str, ...] = Field(
         (),

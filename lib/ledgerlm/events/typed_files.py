@@ -16,29 +16,49 @@ from pyspark.sql.pandas.types import from_arrow_type
 
 from ledgerlm.config import nearest
 from ledgerlm.errors import SpecError
-from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE_PATH, FINER, PATH, PAYLOAD, PLACE
+from ledgerlm.events.columns import BLOCK, DAMAGED, FAULT, FILE_BLOCK, FILE_PATH, FINER, PATH, PAYLOAD, PLACE
 from ledgerlm.events.csv_files import Part, by_names
 from ledgerlm.events.file_heads import resolved
 from ledgerlm.events.files import Found, partition_value
 from ledgerlm.events.quality import Reason, said
 from ledgerlm.events.spec_files import FileSpec
+from ledgerlm.lake.source_tables import rows_at
 
 _EXACT = float(1 << 53)  # up to it a whole double is exactly one integer
 _THREADS = 16
 _NANOS = "write the times with coerce_timestamps='us', or as microseconds"
 
 
-def delta_part(spark: SparkSession, path: str, needed: Collection[str]) -> Iterator[Part]:
-    """A Delta table.
+def delta_part(
+    spark: SparkSession, path: str, needed: Collection[str], *, rows: DataFrame | None = None, empty: bool = False
+) -> Iterator[Part]:
+    """A Delta table. Its rows have no place: how they lie in its files changes with each OPTIMIZE.
+
+    Args:
+        spark: session.
+        path: folder, URL or name in a catalog.
+        needed: columns that it must have.
+        rows: rows with its columns, in place of those of its newest version.
+        empty: it may have no row.
 
     Raises:
         SpecError: for a missing column, or a table without rows.
     """
-    rows = spark.read.format("delta").load(path)
-    check_columns(rows.columns, needed, path)
+    read = rows_at(spark, path) if rows is None else rows
+    check_columns(read.columns, needed, path)
+    if rows is None and not empty:
+        check_rows(read, path)
+    yield _part(read, [Found(path=path, size=1)], {}, {}, (), table=path)
+
+
+def check_rows(rows: DataFrame, path: str) -> None:
+    """Refuses a table without rows.
+
+    Raises:
+        SpecError: naming it.
+    """
     if rows.isEmpty():
-        raise SpecError(f"{path}: no rows in the table")
-    yield _part(rows, [Found(path=path, size=1)], {}, {}, ())
+        raise SpecError(f"{path}: no rows in the table; where it may have none, say 'empty: true' at its entry")
 
 
 def parquet_parts(
@@ -189,6 +209,7 @@ def _part(
     needed: Collection[str],
     *,
     local: Collection[str] = (),
+    table: str | None = None,
 ) -> Part:
     stored = {name: F.col(f"`{name.replace('`', '``')}`") for name in rows.columns}
     wanted = {resolved(name, rows.columns, files[0].path) for name in needed}
@@ -217,15 +238,19 @@ def _part(
             F.when(damaged.isNotNull(), Reason.BAD_UTF8.value).alias(FAULT),
             damaged.alias(DAMAGED),
             finer.alias(FINER),
-            F.col(FILE_PATH).alias(PATH),
-            F.col("_metadata.file_block_start").alias(BLOCK),
-            F.monotonically_increasing_id().alias(PLACE),
+            *_places(payload, table),
         ),
         columns=placed,
         row=by_names(placed),
         files=files,
         names=rows.columns,
     )
+
+
+def _places(payload: Column, table: str | None) -> list[Column]:
+    """PATH, BLOCK and PLACE; in a table rows stand by their content, whatever file they lie in."""
+    path, block = (F.lit(table), F.xxhash64(payload)) if table is not None else (F.col(FILE_PATH), F.col(FILE_BLOCK))
+    return [path.alias(PATH), block.alias(BLOCK), F.monotonically_increasing_id().alias(PLACE)]
 
 
 def as_text(column: Column, kind: T.DataType) -> Column:

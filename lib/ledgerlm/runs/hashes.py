@@ -5,11 +5,13 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from ledgerlm.config import SCHEME
+from ledgerlm.lake.source_tables import in_catalog, newest_version
 from ledgerlm.runs.record import digest, write_json
 
 if TYPE_CHECKING:
@@ -20,11 +22,17 @@ if TYPE_CHECKING:
     from ledgerlm.events.files import Found
 
 _GONE = "not there"
+_PATTERN = re.compile(r"[*?\[{]")
 
 
 def matches(place: str) -> list[Path] | None:
-    """What a path or a glob names on this machine, in order of names; None for a URL of another file system."""
+    """What a path or a glob names on this machine, in order of names; None for what Spark alone can find.
+
+    That is a URL of another file system, and a table of a catalog.
+    """
     parts = urlparse(place)
+    if in_catalog(place):
+        return None
     if SCHEME.match(place) and parts.scheme != "file":
         return None
     pattern = unquote(parts.path) if parts.scheme == "file" else place
@@ -48,12 +56,13 @@ class Hashes:
     def of(self, place: str) -> str:
         """Identity of what a path, a glob, a folder or a URL holds.
 
-        A Delta table is known by its newest version. On another file system, names, lengths and times of change stand
-        for the content, since reading it would cost as much as the work.
+        A Delta table is known by its newest version, wherever it is. On another file system, names, lengths and times
+        of change stand for the content, since reading it would cost as much as the work.
         """
         roots = matches(place)
         if roots is None:
-            return self._listed(place)
+            table = None if _PATTERN.search(place) else newest_version(self._session(), place)
+            return self._listed(place) if table is None else digest([place, table.model_dump()])
         return digest([self._of_root(root) for root in roots]) if roots else _GONE
 
     def _of_root(self, root: Path) -> Any:

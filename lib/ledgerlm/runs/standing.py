@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ledgerlm.events.arrivals import event_files
 from ledgerlm.events.ingesting import IngestConf
 from ledgerlm.events.nightly import Taken
+from ledgerlm.events.table_changes import newest_versions
 from ledgerlm.lake.leases import Holding, holding
 from ledgerlm.lake.publications import Publication, publications
 from ledgerlm.lake.upkeep import TableSize, sizes
@@ -39,7 +40,8 @@ class Standing:
         waiting: stage -> clients whose changes it has not followed yet.
         stages: stage -> when it last finished; None of one that has not.
         failures: stage -> why its newest attempt did not come to its end.
-        untaken: files that lie in the source and were not taken in; None where files are not taken in by batches.
+        untaken: files, and newest versions of Delta tables, that were not taken in; None where the source is not taken
+            in by batches.
         tables: sizes.
     """
 
@@ -96,7 +98,7 @@ class Standing:
         waiting = [f"{name} {count:,}" for name, count in self.waiting.items() if count]
         lines = [f"not finished: {', '.join(never)}"] if never else []
         lines += [f"  {name}: {why}" for name, why in self.failures.items()]
-        lines += [f"files that wait: {_some(self.untaken)}"] if self.untaken else []
+        lines += [f"sources that wait: {_some(self.untaken)}"] if self.untaken else []
         return [*lines, f"clients that wait: {', '.join(waiting) or 'none'}"]
 
     def _sizes(self) -> list[str]:
@@ -142,7 +144,10 @@ def _untaken(pipeline: Pipeline, lake: Lake, content: Callable[[Found], str | No
         return None
     taken = Taken.of(lake.read("batches") if lake.exists("batches") else None)
     here = event_files(lake.spark, pipeline.spec, content)
-    return [one.path for one in here if taken.files.get(one.path) != one.content]
+    files = [one.path for one in here if taken.files.get(one.path) != one.content]
+    now = newest_versions(lake.spark, pipeline.spec)
+    known = {path: one.at for path, one in taken.tables.items()}
+    return [*files, *(f"{path} (version {at.version})" for path, at in now.items() if known.get(path) != at)]
 
 
 def _some(files: Sequence[str]) -> str:
