@@ -370,7 +370,7 @@ def test_parquet_that_is_more_than_its_files_or_means_two_things(spark: SparkSes
     def hour(time: dict[str, Any], **more: str) -> int:
         """In UTC."""
         events, _, _ = ingested(spark, spec_of(tmp_path, [old | more], time=time, fields=[{"name": "mcc"}]))
-        return events["1"].event_time.hour
+        return int(events["1"].event_time.hour)
 
     assert hour({"column": "time"}) == hour(berlin, int96="instants") == 10
     assert hour(berlin, int96="local") == 9
