@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import sys
 
 from rich.markup import escape
@@ -11,9 +10,8 @@ from ledgerlm.errors import DataError
 from ledgerlm.events.bank import bank_slices
 from ledgerlm.events.batch_rules import Terms
 from ledgerlm.events.ingesting import IngestConf, ingest_files
-from ledgerlm.events.nightly import take_in
+from ledgerlm.events.nightly import take_in, terms_now
 from ledgerlm.events.sources import source_places
-from ledgerlm.events.table_changes import newest_versions
 from ledgerlm.lake.slices import WHOLE, Slice
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
@@ -26,7 +24,7 @@ def run(ctx: Context, conf: IngestConf) -> StageResult:
     if conf.append:
         # What was begun under some terms goes on under them after a kill.
         begun = ctx.noted("terms")
-        terms = Terms.model_validate_json(begun) if begun else _terms(ctx, conf)
+        terms = Terms.model_validate_json(begun) if begun else terms_now(ctx.spark, ctx.spec, conf)
         ingestion = take_in(
             ctx.spark,
             ctx.spec,
@@ -50,12 +48,6 @@ def run(ctx: Context, conf: IngestConf) -> StageResult:
             ctx.set_aside(ingestion.made)
         raise DataError(ingestion.refusal)
     return ctx.publish(ingestion.made)
-
-
-def _terms(ctx: Context, conf: IngestConf) -> Terms:
-    """Those of a batch that begins now."""
-    tables = newest_versions(ctx.spark, ctx.spec)
-    return Terms(at=dt.datetime.now(dt.UTC), rules=conf.batch, tables=tables)
 
 
 JOB = Job(

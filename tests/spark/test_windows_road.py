@@ -308,9 +308,7 @@ def test_states_on_fewer_axes_fold_to_the_projected_vectors(
     """Axes of training clients' windows; last in this file, since it adds vectors and states to those of others."""
     embed = STAGES["embed"] | {"job": "embed", "projection": "project"}
     stages = {"project": {"source": "windows", "size": 6, "definition": DEFINITION}, "embed_small": embed}
-    run = pipeline(folder, **stages).run()
-    done = {one.record.name: one.record for one in run.stages}
-    assert [one.record.name for one in run.stages if not one.skipped] == ["project", "embed_small"]
+    done = {one.record.name: one.record for one in pipeline(folder, **stages).run().stages}
     project, small = done["project"].facts, done["embed_small"].facts
     training = lake.read("clients").where("split = 'train'").select("client_id")
     learnt = lake.read("windows").where("cut_at IS NULL").join(training, "client_id", how="left_semi")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -43,7 +44,7 @@ from ledgerlm.events.ingesting import (
 )
 from ledgerlm.events.labels import first_events
 from ledgerlm.events.spec import source_of
-from ledgerlm.events.table_changes import TableChange, TakenTable, report_of_tables, table_changes
+from ledgerlm.events.table_changes import TableChange, TakenTable, newest_versions, report_of_tables, table_changes
 from ledgerlm.events.table_events import table_events
 from ledgerlm.lake.differences import CHANGE, INSERT, applied, differences
 from ledgerlm.lake.lake import conform
@@ -122,6 +123,15 @@ def _taken_tables(rows: Sequence[Row]) -> dict[str, TakenTable]:
             once=once and not row["batch_counts"][_BESIDE],
         )
     return found
+
+
+def terms_now(spark: SparkSession, spec: DataSetSpec, conf: IngestConf) -> Terms:
+    """The terms of a batch that begins now.
+
+    Raises:
+        SpecError: the spec names a Delta table that is not there.
+    """
+    return Terms(at=dt.datetime.now(dt.UTC), rules=conf.batch, tables=newest_versions(spark, spec))
 
 
 def take_in(
