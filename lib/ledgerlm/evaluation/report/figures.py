@@ -154,6 +154,7 @@ def bars(values: Mapping[str, float], label: str) -> str:
     names = list(values)[::-1]
     axes.barh(names, [values[name] for name in names], color=COLOURS[0], height=0.68)
     axes.set_xlabel(label)
+    axes.locator_params(axis="x", nbins=4)  # long names leave little room beside them
     axes.grid(axis="y", visible=False)
     return _svg(figure)
 
