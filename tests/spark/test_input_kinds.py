@@ -145,7 +145,7 @@ def test_identity_is_one_text_for_one_thing(spark: SparkSession) -> None:
     same = {
         "\u00a0123": "123", "123\t": "123", "\ufeff123": "123", "1\u200b23": "123", '="0742"': "0742", "'0742": "0742",
         "007": "007", "'s": "'s", "=x": "=x", "Cafe\u0301": "Café", "a\u0302\u0301": "ấ", "â\u0301": "ấ",
-        "\u212b": "Å", "й": "й", "\u2003x\u3000": "x",
+        "\u212b": "Å", "й": "й", "\u2003x\u3000": "x", "17.0": "17.0", "#12": "#12",
     }  # fmt: skip
     damage = {"4.11111E+15": True, "1.2345678E7": True, "#REF!": True, "####": True, "1E5": False, "12E4": False,
               "7.0": False, "#12": False}  # fmt: skip
