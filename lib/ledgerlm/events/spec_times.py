@@ -63,8 +63,8 @@ class TimeSpec(SpecPart):
         None,
         description="instant up to which the data are complete (2024-06-01: its midnight): labels that look beyond it "
         "are left out, and histories without an as_of end there. Left out, midnight after the last event that does not "
-        "stand alone: at most one in a thousand (or a single one) that come more than a year after all others count for "
-        "nothing",
+        "stand alone: at most one in a thousand (or a single one) that come more than a year after all others count "
+        "for nothing",
     )
     order: str | None = Field(
         None,
