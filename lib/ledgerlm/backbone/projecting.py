@@ -141,14 +141,7 @@ def fit_projection(
     from ledgerlm.backbone import model  # torch and transformers take seconds to import
     from ledgerlm.backbone.embedder import resolve_definition
 
-    width = model.read_config(backbone).hidden_size
-    if conf.size > width:
-        raise ConfigError(f"project: size {conf.size}, but a token's state has {width} numbers; give fewer")
-    if (needed := conf.texts * width * _BYTES) > (most := collectable(texts.rows.sparkSession)):
-        raise ConfigError(
-            f"project: texts {conf.texts:,} with {width} numbers each are {needed:,} bytes, but the driver takes "
-            f"{most:,}; give fewer texts, or more spark.driver.maxResultSize and spark.driver.memory"
-        )
+    _refuse_too_much(conf, model.read_config(backbone).hidden_size, collectable(texts.rows.sparkSession))
     update = {"parts": ("mean",), "max_tokens": None} | ({} if texts.headed else {"header": True})
     definition = resolve_definition(
         str(backbone), conf.definition.model_copy(update=update), text_format=texts.name, fields=(), device=conf.device
@@ -183,6 +176,17 @@ def fit_projection(
             "explained": round(explained, 4),
         },
     )
+
+
+def _refuse_too_much(conf: ProjectConf, width: int, most: int) -> None:
+    """Refuses, before the model runs, more axes than numbers, and more numbers than the driver takes."""
+    if conf.size > width:
+        raise ConfigError(f"project: size {conf.size}, but a token's state has {width} numbers; give fewer")
+    if (needed := conf.texts * width * _BYTES) > most:
+        raise ConfigError(
+            f"project: texts {conf.texts:,} with {width} numbers each are {needed:,} bytes, but the driver takes "
+            f"{most:,}; give fewer texts, or more spark.driver.maxResultSize and spark.driver.memory"
+        )
 
 
 def _means(states: DataFrame, definition: EmbeddingDefinition) -> NDArray[np.float32]:
