@@ -1,4 +1,4 @@
-"""A tiny lake: 150 households of the shipped purchases, one pipeline through every stage, as a user would run it."""
+"""A tiny lake: 60 households of the shipped purchases, one pipeline through every stage, as a user would run it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import yaml
 
 REPOSITORY = Path(__file__).parent.parent.parent
 DATA = REPOSITORY / "data" / "complete_journey"
-HOUSEHOLDS = 150
+HOUSEHOLDS = 60
 COLUMNS = [{"table": "embeddings", "parts": ["mean", "std", "surprise"]}, {"table": "features"}]
 QUICK_TREES = {"preset": "complete_journey", "n_estimators": 20, "min_data_in_leaf": 5}
 STAGES: dict[str, Any] = {

@@ -5,9 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -319,7 +316,7 @@ def fit(spark: SparkSession, lake: Path, conf: FitConf, folder: Path) -> list[He
 
 
 def test_an_evaluation_that_was_killed_goes_on_between_its_folds(
-    spark: SparkSession, ray_engine: RayEngine, lake: Path, tmp_path: Path
+    spark: SparkSession, ray_engine: RayEngine, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lake").symlink_to(lake / "lake")
     content = {
@@ -330,16 +327,15 @@ def test_an_evaluation_that_was_killed_goes_on_between_its_folds(
     }
     file = tmp_path / "killed.yaml"
     file.write_text(json.dumps(content))
-    command = [sys.executable, "-m", "ledgerlm.jobs.cli", "run", str(file)]
-    killed = subprocess.run(
-        command,
-        env={**os.environ, "LEDGERLM_FAILPOINT": "killed:after_fit"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("LEDGERLM_FAILPOINT", "killed:after_fit")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "kill", kill)
+        Runner(load_pipeline(file), Progress()).run()
+    monkeypatch.delenv("LEDGERLM_FAILPOINT")
     staged = list((tmp_path / "staging" / "killed").glob("*/fits/*.npz"))
     assert len(staged) == 1
     seen = io.StringIO()

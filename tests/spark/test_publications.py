@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,15 +87,29 @@ class Bank:
         return judged
 
 
+@pytest.fixture(scope="module")
+def nights(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Nights -> a lake that has had as many, to be copied; never written to."""
+    written = Bank(spark, tmp_path_factory.mktemp("nights"))
+    found = {}
+    for day in range(2):
+        assert written.night(day).refusal is None
+        found[day + 1] = tmp_path_factory.mktemp("had") / "bank"
+        shutil.copytree(str(written.lake.home.root), found[day + 1])
+    return found
+
+
 @pytest.fixture
-def bank(spark: SparkSession, tmp_path: Path) -> Bank:
-    return Bank(spark, tmp_path)
+def bank(spark: SparkSession, nights: dict[int, Path], tmp_path: Path, request: pytest.FixtureRequest) -> Bank:
+    """A bank that has had a night, or as many as the test is parametrised with."""
+    had = getattr(request, "param", 1)
+    shutil.copytree(nights[had], tmp_path / "bank")
+    return Bank(spark, tmp_path / "bank")
 
 
-def test_readers_see_a_night_whole_and_not_the_one_that_is_being_written(bank: Bank) -> None:
+def test_readers_see_a_night_whole_and_not_the_one_that_is_being_written(bank: Bank, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no publication at .*rescore"):
-        published(bank.lake)
-    assert bank.night(0).refusal is None
+        published(Lake(str(tmp_path / "none"), bank.spark))
     bank.lake.write("scores", scores(bank.spark, 7, NIGHT + dt.timedelta(days=1)), by=by("half a night"))
     seen = published(bank.lake)
     assert (seen.number, seen.as_of, seen.heads) == (1, NIGHT, (HEAD,))
@@ -103,24 +118,21 @@ def test_readers_see_a_night_whole_and_not_the_one_that_is_being_written(bank: B
         seen.read(bank.lake, "windows")
 
 
-@pytest.mark.parametrize(
-    ("clients", "shift", "gate"),
-    [(80, 0.0, "most_unscored/h1 is 0.2"), (100, 0.6, "most_shift/h1"), (89, 0.0, "least_clients/h1 is 0.89")],
-)
-def test_a_gate_refuses_and_readers_stay(bank: Bank, clients: int, shift: float, gate: str) -> None:
-    bank.night(0)
-    judged = bank.night(1, clients, shift)
-    assert judged.refusal is not None and gate in judged.refusal
-    assert "readers stay with publication 1" in judged.refusal
-    assert [one.status for one in publications(bank.lake)] == ["refused", "published"]
-    assert published(bank.lake).number == 1
-    assert bank.night(2, clients, shift, most_unscored=None, most_shift=None, least_clients=None).refusal is None
-    assert published(bank.lake).number == 3
+def test_gates_refuse_and_readers_stay(bank: Bank) -> None:
+    nights = [(80, 0.0, "most_unscored/h1 is 0.2"), (100, 0.6, "most_shift/h1"), (89, 0.0, "least_clients/h1 is 0.89")]
+    for day, (clients, shift, gate) in enumerate(nights, start=1):
+        judged = bank.night(day, clients, shift)
+        assert judged.refusal is not None and gate in judged.refusal
+        assert "readers stay with publication 1" in judged.refusal
+        assert published(bank.lake).number == 1
+    assert [one.status for one in publications(bank.lake)] == ["refused"] * 3 + ["published"]
+    assert bank.night(4, 80, 0.6, most_unscored=None, most_shift=None, least_clients=None).refusal is None
+    assert published(bank.lake).number == 5
 
 
+@pytest.mark.parametrize("bank", [2], indirect=True)
 def test_going_back_publishes_the_night_before_again(bank: Bank) -> None:
-    for day in range(3):
-        bank.night(day)
+    bank.night(2)
     assert shown_before(bank.lake, 3) == 2
     again = published(bank.lake, 2).again(4, dt.datetime.now(dt.UTC))
     bank.lake.apply(PUBLICATIONS, again.row(bank.spark).withColumn("_change", F.lit("insert")), by=by("back"))
@@ -137,9 +149,8 @@ def test_going_back_publishes_the_night_before_again(bank: Bank) -> None:
         published(bank.lake, 9)
 
 
+@pytest.mark.parametrize("bank", [2], indirect=True)
 def test_what_is_kept_decides_how_much_history_stays(bank: Bank) -> None:
-    bank.night(0)
-    bank.night(1)
     assert [one.number for one in kept(bank.lake, 1, 0)] == [2]
     assert [one.number for one in kept(bank.lake, 1, 30)] == [2, 1]
     assert hours_kept(kept(bank.lake, 2, 0)) == 168, "never less than Delta's own week"
@@ -150,7 +161,6 @@ def test_what_is_kept_decides_how_much_history_stays(bank: Bank) -> None:
 def test_the_log_stays_as_long_as_a_kept_publication(bank: Bank) -> None:
     """Delta cuts logs after 30 days; a publication that is older and kept could not be read without them."""
     assert [log_days_needed(days * 24) for days in (7, 22, 24, 40, 60)] == [30, 30, 60, 60, 90]
-    bank.night(0)
     assert {one.log_days for one in sizes(bank.lake)} == {30}
     keep_log(bank.lake, "scores", 60)
     assert {one.name: one.log_days for one in sizes(bank.lake)} == {"clients": 30, "publications": 30, "scores": 60}
@@ -159,7 +169,6 @@ def test_the_log_stays_as_long_as_a_kept_publication(bank: Bank) -> None:
 
 
 def test_an_explanation_tells_the_score_and_what_it_was_made_of(bank: Bank) -> None:
-    bank.night(0)
     found = explained(bank.lake, published(bank.lake), "c7")
     assert found["scores"][0]["probabilities"] == [0.93, 0.07]
     assert found["scores"][0]["reasons"] == [{"feature": "since_last_days", "contribution": 0.5}]
@@ -253,7 +262,6 @@ def test_a_table_that_a_publication_lacks_has_no_view(spark: SparkSession, schem
 
 
 def test_newest_rows_of_a_folder_are_asked_of_python(bank: Bank) -> None:
-    bank.night(0)
     assert show_latest(bank.lake, published(bank.lake)) == []
     bank.lake.write("scores", scores(bank.spark, 7, NIGHT + dt.timedelta(days=1)), by=by("half a night"))
     assert days(latest(bank.lake, "scores")) == {(1, "01-02"): 100}
@@ -266,7 +274,8 @@ def test_newest_rows_of_a_folder_are_asked_of_python(bank: Bank) -> None:
         latest(bank.lake, "windows")
 
 
-def test_a_study_shows_the_newest_scores_of_each_head(bank: Bank) -> None:
+def test_a_study_shows_the_newest_scores_of_each_head(spark: SparkSession, tmp_path: Path) -> None:
+    bank = Bank(spark, tmp_path)
     both = scores(bank.spark, 3, NIGHT).unionByName(scores(bank.spark, 2, NIGHT - dt.timedelta(days=9)))
     bank.lake.write("scores", both, by=by("study"))
     study = Publication(
