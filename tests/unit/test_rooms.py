@@ -43,7 +43,9 @@ def ordered_rooms() -> list[str]:
 
 
 def sources() -> list[Path]:
-    return [*sorted(LIBRARY.rglob("*.py")), *sorted(JOBS.glob("*.py"))]
+    """All files but the package's own `__init__`, which shows the verbs and is no room."""
+    rooms = [one for one in sorted(LIBRARY.rglob("*.py")) if one != LIBRARY / "__init__.py"]
+    return [*rooms, *sorted(JOBS.glob("*.py"))]
 
 
 def name_of(file: Path) -> str:

@@ -5,9 +5,11 @@ Everything goes through DataFrames and SQL, so that a Spark Connect session serv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
@@ -16,6 +18,7 @@ from pyspark.sql import types as T
 
 from ledgerlm.config import nearest
 from ledgerlm.engines.frames import with_columns
+from ledgerlm.engines.watching import described
 from ledgerlm.errors import DataError
 from ledgerlm.lake.differences import CHANGE, DELETE, INSERT
 from ledgerlm.lake.history import Author, History, State
@@ -31,6 +34,7 @@ _PROPERTIES = {
     "delta.dataSkippingNumIndexedCols": "4",
 }
 _SIGNATURE = "spark.databricks.delta.commitInfo.userMetadata"
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +53,17 @@ class Written:
     rows: int
     state: State | None
     repeated: bool = False
+
+
+def _named(write: Callable[Concatenate[Lake, str, P], Written]) -> Callable[Concatenate[Lake, str, P], Written]:
+    """Lets Spark's own page say which table is written."""
+
+    @wraps(write)
+    def named(lake: Lake, table: str, /, *args: P.args, **kwargs: P.kwargs) -> Written:
+        with described(lake.spark, f"write {table}"):
+            return write(lake, table, *args, **kwargs)
+
+    return named
 
 
 class Lake:
@@ -105,6 +120,7 @@ class Lake:
         """Rows of the table, counted from Delta's statistics."""
         return self.read(table, version).count()
 
+    @_named
     def write(self, table: str, frame: DataFrame, *, by: Author, part: Slice = WHOLE) -> Written:
         """Replaces the table, or a slice of it, in one commit: readers see the rows before or the rows after.
 
@@ -146,6 +162,7 @@ class Lake:
             )
         return Written(version=newest.version, rows=0, state=self.history.state(table, part))
 
+    @_named
     def apply(self, table: str, differences: DataFrame, *, by: Author, part: Slice = WHOLE) -> Written:
         """Applies differences to a table, or to a slice of it, in one commit; all other rows stay where they are.
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from ledgerlm.config import SCHEME
 from ledgerlm.engines import ray as ray_engine
 from ledgerlm.engines.frames import Keeper
 from ledgerlm.files import url_of
+from ledgerlm.progress import Progress
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -18,11 +20,19 @@ if TYPE_CHECKING:
 
 
 class Engines:
-    """The engines of one run."""
+    """The engines of one run.
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    Args:
+        pipeline: whose engine profile is taken.
+        progress: told how far Spark is.
+    """
+
+    def __init__(self, pipeline: Pipeline, progress: Progress | None = None) -> None:
         self._pipeline = pipeline
+        self._progress = progress or Progress()
         self._session: Session | None = None
+        self._title: str | None = None
+        self._shown = ExitStack()
         self.ray = ray_engine.RayEngine(pipeline.engine.ray)
         self.keeper = Keeper(url_of(pipeline.out / "staging" / "kept"))
 
@@ -38,7 +48,32 @@ class Engines:
                 log=self._pipeline.out / "logs" / "spark.log",
                 schemes={found[0][:-1] for one in places if (found := SCHEME.match(one))},
             )
+            self._show()
         return self._session.spark
+
+    @contextmanager
+    def titled(self, text: str, title: str) -> Iterator[None]:
+        """Shows a stage at work: a bar that says how far Spark is, and in the Spark UI the title of its jobs.
+
+        Args:
+            text: of the bar.
+            title: of the jobs, from when Spark is there.
+        """
+        self._title = title
+        try:
+            with self._progress.task(text), ExitStack() as self._shown:
+                self._show()
+                yield
+        finally:
+            self._title = None
+
+    def _show(self) -> None:
+        """Titles what Spark does from now on, and looks on, until the stage has ended."""
+        from ledgerlm.engines.watching import described, watched
+
+        if self._session is not None and self._title is not None:
+            self._shown.enter_context(described(self._session.spark, self._title))
+            self._shown.enter_context(watched(self._session.spark, self._progress.tell))
 
     def release(self) -> None:
         """Gives back what a stage kept; a JVM that has ended keeps nothing."""

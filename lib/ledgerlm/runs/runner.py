@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ledgerlm.lake.lake import Lake
     from ledgerlm.lake.leases import Lease
 
+_LONG = 3.0  # seconds of a stage of which one asks how long it will take
 _NIGHT = "night"  # among the files that a stage consumes: the time as of which everybody is asked
 Before = Sequence[tuple[StagePlan, StageRecord | None]]
 
@@ -88,7 +89,7 @@ class Runner:
         self.progress = progress
         self.night = night
         self.records = Records(pipeline.out)
-        self.engines = Engines(pipeline)
+        self.engines = Engines(pipeline, progress)
         self.history = History(pipeline.home, lambda: self.engines.spark)
         self.hashes = Hashes(pipeline.out / "runs" / "hashes.json", lambda: self.engines.spark)
         self._lease: Lease | None = None
@@ -190,11 +191,12 @@ class Runner:
             return Finished(record=last, skipped=True)
         self._equipped([plan], fresh=True)
         self._leased()
-        self.progress.say(f"{head}  {plan.stage.job.engine} ...")
+        self.progress.say(f"{head}  {plan.stage.job.engine}{self._last_time(plan)} ...")
         began = time.monotonic()
         work = _Attempt(self, plan, self._begin(plan, fresh))
         try:
-            result = work.run()
+            with self.engines.titled(plan.stage.name, f"{self.pipeline.name} {position}/{count} {plan.stage.name}"):
+                result = work.run()
         except LedgerError as error:
             self.records.save(replace(work.record, failure=str(error)))
             raise
@@ -204,6 +206,12 @@ class Runner:
         remove(self.pipeline.out / "staging" / plan.stage.name)
         self.progress.say(f"{head}  {summary(done)}")
         return Finished(record=done, skipped=False)
+
+    def _last_time(self, plan: StagePlan) -> str:
+        """How long the stage took when it was last finished, which is the best guess of how long it will take."""
+        before = self.records.load(plan.stage.name)
+        known = before is not None and before.done and before.seconds >= _LONG
+        return f", {before.seconds:,.0f} s last time" if known and before is not None else ""
 
     def _leased(self) -> None:
         """Takes the lake's lease before the first stage that works, where the pipeline publishes; asserts it later.
