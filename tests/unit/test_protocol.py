@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -133,6 +134,20 @@ def test_a_class_smaller_than_the_folds_is_refused() -> None:
     rare = labels[(labels["task"] == "rich") & ((labels["label"] == 0) | (labels["label"].cumsum() <= 3))]
     with pytest.raises(DataError, match=r"class 'yes' has 3 training clients, fewer than the 5 folds"):
         make_folds(make_sample(TASK, rare, matrix), 5, [1])
+
+
+@pytest.mark.parametrize("few", [[2], [2, 1, 1], [1, 1]])
+def test_strata_smaller_than_the_folds_are_spread_without_a_warning(few: list[int]) -> None:
+    labels, matrix = _world(60, test_share=0.0)
+    sample = make_sample(TASK, labels, matrix)
+    large = [20, 40 - sum(few)]
+    strata = np.repeat(np.arange(2 + len(few)), [*large, *few])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folds = make_folds(replace(sample, strata=strata), 3, [1])
+    assert sorted(row for fold in folds for row in fold.held_out) == list(range(60))
+    largest = [np.isin(fold.held_out, np.flatnonzero(strata == 1)).sum() for fold in folds]
+    assert max(largest) - min(largest) <= 1, "those that fill the folds are stratified as they were"
 
 
 def test_labels_without_vectors_are_named() -> None:

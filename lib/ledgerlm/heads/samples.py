@@ -192,9 +192,18 @@ def make_folds(sample: Sample, folds: int, seeds: Sequence[int]) -> list[Fold]:
 
 
 def _merged(strata: Ints, folds: int) -> Ints:
-    """Puts strata too small for the folds into one, which spares sklearn's warning and spreads their clients."""
+    """Puts strata too small for the folds into one, which spares sklearn's warning and spreads their clients.
+
+    Where even together they are too few, the next smallest stratum joins them.
+    """
     values, inverse, counts = np.unique(strata, return_inverse=True, return_counts=True)
-    return np.asarray(np.where(counts[inverse] < folds, values.min() - 1, strata), np.int64)
+    order = np.argsort(counts, kind="stable")
+    together = np.cumsum(counts[order])
+    small = int((counts < folds).sum())
+    if small and together[small - 1] < folds:
+        small += 1
+    joined = np.isin(inverse, order[:small])
+    return np.asarray(np.where(joined, values.min() - 1, strata), np.int64)
 
 
 def fold_fits(sample: Sample, folds: Sequence[Fold], method: str, conf: LightGBMConf | LinearConf) -> list[Fit]:
