@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-connect test-slow lint format bench scale lock release clean
+.PHONY: help setup demo test suite test-fast test-connect test-slow lint format bench scale lock release clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -32,7 +32,10 @@ demo: setup  ## the main job on real purchases: build/demo/report.html
 	@$(BIN)/ledgerlm run conf/demo.yaml
 
 # In two processes, a file of tests in one of them: much of what Ray and Spark do alone leaves a core idle.
-test: setup lint  ## all tests but the slow ones
+test: setup  ## all tests but the slow ones, and style and types beside them
+	@$(MAKE) --no-print-directory --jobs 2 lint suite
+
+suite: setup
 	@$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --no-loadscope-reorder --durations=10 \
 		tests/e2e tests/ray tests/spark tests/unit
 

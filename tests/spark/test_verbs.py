@@ -83,9 +83,8 @@ def as_rows(frame: Any) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: str(row["client_id"]))
 
 
-@pytest.mark.parametrize(
-    "kind", ["polars", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("arrow", "spark"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["arrow", "polars", "spark"])
 def test_every_library_sees_the_same_rows(
     bank: ledgerlm.Bank[pd.DataFrame], spark: SparkSession, kind: str, tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ def titles(spark: SparkSession) -> list[str]:
 def test_a_description_is_within_the_one_around_it_and_is_put_back(spark: SparkSession) -> None:
     spark.sparkContext.setJobDescription("a cell of a notebook")
     try:
-        with described(spark, "bank 1/3 ingest"), described(spark, "write events"):
+        with described(spark, "bank 1/3 ingest"), described(spark, "write events"), described(spark, "write events"):
             spark.range(3).collect()
         assert titles(spark)[-1] == "a cell of a notebook: bank 1/3 ingest: write events"
         assert spark.sparkContext.getLocalProperty("spark.job.description") == "a cell of a notebook"

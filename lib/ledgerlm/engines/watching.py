@@ -41,7 +41,8 @@ def described(spark: SparkSession, text: str) -> Iterator[None]:
         return
     context = spark.sparkContext
     before = context.getLocalProperty(_DESCRIPTION)
-    context.setJobDescription(f"{before}: {text}" if before else text)
+    within = before and not before.endswith(text)  # a write that turns out to be another says so once
+    context.setJobDescription(f"{before}: {text}" if within else before or text)
     try:
         yield
     finally:
