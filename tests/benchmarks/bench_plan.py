@@ -1,4 +1,4 @@
-"""The plan against what it plans: speeds are fitted on two small runs of the nightly pipeline, others are predicted.
+"""The plan against what it plans: runs and nights are predicted from two small runs and a night after one of them.
 
 Each run is one of the command line, in a process of its own. Its stages' seconds are told twice: by the clock, and by
 the CPU seconds of all its processes over the cores, which is what the clock would show on a machine that nobody else
@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,50 +46,75 @@ Seconds = dict[str, float]
 """Stage -> seconds."""
 
 
-def run(spark: SparkSession, workdir: Path) -> list[dict[str, Any]]:
-    """Measures; returns rows of what, against, ratio, target, better and detail."""
-    folder = _backbone(spark, workdir)
-    files = {clients: _pipeline(clients, folder, workdir) for clients in (*FITTED, *CHECKED)}
+def run(
+    spark: SparkSession, workdir: Path, fitted: Sequence[int] = FITTED, checked: Sequence[int] = CHECKED
+) -> list[dict[str, Any]]:
+    """Measures; returns rows of what, against, ratio, target, better and detail.
+
+    Args:
+        spark: the session.
+        workdir: where banks and lakes lie.
+        fitted: clients of the runs that the plan learns from; a night of the first one tells of nights.
+        checked: clients of the runs that are predicted, each with a night after it.
+    """
+    folder = random_backbone(spark, workdir)
+    sizes = {clients: DeliveriesConf(clients=clients, purchases=PURCHASES, nights=1) for clients in (*fitted, *checked)}
+    files = {clients: nightly_pipeline(conf, folder, workdir) for clients, conf in sizes.items()}
     told: dict[str, dict[str, Seconds]] = {"clock": {}, "CPU": {}}
     samples: dict[str, list[Sample]] = {"clock": [], "CPU": []}
-    for clients, file in files.items():
-        pipeline = load_pipeline(file)
-        clock, used = _measured(pipeline, "run")
-        told["clock"][f"{clients}"], told["CPU"][f"{clients}"] = clock, used
-        if clients in FITTED:
-            sample = sample_of(pipeline, Records(pipeline.out), Lake(pipeline.home.root, spark))
-            samples["clock"].append(sample)
-            samples["CPU"].append(_with_seconds(sample, clock, used))
+
+    def measured(what: str, pipeline: Pipeline, *words: str) -> None:
+        told["clock"][what], told["CPU"][what] = _measured(pipeline, *words)
         write_json(workdir / "measured.json", told)
-    last = CHECKED[-1]
-    shutil.copy(workdir / f"bank-{last}" / "nights" / "night-1.csv", workdir / f"bank-{last}" / "deliveries")
-    told["clock"]["night"], told["CPU"]["night"] = _measured(load_pipeline(files[last]), "rescore", "--as-of", NIGHT)
-    write_json(workdir / "measured.json", told)
+
+    def sample(pipeline: Pipeline) -> Sample:
+        return sample_of(pipeline, Records(pipeline.out), Lake(pipeline.home.root, spark))
+
+    for clients, file in files.items():
+        pipeline, first, night = load_pipeline(file), f"{clients}", f"night of {clients}"
+        measured(first, pipeline, "run")
+        found = sample(pipeline) if clients in fitted else None
+        if clients == fitted[0] or clients in checked:
+            bank = workdir / f"bank-{clients}"
+            shutil.copy(bank / "nights" / "night-1.csv", bank / "deliveries")
+            measured(night, pipeline, "rescore", "--as-of", NIGHT)
+        if found is not None:
+            nights = sample(pipeline).nights if clients == fitted[0] else {}
+            samples["clock"].append(replace(found, nights=nights))
+            by_cpu = _with_seconds(found, told["clock"][first], told["CPU"][first])
+            used = {stage: told["CPU"][night][stage] for stage in nights}
+            samples["CPU"].append(replace(by_cpu, nights=used))
     rows = []
     for by, mine in samples.items():
-        for clients in CHECKED:
-            first, night = _planned(clients, mine, folder)
-            rows += _rows(f"first run of {clients:,} clients, {by}", first, told[by][f"{clients}"])
-        rows += _rows(f"a night of {last:,} clients, {by}", night, told[by]["night"])
+        for clients in checked:
+            walk, nightly = _planned(clients, mine, folder)
+            rows += _rows(f"first run of {clients:,} clients, {by}", walk, told[by][f"{clients}"])
+            rows += _rows(f"a night of {clients:,} clients, {by}", nightly, told[by][f"night of {clients}"])
     return rows
 
 
-def _backbone(spark: SparkSession, workdir: Path) -> Path:
+def random_backbone(spark: SparkSession, workdir: Path) -> Path:
     """A Llama with random weights: what it costs does not depend on what it learnt."""
     told = windows(events(spark), SPEC, DocumentConf(), WINDOWING)
     return backbone(told, workdir / "backbone")[0]
 
 
-def _pipeline(clients: int, folder: Path, workdir: Path) -> Path:
-    """Writes a bank's files, and the nightly pipeline over them with a backbone that is there already."""
-    bank, out = workdir / f"bank-{clients}", workdir / f"out-{clients}"
+def nightly_pipeline(conf: DeliveriesConf, folder: Path, workdir: Path) -> Path:
+    """Writes a bank's files, and the nightly pipeline over them with a backbone that is there already.
+
+    Args:
+        conf: the bank.
+        folder: of the backbone.
+        workdir: gets `bank-CLIENTS`, `out-CLIENTS` and the pipeline's file, which is returned.
+    """
+    bank, out = workdir / f"bank-{conf.clients}", workdir / f"out-{conf.clients}"
     for one in (bank, out):
         shutil.rmtree(one, ignore_errors=True)
-    write_deliveries(str(bank), DeliveriesConf(clients=clients, purchases=PURCHASES, nights=1))
+    write_deliveries(str(bank), conf)
     content = load_yaml(shipped("nightly.yaml"), [f"source.path={bank}", f"out={out}"])
     del content["stages"]["finetune"]
     content["stages"]["embed"]["backbone"] = str(folder)
-    file = workdir / f"pipeline-{clients}.yaml"
+    file = workdir / f"pipeline-{conf.clients}.yaml"
     file.write_text(json.dumps(content))
     return file
 

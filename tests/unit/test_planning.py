@@ -70,7 +70,8 @@ GIVEN: dict[str, Any] = {
         "publish": {"start": 2},
         "scan": {"rate": 1000},
     },
-    "bytes": {"event": 40, "window_event": 20, "features": 100, "score": 50, "keys": 16, "shuffled": 2},
+    "bytes": {"event": 40, "window_event": 20, "partial": 30, "features": 100, "score": 50, "keys": 16, "shuffled": 2},
+    "folded": 0.25,
 }
 
 
@@ -177,7 +178,11 @@ class TestFormulas:
         assert embed.limits["executors"] == pytest.approx((500 * 24 * state / 1000 + scans) / 12)
         ingest = stage(plan, "ingest", "night")
         assert ingest.limits["executors"] == pytest.approx((1000 / 100 + 2 * 120_000 / 1000) / 12)
-        assert stage(plan, "aggregate", "night").wall_seconds == stage(plan, "aggregate").wall_seconds
+        # All months are folded; of active clients the current one is added up again, half of which is over.
+        aggregate, again = stage(plan, "aggregate", "night"), 500 * (10 / 2 + 2)
+        work = (0.25 * 120_000 + 0.75 * again) / 200 + 120_000 / 1000
+        assert aggregate.limits["executors"] == pytest.approx(work / 12)
+        assert aggregate.stored_bytes.value == 1000 * 100 + again * 30
         assert {one.stage for one in plan.night.stages}.isdisjoint({"finetune", "fit"})
 
     def test_windows_that_a_month_does_not_fill_are_half_as_full(self) -> None:
@@ -193,7 +198,7 @@ class TestFormulas:
         assert stage(plan, "embed").tokens.value == tokens
         # Vectors, features and scores as of each of them, in the first run; a night's are as of tonight.
         assert stage(plan, "score").limits["executors"] == pytest.approx(1000 * 4 * 2 / 10 / 12)
-        assert stage(plan, "aggregate").stored_bytes.value == 1000 * 4 * 100
+        assert stage(plan, "aggregate").stored_bytes.value == 1000 * 4 * 100 + 120_000 * 30
         assert stage(plan, "score", "night").limits["executors"] == pytest.approx(1000 * 2 / 10 / 12)
 
     def test_without_accelerators_the_backbone_runs_on_cores(self) -> None:
@@ -234,9 +239,12 @@ class TestInputs:
         values: dict[str, Any] = {
             "name": "sample (10 clients, 900 events)",
             "events": 900.0,
-            "population": {"events": 90.0, "tokens": 8.0, "windows": 20.0},
+            "population": {"clients": 10.0, "events": 90.0, "tokens": 8.0, "windows": 20.0},
             "bytes": {"event": 33.0},
             "parts": {"ingest": Point(units=900, seconds=20, cores=2)},
+            "nights": {},
+            "backbone": BackboneConf(parameters=2000, width=10, layers=3, vocabulary=100),
+            "cores": 2.0,
             "windowing": WindowConf(period="quarter", events=16),
             "definition": EmbeddingDefinition(parts=("mean",), fields=("mcc",)),
             "training_tokens": 77.0,
@@ -262,6 +270,22 @@ class TestInputs:
         assert told["speeds.score.rate"] == (10, "given")
         assert inputs.population.events == 90
         assert inputs.speeds["ingest"].rate == pytest.approx(22.5)
+
+    def test_a_sample_that_was_rescored_tells_how_long_nights_take_to_start(self) -> None:
+        left = GIVEN | {"speeds": {name: one for name, one in GIVEN["speeds"].items() if name != "ingest"}}
+        conf = PlanConf.model_validate(left)
+        (night,) = (
+            {one.stage: one for one in plan.night.stages}
+            for plan in plans_of(conf, [self.sample(nights={"ingest": 9.0})])[1]
+        )
+        # Ten clients of 120 events, of whom half have two new ones: 22.5 rows a second and core, 1,000 of a pass.
+        work = (5 * 2 / 22.5 + 2 * 1200 / 1000) / 2
+        assert night["ingest"].limits["start"] == pytest.approx(9 - work)
+        assert night["serialize"].limits["start"] == 1, "what the plan file says of a stage wins"
+        given = GIVEN | {"speeds": GIVEN["speeds"] | {"ingest": {"start": 5, "rate": 100, "night": 6}}}
+        _, (plan,) = plans_of(PlanConf.model_validate(given), [self.sample(nights={"ingest": 9.0})])
+        assert stage(plan, "ingest", "night").limits["start"] == 6
+        assert stage(plan, "ingest").limits["start"] == 5
 
     def test_without_a_measure_windows_are_computed(self) -> None:
         people = {name: one for name, one in GIVEN["population"].items() if name != "windows"}

@@ -7,7 +7,7 @@ train in Spark. The roads differ in where the rows are, not in what comes out: a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +27,7 @@ from ledgerlm.heads.head import HeadCard, hash_names
 from ledgerlm.heads.mllib import MllibConf, fit_mllib
 from ledgerlm.heads.model import Head
 from ledgerlm.heads.parallel import Fit, FitStore, run_fits
-from ledgerlm.heads.samples import Fold, fold_fits, labelled_rows, make_folds, make_sample, read_rows
+from ledgerlm.heads.samples import Fold, Sample, fold_fits, labelled_rows, make_folds, make_sample, read_rows
 from ledgerlm.heads.tasks import Floats, Task, class_index, counts_by_class, refuse_one_class
 from ledgerlm.heads.vectors import (
     KEY,
@@ -225,7 +225,7 @@ def _as_tasks(tasks: Sequence[Task], training: _Training) -> dict[str, Head]:
     keys = own.select(*KEY).distinct()
     matrix = read_matrix(training.vectors.join(keys, on=list(KEY), how="left_semi"), training.blocks)
     labels = read_rows(own)
-    samples = {task.name: make_sample(task, labels, matrix) for task in tasks}
+    samples = {task.name: _all_learnt(make_sample(task, labels, matrix)) for task in tasks}
     folds = {
         name: make_folds(sample, conf.folds, [seed]) if conf.calibration != "none" else []
         for name, sample in samples.items()
@@ -243,6 +243,11 @@ def _as_tasks(tasks: Sequence[Task], training: _Training) -> dict[str, Head]:
         y = np.concatenate([sample.y[fold.held_out] for fold in folds[name]]) if raw else np.zeros(0)
         found[name] = _calibrated(sample.task, training, model, np.concatenate(raw) if raw else None, y)
     return found
+
+
+def _all_learnt(sample: Sample) -> Sample:
+    """What `where` has chosen is learnt from, also where it names clients of the split `test`."""
+    return replace(sample, development=np.arange(len(sample.rows)), test=sample.test[:0])
 
 
 def _by_ray_train(task: Task, training: _Training) -> Head:

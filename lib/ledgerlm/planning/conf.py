@@ -138,6 +138,9 @@ class SpeedConf(Conf):
 
     start: float = Field(0, ge=0, description="seconds that it takes whatever the size: planning, start of workers")
     rate: float | None = Field(None, gt=0, description="units a second and core; left out, no time beside `start`")
+    night: float | None = Field(
+        None, ge=0, description="as `start`, of a night; left out, measured on a sample that was rescored, else `start`"
+    )
 
 
 class BytesConf(Conf):
@@ -145,6 +148,7 @@ class BytesConf(Conf):
 
     event: float | None = Field(None, gt=0, description="an event in the table events")
     window_event: float | None = Field(None, gt=0, description="an event in the table windows")
+    partial: float = Field(51, gt=0, description="an event in the table partials (assumed where it isn't measured)")
     features: float | None = Field(None, gt=0, description="a row of the table features")
     score: float | None = Field(None, gt=0, description="a row of the table scores")
     keys: float = Field(KEYS, gt=0, description="ids and hashes of a row of states or embeddings (assumed)")
@@ -169,6 +173,12 @@ class PlanConf(Conf):
     )
     speeds: dict[Part, SpeedConf] = Field(default_factory=dict, description="part of the work to its speed")
     bytes: BytesConf = Field(BytesConf(), description="sizes of rows")
+    folded: float = Field(
+        0.23,
+        gt=0,
+        lt=1,
+        description="share of a first run's work in `aggregate` that folds months to features; the rest adds up months",
+    )
 
 
 def load_plan(name: str | Path, overrides: tuple[str, ...] = ()) -> PlanConf:

@@ -9,7 +9,7 @@ are frozen but for adapters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ledgerlm.backbone.layout import StateLayout
@@ -20,10 +20,11 @@ from ledgerlm.planning.inputs import MONTHS, Inputs
 TRAINING_BYTES = 16
 """Bytes of a weight that learns by Adam in mixed precision: weight, gradient, fp32 copy and two moments (Rajbhandari
 et al. 2020, section 3.1); they can be spread over all accelerators."""
-_SCANS = {"ingest": 2, "events": 2, "windows": 2, "texts": 2, "states": 1, "publish": 2}
+_SCANS = {"ingest": 2, "events": 2, "windows": 2, "texts": 2, "states": 1, "months": 1, "publish": 2}
 """Passes over whole tables that a night makes beside its work: `ingest` looks for clients' first events and for known
 ids, `serialize` for changed clients' events, which it counts once more, and copies the files of windows that change,
-`embed` looks for what is due and what was read, `publish` compares the scores with those of the night before."""
+`embed` looks for what is due and what was read, `aggregate` for the events of dirty months, `publish` compares the
+scores with those of the night before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +169,7 @@ def plan_of(clients: float, name: str, conf: PlanConf, inputs: Inputs) -> Plan:
         clients=clients,
         backbone=name,
         first=first,
-        night=_night(case),
+        night=_night(replace(case, night=True)),
         stored_month=stored / known(1e9, "bytes a GB") * price,
         notes=_notes(name, conf, learns=inputs.training_tokens > 0),
     )
@@ -196,12 +197,13 @@ def learn_flops(backbone: BackboneConf, span: float, *, lora: bool) -> Figure:
 
 @dataclass(frozen=True)
 class _Case:
-    """The inputs as named figures."""
+    """The inputs as named figures; at `night` stages start as those of a night do."""
 
     clients: Figure
     backbone: BackboneConf
     inputs: Inputs
     hardware: HardwareConf
+    night: bool = False
 
     @cached_property
     def layout(self) -> StateLayout:
@@ -264,6 +266,12 @@ class _Case:
             most = min(most, people.events / people.months * MONTHS[windowing.period])
         return known(most, "events of a full window") / 2
 
+    @property
+    def month_events(self) -> Figure:
+        """Events that a month holds on a night: on average half of it is over."""
+        people = self.inputs.population
+        return known(people.events / people.months, "events of a month") / 2
+
     def flops(self, tokens: Figure) -> Figure:
         """Of reading tokens."""
         each = read_flops(self.backbone, self.span, surprise="surprise" in self.inputs.definition.parts)
@@ -314,7 +322,8 @@ class _Case:
             work = work + self.core_seconds("finetune" if learns else "embed", flops.named("FLOPs"))
         all_cores = known(cores or executors.count * executors.cores, "cores")
         in_executors = work.named("core seconds") / all_cores if work.value else NOTHING
-        start = known(sum(self.inputs.speeds[part].start for part in parts), "s to start")
+        speeds = [self.inputs.speeds[part] for part in parts]
+        start = known(sum(one.night_start if self.night else one.start for one in speeds), "s to start")
         wall = start + in_accelerators + in_executors
         seconds, hour = wall.named("s"), known(3600, "s an hour")
         alone = known(0 if learns and held.value else executors.count, "executors")
@@ -342,7 +351,7 @@ def _first(case: _Case, *, lora: bool) -> Walk:
     events, windows, clients = case.events, case.windows, case.clients
     told = events * case.bytes("window_event", "bytes of text an event")
     wide = known(case.inputs.bytes.shuffled, "bytes shuffled for one stored")
-    row = case.bytes("event", "bytes an event")
+    row, partial = case.bytes("event", "bytes an event"), case.bytes("partial", "bytes of partials an event")
     extra = case.each("cuts", "cut windows each") * case.open_events.named("events of a cut window")
     read = events + (clients * extra if extra.value else NOTHING)
     tokens = read * case.each("tokens", "tokens an event") + windows * case.each("frame_tokens", "tokens of its frame")
@@ -386,7 +395,7 @@ def _first(case: _Case, *, lora: bool) -> Walk:
                 "aggregate",
                 "aggregate",
                 work=case.core_seconds("aggregate", events),
-                stored=asked * case.bytes("features", "bytes of features"),
+                stored=asked * case.bytes("features", "bytes of features") + events * partial,
                 shuffled=events * row * wide,
             ),
             case.stage("fit", "fit", work=_fit(case), cores=case.hardware.executors.cores),
@@ -427,6 +436,10 @@ def _night(case: _Case) -> Walk:
     of_active = (active * case.each("windows", "windows each")).named("windows of active clients")
     folded = (of_active * case.state).named("bytes of states")
     fresh = dirty * case.state
+    partial = case.bytes("partial", "bytes of partials an event")
+    summed = (active * (case.month_events + new_each)).named("events of dirty months")
+    folds, sums = known(case.inputs.folded, "share that folds"), known(1 - case.inputs.folded, "share that adds up")
+    monthly = folds * events + sums * summed
     scored = clients * case.each("heads", "heads")
     return Walk(
         stages=(
@@ -457,9 +470,9 @@ def _night(case: _Case) -> Walk:
             case.stage(
                 "aggregate",
                 "aggregate",
-                work=case.core_seconds("aggregate", events),
-                stored=clients * case.bytes("features", "bytes of features"),
-                shuffled=events * row * wide,
+                work=case.core_seconds("aggregate", monthly) + case.scan("months", events),
+                stored=clients * case.bytes("features", "bytes of features") + summed * partial,
+                shuffled=events * partial * wide,
             ),
             case.stage(
                 "score",
@@ -471,6 +484,14 @@ def _night(case: _Case) -> Walk:
             case.stage("publish", "publish", work=case.scan("publish", scored)),
         )
     )
+
+
+def night_work(clients: float, backbone: BackboneConf, inputs: Inputs) -> Mapping[str, float]:
+    """Stage -> core seconds that a night works, its start apart, without accelerators."""
+    one_core = {"executors": {"count": 1, "cores": 1, "hour_price": 0}, "storage_price": 0}
+    hardware = HardwareConf.model_validate(one_core)
+    case = _Case(known(clients, "clients"), backbone, inputs, hardware, night=True)
+    return {one.stage: one.limits["executors"] for one in _night(case).stages}
 
 
 def _notes(name: str, conf: PlanConf, *, learns: bool) -> tuple[str, ...]:

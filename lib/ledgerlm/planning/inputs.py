@@ -57,6 +57,7 @@ class RowBytes:
 
     event: float
     window_event: float
+    partial: float
     features: float
     score: float
     keys: float
@@ -65,10 +66,22 @@ class RowBytes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """How fast a part of the work is: `start` seconds, and units a second and core; no rate: no time beside it."""
+    """How fast a part of the work is.
+
+    Attributes:
+        start: seconds that a first run takes, whatever the size.
+        rate: units a second and core; None: no time beside `start`.
+        night: seconds that a night takes, whatever the size; None: nobody knows, and `start` stands in.
+    """
 
     start: float
     rate: float | None
+    night: float | None = None
+
+    @property
+    def night_start(self) -> float:
+        """Seconds that a night takes, whatever the size."""
+        return self.start if self.night is None else self.night
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +111,7 @@ class Inputs:
         definition: of the embedding, with the fields of its texts.
         speeds: of each part.
         bytes: of rows.
+        folded: share of a first run's work in `aggregate` that folds months.
         training_tokens: that the backbone learns from.
         told: every number with where it comes from.
     """
@@ -107,6 +121,7 @@ class Inputs:
     definition: EmbeddingDefinition
     speeds: Mapping[Part, Speed]
     bytes: RowBytes
+    folded: float
     training_tokens: float
     told: tuple[Input, ...]
 
@@ -136,6 +151,7 @@ def inputs_of(conf: PlanConf, samples: Sequence[Sample] = (), *, on_accelerators
         definition=definition,
         speeds=speeds,
         bytes=rows,
+        folded=_folded(conf, told),
         training_tokens=float(learnt.value),
         told=tuple(told),
     )
@@ -175,11 +191,18 @@ def _row_bytes(conf: PlanConf, sample: Sample | None, told: list[Input]) -> RowB
     rows: dict[str, float] = {}
     for one in fields(RowBytes):
         key, value = f"bytes.{one.name}", getattr(conf.bytes, one.name)
-        found = _found(key, value, None if sample is None else sample.bytes.get(one.name), sample)
-        if value is not None and one.name not in conf.bytes.model_fields_set:
+        given = value if one.name in conf.bytes.model_fields_set else None
+        found = _found(key, given, None if sample is None else sample.bytes.get(one.name), sample)
+        if found is None and value is not None:
             found = Input(key=key, value=value, origin="assumed")
         rows[one.name] = float(_needed(key, found, told).value)
     return RowBytes(**rows)
+
+
+def _folded(conf: PlanConf, told: list[Input]) -> float:
+    given = "folded" in conf.model_fields_set
+    told.append(Input(key="folded", value=conf.folded, origin="given" if given else "assumed"))
+    return conf.folded
 
 
 def expected_windows(events: float, months: float, windowing: WindowConf) -> float:
@@ -226,7 +249,8 @@ def _speeds(conf: PlanConf, samples: Sequence[Sample], told: list[Input], *, wit
         how = f"{UNITS[part]} a second and core"
         origin: Origin = "given"
         if part in conf.speeds:
-            speed = Speed(start=conf.speeds[part].start, rate=conf.speeds[part].rate)
+            own = conf.speeds[part]
+            speed = Speed(start=own.start, rate=own.rate, night=own.night)
         elif points:
             speed, origin = fitted(points), "measured"
             how += "" if len(points) > 1 else "; of one sample, whose start counts as work"
@@ -236,6 +260,8 @@ def _speeds(conf: PlanConf, samples: Sequence[Sample], told: list[Input], *, wit
             raise ConfigError(_unknown_speed(part, samples))
         speeds[part] = speed
         told.append(Input(key=f"speeds.{part}.start", value=speed.start, origin=origin, how="seconds"))
+        if speed.night is not None:
+            told.append(Input(key=f"speeds.{part}.night", value=speed.night, origin=origin, how="seconds"))
         if speed.rate is not None:
             told.append(Input(key=f"speeds.{part}.rate", value=speed.rate, origin=origin, how=how))
     return speeds

@@ -23,6 +23,7 @@ from ledgerlm.lake.upkeep import sizes
 from ledgerlm.planning.conf import KEYS, BackboneConf, Part
 from ledgerlm.planning.estimate import learn_flops, read_flops
 from ledgerlm.planning.inputs import Point
+from ledgerlm.runs.record import NIGHT
 from ledgerlm.text.windows import ToldWindows, WindowConf
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class Sample:
         population: key of `PopulationConf` to its value.
         bytes: key of `BytesConf` to its value.
         parts: part of the work as it was measured; only of stages whose record is of rows made from nothing.
+        nights: stage -> seconds that it took on the newest night; only of stages whose record is of a night.
+        backbone: size of what read its texts.
+        cores: that it ran on.
         windowing: how histories were cut.
         definition: of the embedding, with its fields.
         training_tokens: that its backbone learnt from.
@@ -57,6 +61,9 @@ class Sample:
     population: Mapping[str, float]
     bytes: Mapping[str, float]
     parts: Mapping[Part, Point]
+    nights: Mapping[Part, float]
+    backbone: BackboneConf
+    cores: float
     windowing: WindowConf
     definition: EmbeddingDefinition
     training_tokens: float
@@ -106,6 +113,9 @@ def sample_of(pipeline: Pipeline, records: Records, lake: Lake, cores: float | N
         },
         bytes=_bytes(lake, counted),
         parts={**_points(done, counted, each, cores), "scan": scanned},
+        nights=_nights(done),
+        backbone=backbone,
+        cores=cores,
         windowing=_windowing(told),
         definition=definition,
         training_tokens=float(learnt),
@@ -254,6 +264,17 @@ def _records(pipeline: Pipeline, records: Records) -> dict[str, StageRecord]:
     return found
 
 
+def _nights(done: Mapping[str, StageRecord]) -> dict[Part, float]:
+    """Seconds of each stage that followed a night."""
+    followed = {job: one for job, one in done.items() if NIGHT in one.inputs.files}
+    # A night whose rows were all made anew tells of a first run.
+    following: tuple[Part, ...] = ("ingest", "serialize", "embed")
+    if any(job in followed and followed[job].since is None for job in following):
+        return {}
+    parts: tuple[Part, ...] = (*following, "aggregate", "score", "publish")
+    return {job: followed[job].seconds for job in parts if job in followed}
+
+
 def _windowing(told: ToldWindows) -> WindowConf:
     period, events = told.windowing.split(":")
     return WindowConf.model_validate({"period": period, "events": int(events)})
@@ -283,7 +304,8 @@ def _activity(events: DataFrame) -> dict[str, float]:
 
 def _bytes(lake: Lake, counted: _Counts) -> dict[str, float]:
     lying = {one.name: one.bytes for one in sizes(lake)}
-    found = {"event": lying["events"] / counted.events, "window_event": lying["windows"] / counted.events}
+    tables = {"event": "events", "window_event": "windows", "partial": "partials"}
+    found = {key: lying[table] / counted.events for key, table in tables.items() if table in lying}
     for key, table in (("features", "features"), ("score", "scores")):
         rows = lake.rows(table) if table in lying else 0
         if rows:

@@ -25,6 +25,8 @@ from ledgerlm.lake.slices import Slice
 # Raised when records are read in another way; older ones are then done again.
 _FORM = 2
 _FINISHED = "finished"
+NIGHT = "night"
+"""Among the files that a stage consumes: the time as of which everybody is asked."""
 _PACKAGES = (
     "pyspark",
     "delta-spark",

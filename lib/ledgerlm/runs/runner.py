@@ -31,6 +31,7 @@ from ledgerlm.runs.obstacles import unequipped
 from ledgerlm.runs.pipeline import Pipeline
 from ledgerlm.runs.plan import StagePlan
 from ledgerlm.runs.record import (
+    NIGHT,
     Inputs,
     Records,
     StageRecord,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
     from ledgerlm.lake.leases import Lease
 
 _LONG = 3.0  # seconds of a stage of which one asks how long it will take
-_NIGHT = "night"  # among the files that a stage consumes: the time as of which everybody is asked
 Before = Sequence[tuple[StagePlan, StageRecord | None]]
 
 
@@ -385,7 +385,7 @@ class Runner:
         scope = Scope(name=stage.name, conf=stage.conf, spec=self.pipeline.spec)
         places = {one: one for one in (stage.job.sources(scope) if stage.job.sources else ())}
         places |= {name: str(path) for name, path in {**plan.files, **plan.folders}.items()}
-        night = {} if self.night is None else {_NIGHT: self.night.isoformat()}
+        night = {} if self.night is None else {NIGHT: self.night.isoformat()}
         return {name: self.hashes.of(place) for name, place in places.items()} | night
 
     def expectation(self, plan: StagePlan) -> Sequence[str]:
@@ -512,7 +512,7 @@ class _Attempt:
 
 def _but_night(files: Mapping[str, str]) -> dict[str, str]:
     """The files; the time as of which everybody is asked moves every night, and is followed."""
-    return {name: content for name, content in files.items() if name != _NIGHT}
+    return {name: content for name, content in files.items() if name != NIGHT}
 
 
 def summary(record: StageRecord) -> str:

@@ -32,7 +32,7 @@ class DeliveriesConf(Conf):
     clients: int = Field(400, ge=1, description="clients")
     purchases: float = Field(30, gt=0, description="mean card purchases of a client in the history")
     months: int = Field(6, ge=1, description="months of history")
-    nights: int = Field(3, ge=1, le=28, description="files after the history")
+    nights: int = Field(3, ge=1, le=31, description="files after the history, each of a day of January")
     seed: int = Field(42, description="of every draw")
 
 
