@@ -24,21 +24,31 @@ from tests.benchmarks import (
     bench_embed,
     bench_finetune,
     bench_first_run,
+    bench_ingest,
     bench_night,
+    bench_nights,
+    bench_overhead,
     bench_plan,
     bench_predict,
+    bench_run,
+    bench_score,
     bench_serialize,
 )
 
 BENCHMARKS = {
     "first_run": bench_first_run,
+    "run": bench_run,
+    "ingest": bench_ingest,
     "serialize": bench_serialize,
     "embed": bench_embed,
     "backtests": bench_backtests,
     "night": bench_night,
+    "nights": bench_nights,
+    "overhead": bench_overhead,
     "aggregates": bench_aggregates,
     "plan": bench_plan,
     "finetune": bench_finetune,
+    "score": bench_score,
     "predict": bench_predict,
 }
 OUT = Path("build/bench").absolute()

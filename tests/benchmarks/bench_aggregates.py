@@ -59,7 +59,7 @@ def _from_partials(spark: SparkSession, workdir: Path, turns: int) -> dict[str, 
     if _digest(folded()) != _digest(from_events()):
         raise AssertionError("features from partials and from events differ")
     keeper.release()
-    by_partials, by_events = _alternately([_noop(folded, keeper), _noop(from_events, keeper)], turns)
+    by_partials, by_events = alternately([_noop(folded, keeper), _noop(from_events, keeper)], turns)
     return {
         "what": f"aggregate features at {MONTHS} monthly times from partials that stand, equal bit by bit; CPU",
         "against": "from events",
@@ -92,7 +92,7 @@ def _against_pandas(spark: SparkSession, workdir: Path, turns: int) -> dict[str,
     if not np.allclose(table["category=CATEGORY 3:count"].sort_index(), pd.Series(counts).sort_index()):
         raise AssertionError("pandas and Spark count different events")
     keeper.release()
-    ours, pandas = _alternately([_noop(made, keeper), lambda: by_pandas(path)], turns)
+    ours, pandas = alternately([_noop(made, keeper), lambda: by_pandas(path)], turns)
     count = events.count()
     return {
         "what": f"aggregate features of {count:,} events, events/s; CPU",
@@ -156,19 +156,19 @@ def _noop(make: Callable[[], DataFrame], keeper: Keeper) -> Callable[[], None]:
     return work
 
 
-def _alternately(ways: list[Callable[[], Any]], turns: int) -> list[float]:
+def alternately(ways: list[Callable[[], Any]], turns: int) -> list[float]:
     """Median CPU seconds of each way; the first turn, in which the JVM compiles, does not count."""
     taken: list[list[float]] = [[] for _ in ways]
     for turn in range(turns + 1):
         for place, way in enumerate(ways):
-            before = _cpu()
+            before = cpu_so_far()
             way()
             if turn:
-                taken[place].append(_cpu() - before)
+                taken[place].append(cpu_so_far() - before)
     return [median(each) for each in taken]
 
 
-def _cpu() -> float:
+def cpu_so_far() -> float:
     """CPU seconds of this process and of those that it started, Spark's JVM among them."""
     own = psutil.Process()
     times = [one.cpu_times() for one in (own, *own.children(recursive=True))]

@@ -248,6 +248,8 @@ def test_what_the_driver_cannot_read_is_trained_by_ray_train(
                 "sources": [EMBEDDING],
                 "lightgbm": {"min_data_in_leaf": 10, "n_estimators": 20},
                 "distributed": {"above_values": values, "workers": 1, "holdout": 0.3},
+                # Whom it names is learnt from, also those who are of the split `test`.
+                "where": "split IN ('train', 'test')",
             }
         )
         heads[values] = fit(spark, lake, conf, tmp_path / f"work{values}")[0]
@@ -261,6 +263,7 @@ def test_what_the_driver_cannot_read_is_trained_by_ray_train(
         saved = head.save(tmp_path / "heads")
         again = Head.load(tmp_path / "heads", saved.head_id)
         assert again.card == head.card
+        assert head.card.training_rows == 240
         assert head.facts["calibration"]["method"] == "sigmoid"
         said = again.transform(vectors, reasons=1).join(table(spark, lake, "labels"), on="client_id")
         rows = said.select("label", F.col("probabilities")[1].alias("p")).collect()

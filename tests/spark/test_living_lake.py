@@ -35,9 +35,11 @@ from ledgerlm.heads.vectors import newest_vectors
 from ledgerlm.jobs.maintain import maintain
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.publications import published
+from ledgerlm.lake.schemas import TABLES
 from ledgerlm.progress import Progress
 from ledgerlm.runs import maintenance
 from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.record import Records
 from ledgerlm.runs.runner import Runner
 from ledgerlm.text.documents import SerializeConf
 from ledgerlm.text.windows import windows
@@ -277,3 +279,35 @@ def test_three_hundred_sequences(
     bank = LivingBank(tmp_path, clients=50, seed=seed)
     for found in nights(spark, bank, monkeypatch, seed=seed, count=6):
         assert found == {}, bank.sequences()
+
+
+@pytest.mark.slow
+def test_where_nothing_is_new_no_stage_works_but_ingest(
+    spark: SparkSession, tmp_path: Path, without_model: None
+) -> None:
+    bank = LivingBank(tmp_path, clients=8, seed=9)
+    lake = Lake(str(tmp_path / "out" / "lake"), spark)
+    (tmp_path / BACKBONE).mkdir()
+    file = bank.pipeline(tmp_path / BACKBONE)
+
+    def night(number: int | None) -> tuple[list[str], set[str]]:
+        """The stages that work, and the tables to which they commit."""
+        before = {name: lake.version(name) for name in TABLES if lake.exists(name)}
+        time = None if number is None else aware(FIRST_NIGHT + dt.timedelta(days=number), "Europe/Berlin")
+        done = Runner(load_pipeline(str(file)), Progress(), time).run().stages
+        written = {name for name in TABLES if lake.exists(name) and lake.version(name) != before.get(name)}
+        return [one.record.name for one in done if not one.skipped], written
+
+    night(None)
+    bank.night(1)
+    worked, _ = night(1)
+    assert worked == ["ingest", "serialize", "embed", "aggregate", "publish"]
+    assert night(1) == ([], set()), "the same night again"
+    (bank.files / "1-night-again.csv").write_bytes((bank.files / "1-night.csv").read_bytes())
+    # A copy is no batch, but is known from then on; a publication names the versions of all tables.
+    assert night(1) == (["ingest", "publish"], {"batches", "publications"})
+    # Only the clock goes on: no window and no vector is another one, and no text is read.
+    _, written = night(2)
+    assert written == {"features", "publications"}
+    embedded = Records(tmp_path / "out").load("embed")
+    assert embedded is not None and embedded.facts["embedded"] == 0
