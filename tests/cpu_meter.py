@@ -39,6 +39,11 @@ class CpuMeter:
         """The seconds as of the last look."""
         return sum(list(self.used.values()))
 
+    def now(self) -> float:
+        """The seconds as of a look at this moment."""
+        self._look()
+        return self.so_far
+
     def stop(self) -> float:
         """Ends the looking and tells the seconds."""
         self._ended.set()

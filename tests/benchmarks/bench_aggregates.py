@@ -6,13 +6,13 @@ The figures are CPU seconds of all processes, since a shared machine's clock say
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -20,6 +20,7 @@ from ledgerlm.baselines.agg import Agg, AggConf, what_is_summed
 from ledgerlm.baselines.folding import Partials
 from ledgerlm.engines.frames import Keeper
 from ledgerlm.events.spec import DataSetSpec
+from tests.cpu_meter import CpuMeter
 
 CLIENTS, MONTHS, EVENTS_A_MONTH = 30, 24, 60
 PANDAS_CLIENTS = 200
@@ -168,8 +169,13 @@ def alternately(ways: list[Callable[[], Any]], turns: int) -> list[float]:
     return [median(each) for each in taken]
 
 
+@cache
+def _meter() -> CpuMeter:
+    meter = CpuMeter(every=2.0)  # idle workers end after a minute, long after they were seen
+    meter.start()
+    return meter
+
+
 def cpu_so_far() -> float:
-    """CPU seconds of this process and of those that it started, Spark's JVM among them."""
-    own = psutil.Process()
-    times = [one.cpu_times() for one in (own, *own.children(recursive=True))]
-    return float(sum(one.user + one.system for one in times))
+    """CPU seconds of this process and of those that it started, Python workers that ended among them."""
+    return _meter().now()

@@ -39,7 +39,7 @@ class _Night:
     seconds: float
 
 
-def run(spark: SparkSession, workdir: Path, turns: int = 3) -> list[dict[str, Any]]:
+def run(spark: SparkSession, workdir: Path, turns: int = 2) -> list[dict[str, Any]]:
     """Measures, in alternating turns, medians compared; rows of what, against, ratio, target, better and detail."""
     before = _kept(events(spark, until=NIGHT), workdir / "events")
     told = _kept(_told(before), workdir / "told")

@@ -27,7 +27,7 @@ from ledgerlm.runs.record import write_json
 from tests.benchmarks.bench_aggregates import cpu_so_far
 from tests.benchmarks.bench_plan import nightly_pipeline, random_backbone
 
-CLIENTS, WARMING_CLIENTS, PURCHASES, NIGHTS, WARMING = 100, 90, 30, 30, 4
+CLIENTS, WARMING_CLIENTS, PURCHASES, NIGHTS, WARMING = 50, 40, 30, 30, 3
 UPKEEP = 7  # nights
 FIRST = dt.datetime(2025, 1, 2)
 Used = tuple[float, float]
@@ -40,7 +40,6 @@ def run(spark: SparkSession, workdir: Path) -> list[dict[str, Any]]:
     _nights(DeliveriesConf(clients=WARMING_CLIENTS, purchases=PURCHASES, nights=WARMING), folder, workdir)
     conf = DeliveriesConf(clients=CLIENTS, purchases=PURCHASES, nights=NIGHTS)
     nights, upkeep = _nights(conf, folder, workdir)
-    write_json(workdir / "nights.json", {"nights": nights, "upkeep": upkeep})
     rows = []
     for place, by in enumerate(("wall time", "CPU seconds")):
         first, last = (median(one[place] for one in part) for part in (nights[:10], nights[-10:]))
@@ -71,6 +70,7 @@ def _nights(conf: DeliveriesConf, folder: Path, workdir: Path) -> tuple[list[Use
         nights.append(_used(partial(rescore, str(file), as_of=as_of)))
         if (night + 1) % UPKEEP == 0:
             upkeep.append(_used(lambda: maintain(str(file))))
+        write_json(workdir / f"nights-{conf.clients}.json", {"nights": nights, "upkeep": upkeep})
     return nights, upkeep
 
 

@@ -27,11 +27,11 @@ from ledgerlm.runs.record import Records
 from tests.benchmarks.bench_aggregates import cpu_so_far
 from tests.benchmarks.bench_plan import random_backbone
 
-BANK = DeliveriesConf(clients=400, purchases=150, nights=1)
+BANK = DeliveriesConf(clients=200, purchases=100, nights=1)
 STAGES = ("ingest", "serialize", "embed", "publish")
 
 
-def run(spark: SparkSession, workdir: Path, turns: int = 3) -> list[dict[str, Any]]:
+def run(spark: SparkSession, workdir: Path, turns: int = 2) -> list[dict[str, Any]]:
     """Measures, in alternating turns, medians compared; rows of what, against, ratio, target, better and detail."""
     folder = random_backbone(spark, workdir)
     write_deliveries(str(workdir / "bank"), BANK)
