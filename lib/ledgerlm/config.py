@@ -6,10 +6,15 @@ So what a configuration builds on is found in its values (`references`), and no 
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_args, get_origin
 
@@ -144,7 +149,28 @@ def _inner_models(kind: Any) -> Iterator[tuple[tuple[str, ...], type[BaseModel]]
 
 def shipped(name: str) -> Path:
     """Path of a file of the shipped `conf/` folder (it may not exist)."""
-    return Path(str(resources.files("ledgerlm"))) / "conf" / name
+    return _shipped_folder() / name
+
+
+@lru_cache(maxsize=1)
+def _shipped_folder() -> Path:
+    """The shipped `conf/`; out of an archive from which the package is imported (`--py-files`) it is unpacked."""
+    package = resources.files("ledgerlm")
+    if isinstance(package, Path):
+        return package / "conf"
+    unpacked = Path(tempfile.mkdtemp(prefix="ledgerlm-conf-"))
+    atexit.register(shutil.rmtree, unpacked, ignore_errors=True)
+    _unpack(package / "conf", unpacked)
+    return unpacked
+
+
+def _unpack(folder: Traversable, to: Path) -> None:
+    to.mkdir(exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            _unpack(entry, to / entry.name)
+        else:
+            (to / entry.name).write_bytes(entry.read_bytes())
 
 
 def find_file(name: str | Path, *, beside: Path | None = None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.config import Conf
+from ledgerlm.engines.gpus import DEVICE, WorkerDevice, usable
 from ledgerlm.errors import ArtefactError
 from ledgerlm.files import here, share
 
@@ -31,7 +33,9 @@ class EmbedSettings(Conf):
     """How a worker runs the engine; nothing here changes a vector beyond rounding."""
 
     threads: int | None = Field(None, ge=1, description="torch's threads in a worker; left out, spark.task.cpus")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu or cuda")
+    device: str = Field(
+        "cpu", pattern=DEVICE, description="cpu, or cuda: the GPU that Spark gave the task, one model on each"
+    )
     pack_tokens: int = Field(4096, ge=16, description="most tokens of one forward pass; a GPU wants 65536 or more")
     buffer_rows: int = Field(2048, ge=1, description="documents that a worker holds and sorts by length at once")
     buffer_chars: int = Field(16_000_000, ge=1, description="characters at which that buffer counts as full")
@@ -68,9 +72,7 @@ def embed(
     """
     slim = documents.select(*CARRIED, "text")
     carried = ", ".join(f"{name} {slim.schema[name].dataType.simpleString()}" for name in CARRIED)
-    reader = Reader.of(
-        folder, backbone_id, definition, projection, settings=workers_settings(documents.sparkSession, settings)
-    )
+    reader = Reader.of(documents.sparkSession, folder, backbone_id, definition, projection, settings=settings)
     work = partial(_embed_partition, reader=reader)
     rows = slim.mapInArrow(work, schema=f"{carried}, {_COMPUTED}")
     return rows.select(
@@ -88,13 +90,6 @@ def embed(
     )
 
 
-def workers_settings(spark: SparkSession, settings: EmbedSettings | None) -> EmbedSettings:
-    """How a worker of a session runs: as given, with as many threads as a task has cores."""
-    chosen = settings or EmbedSettings()
-    task_cpus = int(spark.conf.get("spark.task.cpus", "1") or "1")
-    return chosen.model_copy(update={"threads": chosen.threads or task_cpus})
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reader:
     """What a worker opens.
@@ -105,6 +100,7 @@ class Reader:
         definition: resolved, as JSON.
         projection: folder of the projection that the definition names, as `share` gave it.
         settings: how the worker runs.
+        device: where.
     """
 
     folder: str
@@ -112,42 +108,54 @@ class Reader:
     definition: str
     projection: str | None
     settings: EmbedSettings
+    device: WorkerDevice
 
     @classmethod
     def of(
         cls,
+        spark: SparkSession,
         folder: str,
         backbone_id: str,
         definition: EmbeddingDefinition,
         projection: Path | None,
         *,
-        settings: EmbedSettings,
+        settings: EmbedSettings | None,
     ) -> Reader:
-        """From what the driver knows."""
+        """From what the driver knows; a worker has as many threads as a task has cores, unless settings say how many.
+
+        Raises:
+            ConfigError: workers would share a GPU.
+        """
+        chosen = settings or EmbedSettings()
+        task_cpus = int(spark.conf.get("spark.task.cpus", "1") or "1")
         return cls(
             folder=share(Path(folder)),
             backbone_id=backbone_id,
             definition=definition.json_text,
             projection=None if projection is None else share(projection),
-            settings=settings,
+            settings=chosen.model_copy(update={"threads": chosen.threads or task_cpus}),
+            device=WorkerDevice.of(spark, chosen.device),
         )
+
+    def open(self) -> AbstractContextManager[Embedder]:
+        """The backbone on the device of the task that calls; it is open for the worker's next tasks, too.
+
+        Raises:
+            ArtefactError: the folder holds another backbone.
+            EngineError: there is no such GPU.
+        """
+        return self.device.model(_opened, self)
 
 
 def _embed_partition(batches: Iterator[pa.RecordBatch], *, reader: Reader) -> Iterator[pa.RecordBatch]:
-    """Runs in a Python worker; the backbone stays open for the worker's next tasks."""
+    """Runs in a Python worker."""
     settings = reader.settings
-    yield from open_embedder(reader).embed_batches(
-        batches, buffer_rows=settings.buffer_rows, buffer_chars=settings.buffer_chars
-    )
+    with reader.open() as embedder:
+        yield from embedder.embed_batches(batches, buffer_rows=settings.buffer_rows, buffer_chars=settings.buffer_chars)
 
 
 @lru_cache(maxsize=1)
-def open_embedder(reader: Reader) -> Embedder:
-    """The backbone, opened once in a worker process.
-
-    Raises:
-        ArtefactError: the folder holds another backbone.
-    """
+def _opened(reader: Reader, device: str) -> Embedder:
     # Before torch starts its threads: those that spin while they wait slow down every other worker of the machine.
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ["OMP_NUM_THREADS"] = str(reader.settings.threads)
@@ -165,6 +173,6 @@ def open_embedder(reader: Reader) -> Embedder:
         EmbeddingDefinition.model_validate_json(reader.definition),
         projection=None if reader.projection is None else here(reader.projection),
         threads=reader.settings.threads,
-        device=reader.settings.device,
+        device=usable(device),
         pack_tokens=reader.settings.pack_tokens,
     )

@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.backbone.layout import NOT_FINITE, StateLayout, Sums, parts_array
-from ledgerlm.backbone.spark_embed import EmbedSettings, Reader, open_embedder, workers_settings
+from ledgerlm.backbone.spark_embed import EmbedSettings, Reader
 from ledgerlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ def state_rows(
         One row a row in no stated order: client_id, bucket, text_hash, backbone_id, definition_id, event_count,
         token_count, sums (null without a state), and reason: null, or why the text has no state.
     """
-    reader = Reader.of(
-        folder, backbone_id, definition, projection, settings=workers_settings(windows.sparkSession, settings)
-    )
+    reader = Reader.of(windows.sparkSession, folder, backbone_id, definition, projection, settings=settings)
     work = partial(_states_of_partition, reader=reader)
     rows = windows.select("client_id", "bucket", "text_hash", "text").mapInArrow(
         work,
@@ -94,11 +92,10 @@ def state_rows(
 
 
 def _states_of_partition(batches: Iterator[pa.RecordBatch], *, reader: Reader) -> Iterator[pa.RecordBatch]:
-    """Runs in a Python worker; the backbone stays open for the worker's next tasks."""
+    """Runs in a Python worker."""
     settings = reader.settings
-    yield from open_embedder(reader).state_batches(
-        batches, buffer_rows=settings.buffer_rows, buffer_chars=settings.buffer_chars
-    )
+    with reader.open() as embedder:
+        yield from embedder.state_batches(batches, buffer_rows=settings.buffer_rows, buffer_chars=settings.buffer_chars)
 
 
 def fold(

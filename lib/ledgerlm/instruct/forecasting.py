@@ -9,6 +9,7 @@ from pydantic import Field
 
 from ledgerlm.config import Conf, StageName
 from ledgerlm.engines.frames import Keep, tasks_for
+from ledgerlm.engines.gpus import DEVICE
 from ledgerlm.heads.publish import scored
 from ledgerlm.instruct.model import InstructedHead
 from ledgerlm.lake.made import Made
@@ -29,7 +30,9 @@ class PredictConf(Conf):
         (StageName("instruct"),), min_length=1, description="instruct stages whose heads score"
     )
     length: int | None = Field(None, ge=1, description="events told; left out, what the instruct stage found best")
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu or cuda")
+    device: str = Field(
+        "cpu", pattern=DEVICE, description="cpu, or cuda: the GPU that Spark gave the task, one model on each"
+    )
     batch_tokens: int = Field(8192, ge=64, description="most tokens of a forward pass; a GPU wants 131072 or more")
     partitions: int | None = Field(
         None, ge=1, description="Spark tasks; left out, one for a thousand prompts, and eight at the least"

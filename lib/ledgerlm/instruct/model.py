@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ledgerlm.engines.gpus import WorkerDevice
 from ledgerlm.instruct.head import (
     ADAPTER,
     MODEL,
@@ -137,18 +138,21 @@ class InstructedHead(HeadModel):
 
         Args:
             rows: from `inputs`.
-            device: cpu or cuda.
+            device: cpu, or cuda: the GPU that Spark gave the task.
             batch_tokens: most tokens of a forward pass.
 
         Returns:
             As `scoring.SCORED`: client_id, as_of, margin, probabilities, prediction, reasons (none).
+
+        Raises:
+            ConfigError: Spark's workers would share a GPU.
         """
         card, home = self.card, self.folder
         reading = Reading(
             model=str(model_folder(home, card)),
             adapter=str(home / ADAPTER) if card.adapter else None,
             tokens=tokens_of(home, card),
-            device=device,
+            device=WorkerDevice.of(rows.sparkSession, device),
             threads=int(rows.sparkSession.conf.get("spark.task.cpus", "1") or 1),
             batch_tokens=batch_tokens,
         )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from ledgerlm.engines.gpus import WorkerDevice, usable
 from ledgerlm.files import here, share
 from ledgerlm.heads.tasks import Floats
 from ledgerlm.instruct.head import InstructCard
@@ -31,7 +33,7 @@ class Reading:
         model: folder of the model.
         adapter: folder of the adapter whose weights are added, if any.
         tokens: prompt and answers.
-        device: cpu or cuda.
+        device: where workers open the model.
         threads: torch's threads in a worker on CPUs.
         batch_tokens: most tokens of a forward pass.
     """
@@ -39,7 +41,7 @@ class Reading:
     model: str
     adapter: str | None
     tokens: PromptTokens
-    device: str = "cpu"
+    device: WorkerDevice = field(default_factory=WorkerDevice)
     threads: int = 1
     batch_tokens: int = 8192
 
@@ -114,14 +116,18 @@ def _read_batches(
 
 
 def _read(batches: Iterator[pa.RecordBatch], reading: Reading) -> Iterator[tuple[pa.RecordBatch, Floats]]:
-    for batch in batches:
-        if batch.num_rows:
+    filled = (batch for batch in batches if batch.num_rows)
+    first = next(filled, None)
+    if first is None:  # no model is opened for nothing
+        return
+    with reading.device.model(_scorer, reading) as scorer:
+        for batch in chain([first], filled):
             bodies = batch.column("body").to_pylist()
-            yield batch, _scorer(reading).log_likelihoods(bodies, batch_tokens=reading.batch_tokens)
+            yield batch, scorer.log_likelihoods(bodies, batch_tokens=reading.batch_tokens)
 
 
 @lru_cache(maxsize=1)
-def _scorer(reading: Reading) -> Scorer:
+def _scorer(reading: Reading, device: str) -> Scorer:
     # Before torch starts its threads: those that spin while they wait slow down every other worker of the machine.
     os.environ["OMP_WAIT_POLICY"] = "passive"
     os.environ["OMP_NUM_THREADS"] = str(reading.threads)
@@ -131,4 +137,4 @@ def _scorer(reading: Reading) -> Scorer:
 
     torch.set_num_threads(reading.threads)
     adapter = None if reading.adapter is None else str(here(reading.adapter))
-    return Scorer.open(str(here(reading.model)), adapter, reading.tokens, device=reading.device)
+    return Scorer.open(str(here(reading.model)), adapter, reading.tokens, device=usable(device))

@@ -15,6 +15,7 @@ from ledgerlm.backbone.lora import LoraConf
 from ledgerlm.backbone.settings import BackboneRankConf, TrainingConf
 from ledgerlm.config import FileName, ModelRef
 from ledgerlm.engines.frames import Keep, tasks_for
+from ledgerlm.engines.gpus import DEVICE, WorkerDevice
 from ledgerlm.errors import DataError
 from ledgerlm.events.condition import Condition
 from ledgerlm.heads.calibration import Method
@@ -45,7 +46,7 @@ _PROMPTS_A_TASK = 200
 class InstructConf(TrainingConf):
     """Settings of the instruct job; those of the training loop are usual ones for LoRA."""
 
-    HOW = frozenset({"workers"})
+    HOW = frozenset({"workers", "device"})
 
     task: str = Field("next_category", description="task whose class names are the answers")
     base: ModelRef | None = Field(
@@ -83,6 +84,12 @@ class InstructConf(TrainingConf):
     )
     length_normalised: bool = Field(False, description="divide an answer's log-likelihood by its tokens")
     workers: WorkersConf = Field(WorkersConf(), description="processes that train")
+    device: str | None = Field(
+        None,
+        pattern=DEVICE,
+        description="where Spark's workers judge the lengths: cpu, or cuda, the GPU that Spark gave the task; left "
+        "out, cuda if the ranks have GPUs",
+    )
     deepspeed: FileName = Field(
         FileName("deepspeed/zero1.json"), description="DeepSpeed settings (ZeRO stage, offload)"
     )
@@ -180,6 +187,7 @@ def instruct(
         The head, not yet saved, and how it came to be.
 
     Raises:
+        ConfigError: Spark's workers would share a GPU.
         DataError: no example, or held-out ones of one class.
         EngineError: training ended without a result.
     """
@@ -188,6 +196,8 @@ def instruct(
     names = task.class_names
     tokens = prompt_tokens(load_tokenizer(base), conf.prompt, names, context=conf.context, closed=conf.closed)
     worker = _worker(conf, base, deepspeed, staging.absolute(), seed, among=tokens.answers if conf.closed else ())
+    # Found before the training, which may take days.
+    device = WorkerDevice.of(examples.sparkSession, conf.device or ("cuda" if conf.workers.gpu else "cpu"))
     told = keep(examples)  # for windows and for the lengths
     rows, bars = told.count(), progress or Progress()
     if not rows:
@@ -204,7 +214,7 @@ def instruct(
         model=str(model or base),
         adapter=str(adapter) if adapter else None,
         tokens=tokens,
-        device="cuda" if conf.workers.gpu else "cpu",
+        device=device,
         threads=int(told.sparkSession.conf.get("spark.task.cpus", "1") or 1),
     )
     card = _card(task, conf, base if model is None else None, reading, trained)

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,7 @@ class Registry:
 
     def about(self, name: str) -> str:
         """What the module of a job says about itself, read without importing its engines."""
-        source = (self._folder() / f"{name}.py").read_text(encoding="utf-8")
+        source = (resources.files(self.package) / f"{name}.py").read_text(encoding="utf-8")
         return ast.get_docstring(ast.parse(source)) or ""
 
     def job(self, name: str) -> Job:
