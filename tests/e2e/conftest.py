@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-REPOSITORY = Path(__file__).parent.parent.parent
+from tests.e2e.environments import REPOSITORY, uv
+
 DATA = REPOSITORY / "data" / "complete_journey"
 HOUSEHOLDS = 60
 COLUMNS = [{"table": "embeddings", "parts": ["mean", "std", "surprise"]}, {"table": "features"}]
@@ -123,3 +124,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     done = tiny.command("run", str(tiny.file))
     (tiny.folder / "log.txt").write_text(done.stdout + done.stderr)
     return tiny
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from this tree, as `make release` builds it."""
+    folder = tmp_path_factory.mktemp("dist")
+    uv("build", "--quiet", "--out-dir", str(folder))
+    (found,) = folder.glob("*.whl")
+    return found

@@ -13,7 +13,8 @@ import psutil
 import pytest
 import yaml
 
-from tests.e2e.conftest import REPOSITORY, Tiny, copied_to, run
+from tests.e2e.conftest import Tiny, copied_to, run
+from tests.e2e.environments import REPOSITORY
 from tests.e2e.lakes import all_keys
 
 BIN = Path(sys.executable).parent

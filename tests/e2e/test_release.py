@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import REPOSITORY
+from tests.e2e.environments import REPOSITORY
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent

@@ -39,7 +39,11 @@ _ATTEMPTS = 3
 class RayConf(Conf):
     """Ray part of an engine profile."""
 
-    address: str | None = Field(None, description="address of a running Ray cluster; left out, a local one is started")
+    address: str | None = Field(
+        None,
+        description="address of a running Ray cluster, or `auto` for the one of this machine; left out or `local`, one "
+        "is started",
+    )
     cpus: int | None = Field(None, description="cores of the local Ray; left out, all of the machine", ge=1)
     object_store_gb: float = Field(0.5, description="memory of the local object store, GB", gt=0)
 
@@ -50,6 +54,11 @@ class RayEngine:
     def __init__(self, settings: RayConf) -> None:
         self.settings = settings
         self._started = False
+
+    @property
+    def cluster(self) -> str | None:
+        """Address of the cluster that is joined; None where a local Ray is started."""
+        return None if self.settings.address == "local" else self.settings.address
 
     def start(self) -> None:
         """Starts a local Ray, or joins the cluster of the profile; later calls do nothing.
@@ -65,8 +74,8 @@ class RayEngine:
         if ray.is_initialized():
             return
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-        if self.settings.address:
-            options["address"] = self.settings.address
+        if self.cluster:
+            options["address"] = self.cluster
         else:
             options |= {
                 # Else Ray would join a cluster that happens to run on this machine.
@@ -78,11 +87,11 @@ class RayEngine:
                 "dashboard_host": "127.0.0.1",
                 "_node_ip_address": "127.0.0.1",
             }
-        attempts = Retrying(stop=stop_after_attempt(1 if self.settings.address else _ATTEMPTS), reraise=True)
+        attempts = Retrying(stop=stop_after_attempt(1 if self.cluster else _ATTEMPTS), reraise=True)
         try:
             attempts(ray.init, **options)
         except Exception as error:  # Ray raises many types here; the cause stays chained
-            where = self.settings.address or "this machine"
+            where = self.cluster or "this machine"
             raise EngineError(f"cannot start or join Ray at {where}: {error}; run 'ledgerlm doctor'") from error
         self._started = True
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ledgerlm.runs.plan import Stage
 
 _CAUSE = re.compile(r"Caused by: [\w.$]*?(\w+)(?:Exception|Error): (.+)")
+# The last line of a Python stack trace: all others are indented, or of the JVM.
+_RAISED = re.compile(r"^([A-Za-z_][\w.]*): (.+)$", re.MULTILINE)
 _NO_MODULE = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
 # Spark's error classes whose cause is a text of the pipeline or the spec: a condition, a column, a cast.
 _OF_A_SETTING = (
@@ -71,10 +73,10 @@ def as_ledger_error(error: Exception, stage: Stage) -> LedgerError | None:
                 f"stage {stage.name}: Spark cannot read a condition or column of its settings: {text}; look at "
                 f"{_conditions(stage) or f'stages.{stage.name} of the pipeline'} and at the data set spec"
             )
-        return EngineError(f"stage {stage.name}: Spark failed: {cause(str(error)) or text}")
-    failed = isinstance(error, Py4JError)
-    said = f"stage {stage.name}: Spark failed: {cause(str(error)) or first_line(str(error))}"
-    return EngineError(said) if failed else None
+    if not isinstance(error, PySparkException | Py4JError):
+        return None
+    said = of_worker(str(error)) or cause(str(error)) or first_line(str(error))
+    return EngineError(f"stage {stage.name}: Spark failed: {said}")
 
 
 def _executors_lack(package: str, stage: Stage) -> LedgerError:
@@ -103,6 +105,16 @@ def _conditions(stage: Stage) -> str:
 def first_line(text: str) -> str:
     """The first line that says something."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
+
+
+def of_worker(text: str) -> str | None:
+    """What a Python worker's stack trace ends with; of an error of ledgerlm's own its message alone."""
+    _, found, trace = text.partition("Traceback (most recent call last):")
+    raised = [*_RAISED.finditer(trace)] if found else []
+    if not raised:
+        return None
+    name, message = raised[-1].groups()
+    return message if name.startswith("ledgerlm.errors.") else f"{name}: {message}"
 
 
 def cause(text: str) -> str | None:
