@@ -16,7 +16,7 @@ import psutil
 
 from tests.e2e.environments import Environment, uv
 
-DELTA = "io.delta:delta-spark_4.2_2.13:4.4.0"
+DELTA_PACKAGE = "io.delta:delta-spark_4.2_2.13:4.4.0"
 # What a machine of the cluster has of its own: what no archive should carry.
 MODEL_LIBRARIES = ("torch==2.13.0", "transformers==5.20.2", "peft==0.21.2", "accelerate==1.15.0")
 
@@ -122,7 +122,14 @@ class Shipped:
     package: Path
 
     def arguments(self) -> list[str]:
-        return ["--packages", DELTA, "--archives", f"{self.environment}#environment", "--py-files", str(self.package)]
+        return [
+            "--packages",
+            DELTA_PACKAGE,
+            "--archives",
+            f"{self.environment}#environment",
+            "--py-files",
+            str(self.package),
+        ]
 
 
 def ship(driver: Environment, wheel: Path, folder: Path) -> Shipped:

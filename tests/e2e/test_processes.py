@@ -18,6 +18,7 @@ from tests.e2e.environments import REPOSITORY
 from tests.e2e.lakes import all_keys
 
 BIN = Path(sys.executable).parent
+DASHBOARD = 8399
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,8 @@ def two_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     address = "127.0.0.1:6399"
     common = ["--num-cpus=1", "--object-store-memory=150000000", "--disable-usage-stats"]
-    head = ["start", "--head", "--port=6399", "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", *common]
+    board = ["--dashboard-host=127.0.0.1", f"--dashboard-port={DASHBOARD}"]
+    head = ["start", "--head", "--port=6399", "--node-ip-address=127.0.0.1", *board, *common]
     for arguments in (head, ["start", f"--address={address}", "--node-ip-address=127.0.0.1", *common]):
         subprocess.run([str(BIN / "ray"), *arguments], env=environment, check=True, capture_output=True, timeout=120)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
@@ -88,13 +90,39 @@ def _token_path(process: psutil.Process) -> str:
     return environment.get("RAY_AUTH_TOKEN_PATH", "")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("job", ["enrich", "finetune", "fit"])
-def test_ray_jobs_on_two_nodes(copied: Tiny, two_nodes: str, job: str) -> None:
+def joining(tiny: Tiny, address: str) -> Path:
+    """The laptop's profile, but for the Ray cluster that it joins."""
     profile = yaml.safe_load((REPOSITORY / "conf" / "engines" / "laptop.yaml").read_text())
-    engine = copied.folder / "two_nodes.yaml"
-    engine.write_text(yaml.safe_dump({**profile, "ray": {"address": two_nodes}}))
-    copied.command(job, "--conf", str(copied.file), "--set", f"engine={engine}", "--fresh")
+    engine = tiny.folder / "joining.yaml"
+    engine.write_text(yaml.safe_dump({**profile, "ray": {"address": address}}))
+    return engine
+
+
+# A node has one core, which a rank and a worker take: two of them are on two nodes.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("job", "spread"),
+    [("enrich", "stages.enrich.pool.workers=2"), ("finetune", "stages.finetune.workers.ranks=2"), ("fit", "seed=42")],
+)
+def test_ray_jobs_on_two_nodes(copied: Tiny, two_nodes: str, job: str, spread: str) -> None:
+    words = ("--conf", str(copied.file), "--set", f"engine={joining(copied, two_nodes)}", "--set", spread, "--fresh")
+    copied.command(job, *words)
     record = json.loads((copied.out / "runs" / "stages" / f"{job}.json").read_text())
     assert record["done"]
     assert record["attempt"] == 2
+    if job == "finetune":
+        assert record["facts"]["ranks"] == 2
+
+
+@pytest.mark.slow
+def test_a_job_submitted_to_ray(finished: Tiny, two_nodes: str, tmp_path: Path) -> None:
+    """The driver runs on a node of the cluster, which it finds by the RAY_ADDRESS that Ray gives a job."""
+    tiny = copied_to(finished, tmp_path / "tiny")
+    engine = joining(tiny, "${oc.env:RAY_ADDRESS}")
+    verb = [sys.executable, "-m", "ledgerlm.jobs.cli", "enrich", "--conf", str(tiny.file), "--set", f"engine={engine}"]
+    submit = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{DASHBOARD}", "--", *verb, "--fresh"]
+    done = run(submit, RAY_AUTH_MODE="token")
+    assert "succeeded" in done.stdout + done.stderr
+    record = json.loads((tiny.out / "runs" / "stages" / "enrich.json").read_text())
+    assert (record["done"], record["attempt"]) == (True, 2)
+    assert all_keys(tiny.out / "lake") == all_keys(finished.out / "lake")

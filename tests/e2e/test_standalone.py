@@ -19,10 +19,11 @@ import pytest
 import yaml
 
 from ledgerlm.config import load_yaml, shipped
+from ledgerlm.engines.spark import DELTA
 from tests.e2e.conftest import Tiny, copied_to
 from tests.e2e.environments import Environment, environment, interpreter
 from tests.e2e.lakes import rows
-from tests.e2e.standalone import Shipped, Standalone, Worker, ship, standalone
+from tests.e2e.standalone import DELTA_PACKAGE, Shipped, Standalone, Worker, ship, standalone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -117,7 +118,7 @@ def test_a_study_and_a_night_with_an_executor_killed(
     killed = kill_an_executor_that_reads(cluster, there / "runs" / "stages" / "embed.json", process)
     assert process.wait(1400) == 0, (tmp_path / "run.log").read_text()[-6000:]
     said = (tmp_path / "run.log").read_text()
-    assert "Executor updated: " in said and "EXITED" in said, f"nobody missed process {killed}"
+    assert "Lost executor" in said and "exited with code 137" in said, f"nobody missed process {killed}"
 
     driver.run("ledgerlm", "run", *on_laptop, at=tmp_path)
     assert_equal(there, here)
@@ -240,3 +241,47 @@ def test_no_two_tasks_are_on_one_gpu_at_a_time(
     for gpu in ("cuda:3", "cuda:5"):
         spans = sorted((task["began"], task["ended"]) for task in tasks if task["at"] == gpu)
         assert all(ended <= began for (_, ended), (began, _) in pairwise(spans)), spans
+
+
+BOTH = """
+import sys
+from pyspark.sql import SparkSession
+from ray.util.spark import setup_ray_cluster, shutdown_ray_cluster
+from ledgerlm.jobs.cli import main
+
+SparkSession.builder.getOrCreate()
+memory = dict.fromkeys(("memory_worker_node", "memory_head_node"), 10**9)
+objects = dict.fromkeys(("object_store_memory_worker_node", "object_store_memory_head_node"), 150_000_000)
+cores = {"num_cpus_worker_node": 1, "num_gpus_worker_node": 0, "num_cpus_head_node": 0}
+setup_ray_cluster(max_worker_nodes=2, **cores, **memory, **objects)
+try:
+    code = main(sys.argv[1:])
+finally:
+    shutdown_ray_cluster()
+sys.exit(code)
+"""
+
+
+def test_ray_beside_spark_on_its_executors(
+    finished: Tiny, driver: Environment, gpu_cluster: Standalone, tmp_path: Path
+) -> None:
+    """Of the two cores of each machine Ray has one, for as long as the program runs, and Spark the other."""
+    tiny = copied_to(finished, tmp_path / "tiny")
+    (tmp_path / "both.py").write_text(BOTH)
+    token = tmp_path / "token"
+    token.write_text("0123456789abcdef0123456789abcdef")
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    conf = SMALL | DELTA | {f"spark.executorEnv.{key}": value for key, value in auth.items()}
+    engine = profile(tmp_path, gpu_cluster)
+    content = yaml.safe_load(engine.read_text()) | {"ray": {"address": "${oc.env:RAY_ADDRESS}"}}
+    engine.write_text(yaml.safe_dump(content))
+    settings = [f"--conf={key}={value}" for key, value in conf.items()]
+    words = ["enrich", "--conf", str(tiny.file), "--set", f"engine={engine}", "--set", "stages.enrich.pool.workers=2"]
+    submit = ["spark-submit", "--master", gpu_cluster.master, "--packages", DELTA_PACKAGE, *settings]
+    here = {"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": str(driver.python), **auth}
+    driver.run(*submit, "both.py", *words, "--fresh", at=tmp_path, expect=0, **here)
+    record = json.loads((tiny.out / "runs" / "stages" / "enrich.json").read_text())
+    assert (record["done"], record["attempt"]) == (True, 2)
+    columns = ["client_id", "as_of", "variant", "text"]
+    found, wanted = (rows(one.out / "lake" / "enriched_documents", columns) for one in (tiny, finished))
+    assert found.keys() == wanted.keys() and len(found) > 1
