@@ -144,6 +144,14 @@ def test_a_backbone_that_was_changed_is_refused(documents: DataFrame, backbone: 
         rows.collect()
 
 
+def test_workers_that_would_share_a_gpu_are_refused_before_anything_is_read(
+    documents: DataFrame, backbone: Path
+) -> None:
+    given = {"folder": str(backbone), "backbone_id": backbone_id(backbone), "definition": resolved(backbone)}
+    with pytest.raises(ConfigError, match=r"each would open its copy.*set spark.master to local\[1\]"):
+        embed(documents, **given, settings=EmbedSettings(device="cuda"))  # type: ignore[arg-type]
+
+
 def run_job(folder: Path, backbone: Path) -> Runner:
     (folder / "spec.yaml").write_text(SPEC)
     (folder / "run.yaml").write_text(PIPELINE.format(out=folder, backbone=backbone))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ from pydantic import Field
 from ledgerlm.config import Conf, find_file, load_yaml, parse, shipped
 from ledgerlm.errors import ConfigError, SpecError
 from ledgerlm.runs.pipeline import load_pipeline
+from tests.conftest import REPOSITORY
 
 
 class Inner(Conf):
@@ -98,3 +103,25 @@ def test_a_value_that_is_to_be_chosen_stops_whoever_reads_the_file(tmp_path: Pat
         load_yaml(file)
     chosen = load_yaml(file, ["parts.0.learning_rate=0.2", "name=a"])
     assert chosen == {"name": "a", "parts": [{"learning_rate": 0.2}]}
+
+
+def test_the_package_runs_out_of_an_archive_as_spark_ships_it(tmp_path: Path) -> None:
+    archive = tmp_path / "ledgerlm.zip"
+    package = REPOSITORY / "lib" / "ledgerlm"
+    with zipfile.ZipFile(archive, "w") as file:
+        for folder, _, names in os.walk(package, followlinks=True):
+            for name in names:
+                if not name.endswith(".pyc"):
+                    path = Path(folder) / name
+                    file.write(path, Path("ledgerlm") / path.relative_to(package))
+    code = (
+        "from ledgerlm.config import find_file, load_yaml, shipped; from ledgerlm.runs.registry import SHIPPED\n"
+        "print(shipped.__code__.co_filename, load_yaml(find_file('nightly.yaml'))['pipeline'], 'rosbank' in "
+        "{one.stem for one in shipped('heads').glob('*.yaml')}, SHIPPED.about('embed')[:6], shipped('x').parent)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(archive)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    imported, *found, unpacked = done.stdout.split()
+    assert imported.startswith(str(archive)) and found == ["nightly", "True", "Embeds"]
+    assert not Path(unpacked).exists(), "nothing is left behind"

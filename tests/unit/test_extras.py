@@ -117,6 +117,25 @@ def test_executors_without_a_package_are_told_apart_from_this_machine(package: s
     assert command in told
 
 
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        ("ledgerlm.errors.EngineError: no such GPU; look there", "Spark failed: no such GPU; look there"),
+        ("ValueError: of torch's own", "Spark failed: ValueError: of torch's own"),
+    ],
+)
+def test_a_python_workers_error_is_told_by_its_last_line(raised: str, told: str) -> None:
+    from pyspark.errors import PythonException
+
+    job = SHIPPED.job("embed")
+    said = (
+        "An exception was thrown from the Python worker:\nTraceback (most recent call last):\n  File 'a', line 1\n"
+        f"    open()\nKeyError: 'the first'\n\nDuring handling of it:\n\n{raised}\n\tat org.apache.Worker.run(a:1)"
+    )
+    found = as_ledger_error(PythonException(said), Stage(name="embed", job=job, conf=job.conf()))
+    assert str(found) == f"stage embed: {told}"
+
+
 def test_the_doctor_says_what_a_small_machine_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing but the core and Spark: it is well, and says which extra brings the rest."""
     big = {"ray", "torch", "transformers", "peft", "deepspeed", "vllm"}
