@@ -69,6 +69,11 @@ def test_an_assigned_gpu_is_the_tasks_and_a_lone_worker_has_the_first(monkeypatc
     assert told(master="local[1]", per_task=None, per_executor=None).here() == "cuda:0"
 
 
+@pytest.mark.parametrize(("per_executor", "steady"), [("1", True), ("4", False), (None, False)])
+def test_a_workers_tasks_have_one_gpu_only_where_its_executor_has_one(per_executor: str | None, steady: bool) -> None:
+    assert told(per_executor=per_executor).steady == steady
+
+
 def test_outside_of_a_task_there_is_no_gpu() -> None:
     with pytest.raises(EngineError, match="gave the task no GPU"):
         told().here()

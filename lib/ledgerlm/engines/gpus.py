@@ -68,7 +68,7 @@ class WorkerDevice:
             kind: cpu or cuda.
             master: `spark.master`.
             per_task: `spark.task.resource.gpu.amount`.
-            per_executor: `spark.executor.resource.gpu.amount`.
+            per_executor: `spark.executor.resource.gpu.amount`; a platform may not tell.
 
         Raises:
             ConfigError: workers would share a GPU.
@@ -93,7 +93,7 @@ class WorkerDevice:
             raise ConfigError(
                 f"device: cuda, but with {_PER_TASK}={per_task} {many if float(per_task) < 1 else few}; {_REMEDY}"
             )
-        return cls(kind=kind, assigned=True, steady=int(per_executor or 1) == 1)
+        return cls(kind=kind, assigned=True, steady=per_executor == "1")
 
     def here(self) -> str:
         """The device of the task that calls, as torch names it.
