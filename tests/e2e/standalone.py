@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,14 @@ class Standalone:
     def executors(self) -> list[psutil.Process]:
         """Processes that run an application's tasks."""
         children = [one for ours in self.processes for one in psutil.Process(ours.pid).children(recursive=True)]
-        return [one for one in children if "CoarseGrainedExecutorBackend" in " ".join(one.cmdline())]
+        return [one for one in children if "CoarseGrainedExecutorBackend" in _command(one)]
+
+
+def _command(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return ""
 
 
 @contextmanager
@@ -78,15 +85,17 @@ def _started(stack: ExitStack, driver: Environment, folder: Path, name: str, *wo
         stdout=log.open("wb"),
         stderr=subprocess.STDOUT,
     )
-    stack.callback(_end, process)
+    stack.callback(end, process)
     return process
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    ours = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in ours:
-        one.kill()
-    process.wait(60)
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process, if it has not ended, with all that it started."""
+    if process.poll() is None:
+        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait(60)
 
 
 def _settings(folder: Path, worker: Worker) -> Path:

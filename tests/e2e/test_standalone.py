@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ledgerlm.engines.spark import DELTA
 from tests.e2e.conftest import Tiny, copied_to
 from tests.e2e.environments import Environment, environment, interpreter
 from tests.e2e.lakes import rows
-from tests.e2e.standalone import DELTA_PACKAGE, Shipped, Standalone, Worker, ship, standalone
+from tests.e2e.standalone import DELTA_PACKAGE, Shipped, Standalone, Worker, end, ship, standalone
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -115,8 +116,11 @@ def test_a_study_and_a_night_with_an_executor_killed(
         stdout=(tmp_path / "run.log").open("wb"),
         stderr=subprocess.STDOUT,
     )
-    killed = kill_an_executor_that_reads(cluster, there / "runs" / "stages" / "embed.json", process)
-    assert process.wait(1400) == 0, (tmp_path / "run.log").read_text()[-6000:]
+    try:
+        killed = kill_an_executor_that_reads(cluster, there / "runs" / "stages" / "embed.json", process)
+        assert process.wait(1400) == 0, (tmp_path / "run.log").read_text()[-6000:]
+    finally:
+        end(process)
     said = (tmp_path / "run.log").read_text()
     assert "Lost executor" in said and "exited with code 137" in said, f"nobody missed process {killed}"
 
@@ -140,11 +144,11 @@ def kill_an_executor_that_reads(cluster: Standalone, record: Path, run: subproce
         time.sleep(0.2)
     while True:
         assert run.poll() is None, "the run ended before the model read anything"
-        for executor in cluster.executors():
-            workers = [one for one in executor.children(recursive=True) if _reads(one)]
-            if workers:
-                executor.kill()
-                return int(executor.pid)
+        with suppress(psutil.NoSuchProcess):
+            for executor in cluster.executors():
+                if any(_reads(one) for one in executor.children(recursive=True)):
+                    executor.kill()
+                    return int(executor.pid)
         time.sleep(0.2)
 
 
@@ -152,7 +156,7 @@ def _reads(process: psutil.Process) -> bool:
     """Whether a process has torch loaded."""
     try:
         return any("libtorch" in one.path for one in process.memory_maps())
-    except psutil.Error:  # it has just ended
+    except (psutil.Error, OSError):  # it has just ended
         return False
 
 
