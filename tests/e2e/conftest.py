@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -115,6 +116,14 @@ def copied_to(tiny: Tiny, folder: Path) -> Tiny:
     content = yaml.safe_load((folder / "tiny.yaml").read_text()) | {"out": str(folder / "out")}
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     return Tiny(folder=folder)
+
+
+def done_again(tiny: Tiny, before: Tiny, stage: str) -> dict[str, Any]:
+    """The record of a stage that has been done in a new attempt."""
+    found, stood = (json.loads((one.out / "runs" / "stages" / f"{stage}.json").read_text()) for one in (tiny, before))
+    assert found["done"] and stood["done"]
+    assert found["attempt"] != stood["attempt"]
+    return dict(found)
 
 
 @pytest.fixture(scope="session")

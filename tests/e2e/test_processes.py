@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.e2e.conftest import Tiny, copied_to, run
+from tests.e2e.conftest import Tiny, copied_to, done_again, run
 from tests.e2e.environments import REPOSITORY
 from tests.e2e.lakes import all_keys
 
@@ -48,11 +47,7 @@ def test_spark_submit_on_two_executors(copied: Tiny, finished: Tiny, job: str) -
         PYSPARK_DRIVER_PYTHON=sys.executable,
     )
     assert all_keys(copied.out / "lake") == all_keys(finished.out / "lake")
-    before, after = (
-        json.loads((tiny.out / "runs" / "stages" / f"{job}.json").read_text()) for tiny in (finished, copied)
-    )
-    assert before["done"] and after["done"]
-    assert after["attempt"] != before["attempt"]
+    done_again(copied, finished, job)
 
 
 def test_spark_submit_tells_failure_by_its_exit_code(copied: Tiny) -> None:
@@ -104,12 +99,10 @@ def joining(tiny: Tiny, address: str) -> Path:
     ("job", "spread"),
     [("enrich", "stages.enrich.pool.workers=2"), ("finetune", "stages.finetune.workers.ranks=2"), ("fit", "seed=42")],
 )
-def test_ray_jobs_on_two_nodes(copied: Tiny, two_nodes: str, job: str, spread: str) -> None:
+def test_ray_jobs_on_two_nodes(copied: Tiny, finished: Tiny, two_nodes: str, job: str, spread: str) -> None:
     words = ("--conf", str(copied.file), "--set", f"engine={joining(copied, two_nodes)}", "--set", spread, "--fresh")
     copied.command(job, *words)
-    record = json.loads((copied.out / "runs" / "stages" / f"{job}.json").read_text())
-    assert record["done"]
-    assert record["attempt"] == 2
+    record = done_again(copied, finished, job)
     if job == "finetune":
         assert record["facts"]["ranks"] == 2
 
@@ -123,6 +116,5 @@ def test_a_job_submitted_to_ray(finished: Tiny, two_nodes: str, tmp_path: Path) 
     submit = [str(BIN / "ray"), "job", "submit", "--address", f"http://127.0.0.1:{DASHBOARD}", "--", *verb, "--fresh"]
     done = run(submit, RAY_AUTH_MODE="token")
     assert "succeeded" in done.stdout + done.stderr
-    record = json.loads((tiny.out / "runs" / "stages" / "enrich.json").read_text())
-    assert (record["done"], record["attempt"]) == (True, 2)
+    done_again(tiny, finished, "enrich")
     assert all_keys(tiny.out / "lake") == all_keys(finished.out / "lake")
