@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test suite test-fast test-connect test-slow lint format bench scale lock release clean
+.PHONY: help setup demo test suite test-fast test-connect test-slow lint format bench scale notebooks lock release clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -67,6 +67,9 @@ scale: setup  ## from files to scores at a size, and a night on top: build/scale
 lock: setup  ## resolve pyproject.toml anew into requirements.lock (hashes, no addresses)
 	@$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-find-links --no-emit-index-url --no-header \
 		--python-version 3.11 --extra all --extra dev pyproject.toml -o requirements.lock
+
+notebooks: setup  ## run the notebooks and write pages with their outputs: build/notebooks/ (NAME=quick_start for one)
+	@$(BIN)/python -m tests.notebooks $(NAME)
 
 release: setup  ## wheel and source archive of this commit in dist/: the same bytes wherever they are built
 	@test -z "$$(git status --porcelain)" || { echo "there are changes that no commit has: commit them first"; exit 1; }

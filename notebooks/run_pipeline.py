@@ -5,25 +5,32 @@
 # MAGIC (engine profile `databricks`).
 
 # COMMAND ----------
-# DBTITLE 1,Parameters
-dbutils.widgets.text("pipeline", "demo.yaml", "Pipeline file")
-dbutils.widgets.text("out", "build/demo", "Folder of lake, artefacts and report")
-dbutils.widgets.text("engine", "databricks", "Engine profile")
-dbutils.widgets.text("set", "", "Further values, key=value, separated by blanks")
+# MAGIC %md
+# MAGIC The pipeline file, where its results go, the engine profile, and values that win over the file.
 
 # COMMAND ----------
-# DBTITLE 1,Run
 from pathlib import Path
 
+from IPython.display import HTML, display
+
 from ledgerlm.jobs.run import run_pipeline
+from ledgerlm.notebook import parameter
 
-out = dbutils.widgets.get("out")
-overrides = [f"out={out}", f"engine={dbutils.widgets.get('engine')}", *dbutils.widgets.get("set").split()]
-code = run_pipeline(dbutils.widgets.get("pipeline"), overrides)
-
-# COMMAND ----------
-# DBTITLE 1,Report
-displayHTML(Path(out, "report.html").read_text(encoding="utf-8"))
+pipeline = parameter("pipeline", "demo.yaml", "Pipeline file")
+out = parameter("out", "build/demo", "Folder of lake, artefacts and report")
+engine = parameter("engine", "databricks", "Engine profile")
+settings = parameter("set", "", "Further values, key=value, separated by blanks")
 
 # COMMAND ----------
-dbutils.notebook.exit(str(Path(out, "report.json")))
+# MAGIC %md
+# MAGIC The run, which skips what is finished and unchanged.
+
+# COMMAND ----------
+code = run_pipeline(pipeline, [f"out={out}", f"engine={engine}", *settings.split()])
+
+# COMMAND ----------
+# MAGIC %md
+# MAGIC Its report; `report.json` beside it is the same for programs.
+
+# COMMAND ----------
+display(HTML(Path(out, "report.html").read_text(encoding="utf-8")))

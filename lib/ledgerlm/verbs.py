@@ -385,14 +385,10 @@ def _session(kind: Kind) -> Iterator[tuple[SparkSession, Keep]]:
 
     What was kept is given back unless what comes out is lazy, and reads it.
     """
-    from ledgerlm.config import shipped
     from ledgerlm.engines.frames import Keeper
-    from ledgerlm.engines.settings import SparkConf
-    from ledgerlm.engines.spark import open_session
+    from ledgerlm.engines.spark import open_here
 
-    profile = parse(SparkConf, load_yaml(shipped("engines/laptop.yaml"))["spark"], source="engines/laptop.yaml")
-    log = Path(tempfile.gettempdir()) / "ledgerlm-spark.log"
-    session, keeper = open_session(profile, log=log), Keeper()
+    session, keeper = open_here(), Keeper()
     try:
         yield session.spark, keeper.keep
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from socketserver import BaseServer
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from ledgerlm.config import shipped
+from ledgerlm.config import load_yaml, parse, shipped
 from ledgerlm.engines.jars import delta_package, packages
 from ledgerlm.engines.java import java_options, use_packaged_java
 from ledgerlm.engines.settings import SparkConf
@@ -101,6 +102,16 @@ def open_session(settings: SparkConf, *, log: Path | None = None, schemes: Colle
             + f" and {delta_package()}, or stop it and let ledgerlm start one"
         )
     return session
+
+
+def open_here() -> Session:
+    """Joins the session that there is, or starts one of this machine, whose JVM prints into a file.
+
+    Raises:
+        EngineError: as `open_session`.
+    """
+    profile = parse(SparkConf, load_yaml(shipped("engines/laptop.yaml"))["spark"], source="engines/laptop.yaml")
+    return open_session(profile, log=Path(tempfile.gettempdir()) / "ledgerlm-spark.log")
 
 
 def _knows_delta(spark: SparkSession) -> bool:
