@@ -22,7 +22,7 @@ from ledgerlm.jobs.run import run_pipeline
 from ledgerlm.lake.lake import Lake
 from ledgerlm.notebook import draw_board, parameter, session
 
-clients = parameter("clients", "800", "Clients of bank A; bank B has half as many")
+clients = parameter("clients", "600", "Clients of bank A; bank B has half as many")
 tokens = parameter("tokens", "300000", "Tokens that the language model reads")
 out = Path(parameter("out", "build/notebooks/next_category", "Folder of results"))
 

@@ -21,7 +21,7 @@ from ledgerlm.jobs.run import run_pipeline
 from ledgerlm.lake.lake import Lake
 from ledgerlm.notebook import draw_board, parameter, session
 
-clients = parameter("clients", "1500", "Clients of the simulated bank")
+clients = parameter("clients", "1000", "Clients of the simulated bank")
 out = Path(parameter("out", "build/notebooks/next_goal", "Folder of results"))
 
 # COMMAND ----------

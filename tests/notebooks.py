@@ -10,8 +10,12 @@ import base64
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 from unittest.mock import patch
 
 import nbformat
@@ -20,6 +24,8 @@ from markdown_it import MarkdownIt
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from rich.console import Console
+
+from tests.cpu_meter import CpuMeter
 
 REPOSITORY = Path(__file__).parent.parent
 FOLDER = REPOSITORY / "notebooks"
@@ -76,33 +82,73 @@ def execute(file: Path, parameters: Mapping[str, str] = {}, seconds: int = 1200)
     notebook = load(file)
     given = {f"LEDGERLM_{name.upper()}": value for name, value in parameters.items()}
     quiet = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "lib"), os.environ.get("PYTHONPATH", "")])}
-    with patch.dict(os.environ, given | quiet):
-        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc")  # no port is opened
-        NotebookClient(
-            notebook, km=kernel, timeout=seconds, resources={"metadata": {"path": str(REPOSITORY)}}
-        ).execute()
+    with patch.dict(os.environ, given | quiet), TemporaryDirectory() as sockets:  # and no port is opened
+        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
+        where = {"metadata": {"path": str(REPOSITORY)}}
+        NotebookClient(notebook, km=kernel, timeout=seconds, resources=where).execute()
     return notebook
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """Something that a cell shows: text (of several outputs in a row), a table as HTML, or a picture as base64."""
+
+    kind: Literal["text", "table", "picture"]
+    content: str
+
+
+def outputs(cell: NotebookNode) -> Iterator[Shown]:
+    """What a cell shows, in order."""
+    said: list[str] = []
+    for output in cell.get("outputs", ()):
+        data = output.get("data", {})
+        other = None
+        if "image/png" in data:
+            other = Shown(kind="picture", content=data["image/png"].strip())
+        elif "<table" in data.get("text/html", ""):
+            table = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
+            other = Shown(kind="table", content="\n".join(line for line in table.splitlines() if line.strip()))
+        if other is None:
+            said.append(_plain(output).rstrip())
+            continue
+        if said:
+            yield Shown(kind="text", content="\n".join(said))
+        said = []
+        yield other
+    if said:
+        yield Shown(kind="text", content="\n".join(said))
 
 
 def html(notebook: NotebookNode, title: str) -> str:
     """A page with texts, code and outputs, which needs nothing beside it."""
-    body = "\n".join(part for cell in notebook.cells for part in _parts(cell))
-    return f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>\n{body}\n"
+    parts = [f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append(MarkdownIt("commonmark").enable("table").render(cell.source))
+            continue
+        parts.append(f"<pre>{_escaped(cell.source)}</pre>")
+        for one in outputs(cell):
+            if one.kind == "picture":
+                parts.append(f'<img alt="plot" src="data:image/png;base64,{one.content}">')
+            else:
+                text = f'<pre class="out">{_escaped(one.content)}</pre>'
+                parts.append(one.content if one.kind == "table" else text)
+    return "\n".join(parts) + "\n"
 
 
-def _parts(cell: NotebookNode) -> Iterator[str]:
-    if cell.cell_type == "markdown":
-        yield MarkdownIt("commonmark").enable("table").render(cell.source)
-        return
-    yield f"<pre>{_escaped(cell.source)}</pre>"
-    for output in cell.outputs:
-        data = output.get("data", {})
-        if "image/png" in data:
-            yield f'<img alt="plot" src="data:image/png;base64,{data["image/png"].strip()}">'
-        elif "text/html" in data and "<table" in data["text/html"]:
-            yield data["text/html"]
-        else:
-            yield f'<pre class="out">{_escaped(_plain(output).rstrip())}</pre>'
+def markdown(notebook: NotebookNode, name: str) -> str:
+    """The same for docs/notebooks: pictures are the files `NAME-1.png` and so on beside it."""
+    parts, number = [], 0
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            parts.append(cell.source)
+            continue
+        parts.append(f"```python\n{cell.source}\n```")
+        for one in outputs(cell):
+            number += one.kind == "picture"
+            picture, text = f"![plot {number}]({name}-{number}.png)", f"```text\n{one.content}\n```"
+            parts.append({"picture": picture, "table": one.content, "text": text}[one.kind])
+    return "\n\n".join(parts) + "\n"
 
 
 def _plain(output: NotebookNode) -> str:
@@ -117,14 +163,13 @@ def _escaped(text: str) -> str:
 
 def pictures(notebook: NotebookNode) -> list[bytes]:
     """The plots, as PNG."""
-    found = [output.get("data", {}).get("image/png") for cell in notebook.cells for output in cell.get("outputs", ())]
-    return [base64.b64decode(one) for one in found if one]
+    found = [one for cell in notebook.cells for one in outputs(cell)]
+    return [base64.b64decode(one.content) for one in found if one.kind == "picture"]
 
 
 def shown(notebook: NotebookNode) -> str:
     """All that its cells print and show, as text."""
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    return "\n".join(_plain(one).rstrip() for one in outputs)
+    return "\n".join(_plain(output).rstrip() for cell in notebook.cells for output in cell.get("outputs", ()))
 
 
 def main(names: list[str]) -> int:
@@ -132,12 +177,16 @@ def main(names: list[str]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     PAGES.mkdir(parents=True, exist_ok=True)
     for file in [one for one in sources() if one.stem in names or (not names and one.stem != "run_pipeline")]:
+        meter, began = CpuMeter(), time.monotonic()
+        meter.start()
         notebook = execute(file)
         nbformat.write(notebook, PAGES / f"{file.stem}.ipynb")
         (PAGES / f"{file.stem}.html").write_text(html(notebook, file.stem), encoding="utf-8")
+        (PAGES / f"{file.stem}.md").write_text(markdown(notebook, file.stem), encoding="utf-8")
         for number, picture in enumerate(pictures(notebook), 1):
             (PAGES / f"{file.stem}-{number}.png").write_bytes(picture)
-        console.print(f"{PAGES / file.stem}.html")
+        took = f"{time.monotonic() - began:.0f} s, {meter.stop():.0f} CPU seconds"
+        console.print(f"{PAGES / file.stem}.html: {took}")
     return 0
 
 
