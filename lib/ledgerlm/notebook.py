@@ -6,9 +6,11 @@ environment. Nothing else differs, so one source runs in both places.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +43,15 @@ def parameter(name: str, default: str, label: str) -> str:
 def session() -> SparkSession:
     """The platform's Spark, or one of this machine, which the pipelines that the notebook runs use as well.
 
+    Without ipywidgets the bars of other libraries have no place in a notebook; that they miss it is not told.
+
     Raises:
         EngineError: Java or the Delta jars are missing, or the session that is there knows no Delta.
     """
     from ledgerlm.engines.spark import open_here
 
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    logging.getLogger("ray.widgets.util").setLevel(logging.WARNING)
     return open_here().spark
 
 

@@ -11,6 +11,7 @@ import pytest
 from ledgerlm.evaluation.compare import Compared, entries_of, figures_of
 from ledgerlm.evaluation.report.blocks import shown, table
 from ledgerlm.evaluation.report.comparison import section
+from ledgerlm.evaluation.report.figures import lines
 from ledgerlm.evaluation.report.page import render
 from ledgerlm.heads.tasks import Task
 
@@ -228,3 +229,14 @@ def test_cells_and_alignment() -> None:
         "x",
     ]
     assert list(table(["a", "b"], [["x", 1], ["y", None]]).classes) == ["", "n"]
+
+
+def test_figures_leave_the_callers_plots_alone() -> None:
+    """In a notebook pyplot shows the notebook's plots; a report that is written in between must not end that."""
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    plt.switch_backend("pdf")
+    before = plt.get_fignums()
+    assert lines({"a": ([1, 2], [3, 4])}, "x", "y").startswith("<svg")
+    assert (mpl.get_backend(), plt.get_fignums()) == ("pdf", before)

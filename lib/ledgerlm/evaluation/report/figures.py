@@ -31,22 +31,20 @@ _STYLE = {
 
 def _canvas(width: float = 5.4, height: float = 3.9) -> tuple[Figure, Axes]:
     import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    return figure, axes
+    # Not by pyplot: its backend is the program's that calls us, and a notebook's shows the notebook's own plots.
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots()
 
 
 def _svg(figure: Figure) -> str:
-    import matplotlib.pyplot as plt
+    import matplotlib as mpl
 
     buffer = io.StringIO()
-    with plt.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
 
