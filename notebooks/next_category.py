@@ -117,7 +117,12 @@ other[other["metric"].isin(["log_loss", "accuracy"])].pivot_table(
 
 # COMMAND ----------
 figure, axes = plt.subplots(figsize=(6.4, 2.4), layout="constrained")
-draw_board(axes, other[other["metric"] == "log_loss"], "log loss on clients of an unseen bank: lower is better")
+draw_board(
+    axes,
+    other[other["metric"] == "log_loss"],
+    "log loss on clients of an unseen bank: lower is better",
+    lower_is_better=True,
+)
 plt.show()
 
 # COMMAND ----------

@@ -96,7 +96,9 @@ board[board["metric"].isin(["log_loss", "accuracy"])].pivot_table(
 
 # COMMAND ----------
 figure, axes = plt.subplots(figsize=(6.8, 2.6), layout="constrained")
-draw_board(axes, board[board["metric"] == "log_loss"], "log loss on test clients: lower is better")
+draw_board(
+    axes, board[board["metric"] == "log_loss"], "log loss on test clients: lower is better", lower_is_better=True
+)
 plt.show()
 
 # COMMAND ----------

@@ -55,16 +55,17 @@ def session() -> SparkSession:
     return open_here().spark
 
 
-def draw_board(axes: Axes, board: pd.DataFrame, title: str) -> None:
-    """Draws methods one below the other, the highest figure first, with intervals and differences to the baseline.
+def draw_board(axes: Axes, board: pd.DataFrame, title: str, *, lower_is_better: bool = False) -> None:
+    """Draws methods one below the other, the best first, with intervals and differences to the baseline.
 
     Args:
         axes: where.
         board: rows of one task, metric and split: method, mean, low, high, delta, delta_low, delta_high; figures that
             were not taken are null.
         title: what the figure is.
+        lower_is_better: which end is the best.
     """
-    rows = board.sort_values("mean", ignore_index=True)
+    rows = board.sort_values("mean", ascending=not lower_is_better, ignore_index=True)
     arms = [(rows["mean"] - rows["low"]).fillna(0), (rows["high"] - rows["mean"]).fillna(0)]
     axes.errorbar(rows["mean"], rows.index, xerr=arms, fmt="o", capsize=3, color="tab:blue")
     axes.set_yticks(rows.index, [_told(row) for row in rows.to_dict("records")])

@@ -6,6 +6,7 @@ import ast
 import importlib
 import importlib.util
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,18 @@ def test_a_file_that_begins_otherwise_is_refused(tmp_path: Path) -> None:
     (tmp_path / "module.py").write_text("import os\n")
     with pytest.raises(ValueError, match="does not begin with '# Databricks notebook source"):
         load(tmp_path / "module.py")
+
+
+@pytest.mark.parametrize("page", sorted((REPOSITORY / "docs" / "notebooks").glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_in_docs_shows_the_notebook_as_it_is(page: Path) -> None:
+    """`make notebooks` writes it anew to build/notebooks."""
+    text = page.read_text(encoding="utf-8")
+    assert re.findall(r"^```python\n(.*?)\n```$", text, flags=re.DOTALL | re.MULTILINE) == code_cells(
+        load(FOLDER / f"{page.stem}.py")
+    )
+    drawn = re.findall(r"!\[plot \d+\]\((.*?)\)", text)
+    assert len(drawn) == SHOWN[page.stem][0] and all((page.parent / one).exists() for one in drawn)
+    assert "/tmp/" not in text and "/root/" not in text
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_elsewhere_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch, pla
     assert parameter("clients", "40", "Clients") == "9"
 
 
-def test_a_board_shows_the_highest_first_with_intervals_and_differences() -> None:
+def test_a_board_shows_the_best_first_with_intervals_and_differences() -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -75,4 +75,6 @@ def test_a_board_shows_the_highest_first_with_intervals_and_differences() -> Non
     [container] = axes.containers
     spans = [segment[:, 0].round(6).tolist() for segment in container.lines[2][0].get_segments()]
     assert spans == [[0.5, 0.5], [0.6, 0.8], [0.7, 0.8]]
+    draw_board(axes, pd.DataFrame(rows).iloc[[0, 2]], "log loss", lower_is_better=True)
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["agg", "majority"]
     plt.close(figure)
