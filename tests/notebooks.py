@@ -19,11 +19,11 @@ from typing import Literal
 from unittest.mock import patch
 
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
 from markdown_it import MarkdownIt
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from rich.console import Console
+from traitlets.config import Config
 
 from tests.cpu_meter import CpuMeter
 
@@ -82,10 +82,10 @@ def execute(file: Path, parameters: Mapping[str, str] = {}, seconds: int = 1200)
     notebook = load(file)
     given = {f"LEDGERLM_{name.upper()}": value for name, value in parameters.items()}
     quiet = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "lib"), os.environ.get("PYTHONPATH", "")])}
-    with patch.dict(os.environ, given | quiet), TemporaryDirectory() as sockets:  # and no port is opened
-        kernel = AsyncKernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/kernel")
+    with patch.dict(os.environ, given | quiet), TemporaryDirectory() as sockets:
+        conf = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})  # no port is opened
         where = {"metadata": {"path": str(REPOSITORY)}}
-        NotebookClient(notebook, km=kernel, timeout=seconds, resources=where).execute()
+        NotebookClient(notebook, config=conf, timeout=seconds, resources=where).execute()
     return notebook
 
 
@@ -98,7 +98,7 @@ class Shown:
 
 
 def outputs(cell: NotebookNode) -> Iterator[Shown]:
-    """What a cell shows, in order."""
+    """What a cell shows, in order; not what libraries tell on stderr."""
     said: list[str] = []
     for output in cell.get("outputs", ()):
         data = output.get("data", {})
@@ -108,6 +108,8 @@ def outputs(cell: NotebookNode) -> Iterator[Shown]:
         elif "<table" in data.get("text/html", ""):
             table = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
             other = Shown(kind="table", content="\n".join(line for line in table.splitlines() if line.strip()))
+        if output.get("name") == "stderr":
+            continue
         if other is None:
             said.append(_plain(output).rstrip())
             continue
