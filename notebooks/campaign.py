@@ -104,8 +104,8 @@ lake.read("sentences").orderBy("client_id").select("client_id", "domain", "text"
 # MAGIC The figures on test clients, which nothing has learnt from; `bayes` knows the simulator's probabilities.
 
 # COMMAND ----------
-board = pd.DataFrame(json.loads((out / "results" / "report.json").read_text())["leaderboard_test"])
-board = board[board["metric"] == "roc_auc"]
+board = pd.DataFrame(json.loads((out / "results" / "report.json").read_text())["leaderboard"])
+board = board[(board["split"] == "compare/test") & (board["metric"] == "roc_auc")]
 figure, axes = plt.subplots(figsize=(6.4, 2.4), layout="constrained")
 draw_board(axes, board, "ROC-AUC on test clients, with the difference to structured")
 plt.show()

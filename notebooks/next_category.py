@@ -102,11 +102,12 @@ lake.read("labels").where("task = 'next_category'").groupBy("label_text").count(
 # COMMAND ----------
 # MAGIC %md
 # MAGIC The figures on clients of bank B: log loss (lower is better) and accuracy, with the difference to a Markov chain
-# MAGIC of order 1. `bayes` knows the simulator's probabilities: nobody does better.
+# MAGIC of order 1. `bayes` knows the simulator's probabilities: nobody does better. With so little to read the chain is
+# MAGIC ahead of the language model; with twelve thousand clients and twelve million tokens it is the other way round.
 
 # COMMAND ----------
 board = pd.DataFrame(json.loads((out / "results" / "report.json").read_text())["leaderboard"])
-other = board[board["split"] == "unseen bank"]
+other = board[board["split"] == "compare/unseen bank"]
 other[other["metric"].isin(["log_loss", "accuracy"])].pivot_table(
     index="method", columns="metric", values="mean"
 ).round(3)

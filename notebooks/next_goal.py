@@ -85,7 +85,8 @@ code = run_pipeline(str(out / "pipeline.yaml"), [f"out={out}/results"])
 # MAGIC probabilities: nobody does better, and even it is right in less than half of the cases.
 
 # COMMAND ----------
-board = pd.DataFrame(json.loads((out / "results" / "report.json").read_text())["leaderboard_test"])
+board = pd.DataFrame(json.loads((out / "results" / "report.json").read_text())["leaderboard"])
+board = board[board["split"] == "compare/test"]
 board[board["metric"].isin(["log_loss", "accuracy"])].pivot_table(
     index="method", columns="metric", values="mean"
 ).round(3)

@@ -13,6 +13,7 @@
 # COMMAND ----------
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 
 import ledgerlm
 from ledgerlm.notebook import parameter
@@ -61,13 +62,12 @@ print("\n\n".join(texts.sort_values("client_id")["text"].head(2)))
 # COMMAND ----------
 # MAGIC %md
 # MAGIC `aggregate` counts and sums the same histories: the baseline that any embedding has to beat. Each client has the
-# MAGIC features that are not zero.
+# MAGIC features that are not zero; four of them.
 
 # COMMAND ----------
 features = ledgerlm.aggregate(bank)
-features.sort_values("client_id").set_index("client_id")["features"].map(
-    lambda one: {name: round(value, 2) for name, value in list(one.items())[:4]}
-).head(3).to_frame()
+ordered = features.sort_values("client_id").set_index("client_id")["features"].head(3)
+pd.DataFrame(ordered.tolist(), index=ordered.index)[["count", "amount:sum", "item=food:count", "item=fuel:count"]]
 
 # COMMAND ----------
 # MAGIC %md

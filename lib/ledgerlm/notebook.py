@@ -71,7 +71,7 @@ def draw_board(axes: Axes, board: pd.DataFrame, title: str, *, lower_is_better: 
     axes.set_yticks(rows.index, [_told(row) for row in rows.to_dict("records")])
     axes.margins(y=0.15)
     axes.grid(axis="x", alpha=0.3)
-    axes.set_title(title, fontsize="medium")
+    axes.set_title(title, fontsize="medium", loc="right")
 
 
 def _told(row: Mapping[Hashable, Any]) -> str:
