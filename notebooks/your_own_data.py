@@ -146,9 +146,9 @@ axes.bar(months["month"].dt.strftime("%Y-%m"), months["events"], color="tab:blue
 axes.plot(
     months["month"].dt.strftime("%Y-%m"), months["clients"], color="tab:orange", marker="o", label="clients with events"
 )
-axes.set(title="events by month", ylim=(0, None))
+axes.set_title("events by month", loc="left")
 axes.tick_params(axis="x", rotation=60)
-axes.legend(frameon=False, loc="lower left")
+figure.legend(loc="outside upper right", ncols=2, frameon=False)
 plt.show()
 
 # COMMAND ----------
