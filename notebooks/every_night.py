@@ -91,8 +91,8 @@ pd.DataFrame([{"gate": name.split("/")[0], "head": name.split("/")[1][:8], **one
 
 # COMMAND ----------
 # MAGIC %md
-# MAGIC How far scores moved between the nights. Most clients had no event, so only their clock went on; those who had are
-# MAGIC the ones to look at.
+# MAGIC How far scores moved from the study to the second night. A client without an event moves a little, since its clock
+# MAGIC goes on; those with events are the ones to look at.
 
 # COMMAND ----------
 nights = sorted(publications(lake), key=lambda one: one.number)

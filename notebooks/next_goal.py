@@ -83,6 +83,8 @@ code = run_pipeline(str(out / "pipeline.yaml"), [f"out={out}/results"])
 # MAGIC %md
 # MAGIC The figures on test clients: log loss (lower is better) and the share that is right. `bayes` knows the simulator's
 # MAGIC probabilities: nobody does better, and even it is right in less than half of the cases.
+# MAGIC From a thousand clients the LSTM learns little more than how frequent each goal is, so its offers are much alike;
+# MAGIC from six thousand it is ahead of the frequencies.
 
 # COMMAND ----------
 board = pd.DataFrame(json.loads((out / "results" / "report.json").read_text())["leaderboard"])
