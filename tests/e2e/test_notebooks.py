@@ -29,10 +29,10 @@ SHOWN: dict[str, tuple[int, tuple[str, ...]]] = {
         1,
         ("readers see publication 3", "learnt before: taken as it stands", "most_shift", "as of 2025-01-02"),
     ),
-    "what_is_a_good_embedding": (3, ("embedding", "both", "721")),
+    "what_is_a_good_embedding": (3, ("embedding", "both", "6/6 evaluate")),
     "next_category": (1, ("tuned model", "bayes", "grocery")),
     "next_goal": (2, ("lstm", "bayes", "expected_value")),
-    "campaign": (2, ("alimn", "marketing", "because")),
+    "campaign": (2, ("12/12 contact", "marketing", "because")),
     "fine_tune_on_gpus": (1, ("qwen3-1.7b", "finetune")),
 }
 
