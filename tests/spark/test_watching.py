@@ -15,6 +15,7 @@ from rich.console import Console
 from ledgerlm import progress as module
 from ledgerlm.engines.watching import described, watched
 from ledgerlm.progress import Progress
+from ledgerlm.runs import runner
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
 from tests.small_lake import write_bank
@@ -62,6 +63,7 @@ def test_stages_of_a_pipeline_are_named_and_told_of(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_LINE_EVERY", 0.5)
+    monkeypatch.setattr(runner, "_LONG", 0.0)  # a warm JVM has done in two seconds
     write_bank(tmp_path)
     file = tmp_path / "run.yaml"
     file.write_text(f"pipeline: bank\nout: {tmp_path}/out\ndata: {tmp_path}/bank.yaml\nstages: {{ingest: {{}}}}\n")
