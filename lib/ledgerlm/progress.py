@@ -35,6 +35,7 @@ class Task:
         self._total = total
         self._done = 0.0
         self._counts = total is not None
+        self._engine = ""
         self._bar: TaskID | None = None
         self._started = self._spoken = time.monotonic()
         self._over = threading.Event()
@@ -77,18 +78,20 @@ class Task:
         """Shows how far an engine is with the part of the work that it has in hand; what comes after is not known."""
         if self._bar is not None:
             self._progress.bars.update(self._bar, completed=done, total=total)
-        elif time.monotonic() - self._spoken > 2 * _LINE_EVERY:
-            self._spoken = time.monotonic()
-            since = self._spoken - self._started
-            self._progress.say(f"    {self._text}, {since:,.0f} s, {done:,.0f} of {total:,.0f} {unit}")
+        else:
+            self._engine = f", {done:,.0f} of {total:,.0f} {unit}"
+            self._speak()
 
     def _tell_time(self) -> None:
         """Says in a log that work goes on, where nothing else has for a while."""
         while not self._over.wait(_LINE_EVERY):
-            newest = self._progress.open[-1:] == [self]
-            if newest and time.monotonic() - self._spoken >= 2 * _LINE_EVERY:
-                self._spoken = time.monotonic()
-                self._progress.say(f"    {self._text}, {self._spoken - self._started:,.0f} s")
+            self._speak()
+
+    def _speak(self) -> None:
+        newest = self._progress.open[-1:] == [self]
+        if newest and time.monotonic() - self._spoken >= 2 * _LINE_EVERY:
+            self._spoken = time.monotonic()
+            self._progress.say(f"    {self._text}, {self._spoken - self._started:,.0f} s{self._engine}")
 
     def _show(self) -> None:
         if self._bar is not None:
@@ -99,8 +102,8 @@ class Task:
             self._progress.say(f"    {self._text}{of}")
 
     def _left(self) -> str:
-        """How long the rest takes at the speed so far."""
-        if not self._total or not 0 < self._done < self._total:
+        """How long the rest takes at the speed so far; the first steps hold the start, and say little of it."""
+        if not self._total or not self._total / 20 <= self._done < self._total:
             return ""
         seconds = (self._spoken - self._started) * (self._total - self._done) / self._done
         return f", {seconds:,.0f} s left" if seconds < 120 else f", {seconds / 60:,.0f} min left"

@@ -39,12 +39,17 @@ def test_a_log_tells_how_long_the_rest_takes(clock: list[float]) -> None:
         assert lines(progress) == [], "not more often than a reader wants"
         clock[0] = 20
         task.advance(5)
+        clock[0] = 40
+        task.update(done=1)
+        clock[0] = 41
+        task.update(done=10)
         clock[0] = 1000
         task.advance(5)
         clock[0] = 1100
         task.update(done=40)
     assert lines(progress) == [
         "    Fitting 10 of 40, 60 s left",
+        "    Fitting 1 of 40",
         "    Fitting 15 of 40, 28 min left",
         "    Fitting 40 of 40",
     ]
