@@ -95,8 +95,8 @@ def ingest(
     """Reads rows as the ingest job reads files: exactly, or with a reason why not.
 
     Args:
-        data: the rows as they are; a frame of Spark is first written where `settings` of its session puts files, so
-            name Delta tables in a spec instead where it is large.
+        data: the rows as they are. They are first written to a folder of this machine, so a cluster's frame is refused:
+            there a spec names the Delta table that holds it.
         spec: file, or its content; `source` is not needed, nor are the `file`s of the labels that are given.
         labels: task -> rows with the columns that the spec names.
         **settings: of `IngestConf`.
@@ -106,7 +106,7 @@ def ingest(
 
     Raises:
         SpecError: the spec is wrong, or names a column that the rows lack.
-        DataError: more rows are bad than `max_quarantined_share` allows.
+        DataError: more rows are bad than `max_quarantined_share` allows, or a frame is a cluster's.
 
     Example:
         >>> import ledgerlm
@@ -367,6 +367,13 @@ def _spec(spec: str | Path | Mapping[str, Any], folder: Path, labels: Mapping[st
 def _stage(frame: Any, folder: Path) -> None:
     """Writes rows as Parquet, as they are."""
     if kind_of(frame) == "spark":
+        master = frame.sparkSession.conf.get("spark.master", "") or ""
+        if master != "local" and not master.startswith("local["):
+            raise DataError(
+                f"a Spark frame of {master or 'a cluster'} would be written to each machine's own disk; write it as a "
+                "Delta table, name that in a spec (files: [{glob: catalog.schema.table, format: delta}]) and let the "
+                "ingest job read it"
+            )
         frame.write.parquet(folder.as_uri())
         return
     import pyarrow as pa

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pandas as pd
 import polars as pl
@@ -174,3 +175,14 @@ def test_a_map_that_spark_gives_comes_back(spark: SparkSession) -> None:
         there = to_spark(spark, frame, schema)
         assert there.schema["m"].dataType == schema["m"].dataType
         assert {str(row["m"]) for row in there.collect()} == {"{'a': 1.5, 'b': 2.0}", "{}", "None"}, kind
+
+
+def test_a_frame_of_a_cluster_is_not_written_to_the_disks_of_its_machines(
+    small: tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]],
+) -> None:
+    frame = MagicMock(columns=["who"])
+    frame.sparkSession.conf.get.return_value = "spark://bank:7077"
+    type(frame).__module__ = "pyspark.sql"
+    with pytest.raises(DataError, match="a Spark frame of spark://bank:7077 would be"):
+        ledgerlm.ingest(frame, small[2])
+    assert not frame.write.parquet.called
