@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from pyspark.sql import SparkSession
 from ledgerlm.jobs.run import run_pipeline
 from ledgerlm.lake.lake import Lake
 from tests.benchmarks.bench_aggregates import cpu_so_far
+from tests.benchmarks.bench_run import write_pipeline
 
 ROWS, CLIENTS, FILES = 500_000, 1_700, 4
 SPEC = """
@@ -47,7 +47,7 @@ SCHEMA = (
 def run(spark: SparkSession, workdir: Path, turns: int = 2) -> list[dict[str, Any]]:
     """Measures, in alternating turns, medians compared; rows of what, against, ratio, target, better and detail."""
     _write_files(spark, workdir)
-    file = _pipeline(workdir)
+    file = write_pipeline(workdir, SPEC, {"ingest": {}})
 
     def ingest() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -92,19 +92,6 @@ def _write_files(spark: SparkSession, folder: Path) -> None:
     rows.repartition(FILES).write.mode("overwrite").csv(str(folder / "events"), header=True)
     lines = "".join(f"c{number},{number % 2}\n" for number in range(CLIENTS))
     (folder / "labels.csv").write_text(f"client_id,churn\n{lines}", encoding="utf-8")
-
-
-def _pipeline(folder: Path) -> Path:
-    (folder / "spec.yaml").write_text(SPEC.format(folder=folder), encoding="utf-8")
-    file = folder / "run.yaml"
-    content = {
-        "pipeline": "bank",
-        "out": str(folder / "out"),
-        "data": str(folder / "spec.yaml"),
-        "stages": {"ingest": {}},
-    }
-    file.write_text(json.dumps(content), encoding="utf-8")
-    return file
 
 
 def _alternately(ways: list[Callable[[], None]], turns: int) -> list[tuple[float, float]]:

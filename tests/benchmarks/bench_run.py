@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -52,7 +53,14 @@ def run(spark: SparkSession, workdir: Path, turns: int = 3) -> list[dict[str, An
     """Measures, in alternating turns, medians compared; rows of what, against, ratio, target, better and detail."""
     write_files(workdir)
     ways = {
-        "ours": [sys.executable, "-m", "ledgerlm.jobs.cli", "run", str(_pipeline(workdir)), "--fresh"],
+        "ours": [
+            sys.executable,
+            "-m",
+            "ledgerlm.jobs.cli",
+            "run",
+            str(write_pipeline(workdir, SPEC, STAGES)),
+            "--fresh",
+        ],
         "bare": [sys.executable, str(Path(__file__).with_name("bare.py")), str(workdir)],
     }
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -110,14 +118,15 @@ def write_files(folder: Path) -> None:
     (folder / "labels.csv").write_text("client_id,churn\n" + "".join(lines), encoding="utf-8")
 
 
-def _pipeline(folder: Path) -> Path:
-    (folder / "spec.yaml").write_text(SPEC.format(folder=folder), encoding="utf-8")
+def write_pipeline(folder: Path, spec: str, stages: Mapping[str, Any]) -> Path:
+    """The file of a pipeline over the files of a folder; `{folder}` in the spec is that."""
+    (folder / "spec.yaml").write_text(spec.format(folder=folder), encoding="utf-8")
     file = folder / "run.yaml"
     content = {
-        "pipeline": "small",
+        "pipeline": "bench",
         "out": str(folder / "out"),
         "data": str(folder / "spec.yaml"),
-        "stages": STAGES,
+        "stages": stages,
     }
     file.write_text(json.dumps(content), encoding="utf-8")
     return file
