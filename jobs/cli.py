@@ -108,13 +108,19 @@ def run(file: str, overrides: tuple[str, ...], dry_run: bool, fresh: bool) -> in
     metavar="TIME",
     help="Everybody is scored as of this time: 2025-01-31, 2025-01-31T02:00, …Z, …+01:00; without a zone the data's.",
 )
+@click.option(
+    "--publish/--no-publish",
+    default=True,
+    show_default=True,
+    help="Hold the scores against the gates and publish them; without it a second call, with it, does so.",
+)
 @_SET
 @_DRY
-def rescore(file: str, as_of: datetime, overrides: tuple[str, ...], dry_run: bool) -> int:
+def rescore(*, file: str, as_of: datetime, publish: bool, overrides: tuple[str, ...], dry_run: bool) -> int:
     """Run a night of pipeline FILE: take in what is new, score everybody, publish."""
     from ledgerlm.jobs.rescore import rescore as night
 
-    return night(file, overrides, as_of=as_of, dry_run=dry_run)
+    return night(file, overrides, as_of=as_of, publish=publish, dry_run=dry_run)
 
 
 @app.command()

@@ -15,13 +15,16 @@ from ledgerlm.runs.pipeline import Pipeline, load_pipeline
 from ledgerlm.runs.runner import Runner
 
 
-def rescore(file: str, overrides: Sequence[str] = (), *, as_of: dt.datetime, dry_run: bool = False) -> int:
+def rescore(
+    file: str, overrides: Sequence[str] = (), *, as_of: dt.datetime, publish: bool = True, dry_run: bool = False
+) -> int:
     """Runs the stages of a pipeline on what is new; stages that learn are taken as they stand.
 
     Args:
         file: pipeline file, whose last stage publishes.
         overrides: `key.sub=value` items that win over the file.
         as_of: the time as of which everybody is scored; without a zone it is in the data set's.
+        publish: hold the scores against the gates and publish them; else the same call with it does so later.
         dry_run: print the plan, and do nothing.
 
     Returns:
@@ -38,13 +41,17 @@ def rescore(file: str, overrides: Sequence[str] = (), *, as_of: dt.datetime, dry
     runner = Runner(pipeline, progress, night)
     present = instant(as_of, pipeline.spec.time.zone)
     progress.say(f"[bold]{pipeline.name}[/bold]: {pipeline.spec.title}, as of {night.isoformat(sep=' ')}")
+    but = None if publish else "publish"
     try:
         if dry_run:
-            return show_plan(runner, None, progress)
+            return show_plan(runner, None, progress, but)
         refuse_past(runner.lake(), present)
-        run = runner.run()
-        published = run.stages[-1].record.facts
-        progress.say(f"Publication [bold]{published['publication']}[/bold] of {pipeline.place}")
+        run = runner.run(but=but)
+        if publish:
+            published = run.stages[-1].record.facts
+            progress.say(f"Publication [bold]{published['publication']}[/bold] of {pipeline.place}")
+        else:
+            progress.say("Scored, and not published: readers see it when the same night is run without --no-publish")
     finally:
         runner.engines.stop()
     return 0

@@ -46,10 +46,10 @@ def run_pipeline(
     return 0
 
 
-def show_plan(runner: Runner, only: str | None, progress: Progress) -> int:
+def show_plan(runner: Runner, only: str | None, progress: Progress, but: str | None = None) -> int:
     """Prints a line for each stage, setting and obstacle; the exit code is 1 when a run would stumble."""
     obstacles = unwritable(runner.pipeline)
-    for plan, stands in runner.outlook(only):
+    for plan, stands in runner.outlook(only, but):
         found = [] if stands else missing(plan, runner.pipeline)
         obstacles += found
         progress.say(

@@ -8,9 +8,9 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -100,6 +100,41 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     session = start(SparkConf(conf=conf, **where), log=tmp_path_factory.mktemp("logs") / "spark.log")
     yield session
     session.stop()
+
+
+# What Databricks names as the settings that its serverless compute takes.
+_SERVERLESS = {
+    "spark.databricks.execution.timeout",
+    "spark.sql.ansi.enabled",
+    "spark.sql.legacy.timeParserPolicy",
+    "spark.sql.session.timeZone",
+    "spark.sql.shuffle.partitions",
+}
+
+
+@pytest.fixture
+def serverless(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> SparkSession:
+    """The session, as strict as serverless compute: it tells and takes few settings, in spite of a default, and keeps
+    no frame."""
+    from pyspark.errors import AnalysisException
+
+    def strict(asked: Callable[..., Any]) -> Callable[..., Any]:
+        def refused(conf: object, key: str, *rest: Any) -> Any:
+            if key not in _SERVERLESS:
+                raise AnalysisException(f"[CONFIG_NOT_AVAILABLE] Configuration {key} is not available.")
+            return asked(conf, key, *rest)
+
+        return refused
+
+    def unkept(*_: object) -> NoReturn:
+        raise AnalysisException("[NOT_SUPPORTED_WITH_SERVERLESS] PERSIST TABLE is not supported on serverless compute.")
+
+    settings = type(spark.conf)
+    for name in ("get", "set", "unset"):
+        monkeypatch.setattr(settings, name, strict(getattr(settings, name)))
+    for name in ("persist", "cache"):
+        monkeypatch.setattr(type(spark.range(1)), name, unkept)
+    return spark
 
 
 @pytest.fixture(scope="module", autouse=True)

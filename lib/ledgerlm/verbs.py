@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ledgerlm.config import find_file, load_yaml, parse
 from ledgerlm.engines.kinds import Kind, from_spark, kind_of, to_arrow, to_spark
+from ledgerlm.engines.session import setting
 from ledgerlm.errors import ConfigError, DataError, SpecError
 
 if TYPE_CHECKING:
@@ -367,7 +368,7 @@ def _spec(spec: str | Path | Mapping[str, Any], folder: Path, labels: Mapping[st
 def _stage(frame: Any, folder: Path) -> None:
     """Writes rows as Parquet, as they are."""
     if kind_of(frame) == "spark":
-        master = frame.sparkSession.conf.get("spark.master", "") or ""
+        master = setting(frame.sparkSession, "spark.master", "")
         if master != "local" and not master.startswith("local["):
             raise DataError(
                 f"a Spark frame of {master or 'a cluster'} would be written to each machine's own disk; write it as a "

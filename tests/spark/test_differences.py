@@ -9,6 +9,7 @@ import pytest
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from ledgerlm.engines.session import setting
 from ledgerlm.lake.differences import CHANGE, applied, differences
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
@@ -46,9 +47,13 @@ def test_differences_name_what_is_new_changed_and_gone_and_nothing_else(spark: S
     assert held(applied(old, found, KEY)) == held(new)
 
 
-@pytest.fixture(params=["folder", "catalog"])
+@pytest.fixture(params=["folder", "catalog", "folder serverless", "catalog serverless"])
 def lake(request: pytest.FixtureRequest, spark: SparkSession, tmp_path: Path) -> Iterator[Lake]:
-    yield Lake(str(tmp_path) if request.param == "folder" else "spark_catalog.nights", spark)
+    """A lake in a folder or a catalog, in a session that takes a signature for SQL, or takes none."""
+    where, _, strict = request.param.partition(" ")
+    if strict:
+        request.getfixturevalue(strict)
+    yield Lake(str(tmp_path) if where == "folder" else "spark_catalog.nights", spark)
     spark.sql("DROP SCHEMA IF EXISTS spark_catalog.nights CASCADE")
 
 
@@ -57,11 +62,11 @@ def test_applied_differences_leave_the_table_as_if_it_were_written_anew(spark: S
     first = lake.apply("changes", differences(rows(spark), old, KEY, ("appended",)), by=by("1"))
     assert (first.rows, held(lake.read("changes"))) == (3, held(old))
     new = rows(spark, ("a", 1, 5), ("b", 1, 6), ("e", 1, 7))
-    found = differences(lake.read("changes"), new, KEY, ("appended",)).cache()
+    found = differences(lake.read("changes"), new, KEY, ("appended",))
     second = lake.apply("changes", found, by=by("2"))
     assert (second.rows, second.repeated, held(lake.read("changes"))) == (3, False, held(new))
     assert second.state is not None and second.state.attempt == "2"
-    assert spark.conf.get("spark.databricks.delta.commitInfo.userMetadata", None) is None
+    assert setting(spark, "spark.databricks.delta.commitInfo.userMetadata", "none") == "none", "put back"
     again = lake.apply("changes", found, by=by("2"))
     assert (again.repeated, again.version, lake.version("changes")) == (True, second.version, second.version)
 
@@ -69,12 +74,12 @@ def test_applied_differences_leave_the_table_as_if_it_were_written_anew(spark: S
 def test_new_rows_alone_are_appended_and_no_difference_is_no_commit(spark: SparkSession, lake: Lake) -> None:
     lake.write("changes", rows(spark, ("a", 1, 5)), by=by("1"))
     more = differences(rows(spark, ("a", 1, 5)), rows(spark, ("a", 1, 5), ("b", 1, 5)), KEY, ("appended",))
-    lake.apply("changes", more.cache(), by=by("2"))
+    lake.apply("changes", more, by=by("2"))
     newest = (
         spark.sql(f"DESCRIBE HISTORY {lake.home.identifier('changes')}").orderBy("version", ascending=False).first()
     )
     assert newest is not None
     assert (newest["operation"], lake.history.rows("changes"), lake.rows("changes")) == ("WRITE", None, 2)
-    none = differences(lake.read("changes"), lake.read("changes"), KEY, ("appended",)).cache()
+    none = differences(lake.read("changes"), lake.read("changes"), KEY, ("appended",))
     before = lake.version("changes")
     assert lake.apply("changes", none, by=by("3")).version == lake.version("changes") == before

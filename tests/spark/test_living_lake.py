@@ -282,6 +282,15 @@ def test_three_hundred_sequences(
 
 
 @pytest.mark.slow
+def test_a_lake_lives_where_a_session_refuses_settings(
+    serverless: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_model: None
+) -> None:
+    bank = LivingBank(tmp_path, clients=12, seed=11)
+    for found in nights(serverless, bank, monkeypatch, seed=11, count=2, every=2):
+        assert found == {}, bank.sequences()
+
+
+@pytest.mark.slow
 def test_where_nothing_is_new_no_stage_works_but_ingest(
     spark: SparkSession, tmp_path: Path, without_model: None
 ) -> None:

@@ -19,6 +19,7 @@ from ledgerlm.applications.publishing import Judged, publication
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.explanation import as_page, as_text, explained
 from ledgerlm.heads.vectors import newest_vectors
+from ledgerlm.jobs.rescore import rescore
 from ledgerlm.jobs.rollback import roll_back
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
@@ -291,7 +292,10 @@ def test_a_study_shows_the_newest_scores_of_each_head(spark: SparkSession, tmp_p
 def test_a_publication_that_was_cut_off_goes_on_with_its_views(
     spark: SparkSession, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The row comes first: a run that dies between it and the views leaves those of the night before, and goes on."""
+    """The row comes first: a run that dies between it and the views leaves those of the night before, and goes on.
+
+    The night was scored by a call of its own, as where the gates are a task.
+    """
     (tmp_path / "1.csv").write_text("id,who,at,mcc\n1,a,2024-01-01,x\n2,b,2024-01-02,y\n")
     spec = {
         "name": "bank",
@@ -314,15 +318,20 @@ def test_a_publication_that_was_cut_off_goes_on_with_its_views(
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     lake = Lake(schema, spark)
 
-    def run(night: int | None) -> None:
+    def run(night: int | None) -> list[str]:
+        """The stages that worked."""
         time = None if night is None else dt.datetime(2024, 2, night, tzinfo=dt.UTC)
-        Runner(load_pipeline(str(file)), Progress(), time).run()
+        done = Runner(load_pipeline(str(file)), Progress(), time).run().stages
+        return [one.record.name for one in done if not one.skipped]
 
     def seen() -> dict[tuple[int, str], int]:
         return days(spark.sql(f"SELECT * FROM {schema}.features_latest"))
 
     run(None)
     assert seen() == {(1, "02-01"): 2}
+
+    assert rescore(str(file), as_of=dt.datetime(2024, 2, 2), publish=False) == 0
+    assert (published(lake).number, seen()) == (1, {(1, "02-01"): 2}), "scored, and nobody sees it"
 
     def kill(*_: object) -> None:
         raise KeyboardInterrupt
@@ -333,7 +342,7 @@ def test_a_publication_that_was_cut_off_goes_on_with_its_views(
         run(2)
     monkeypatch.delenv("LEDGERLM_FAILPOINT")
     assert (published(lake).number, seen()) == (2, {(1, "02-01"): 2})
-    run(2)
+    assert run(2) == ["publish"]
     assert (published(lake).number, seen()) == (2, {(2, "02-02"): 2})
     record = json.loads((tmp_path / "out" / "runs" / "stages" / "publish.json").read_text())
     assert record["facts"]["publication"] == 2, "the number of its row, though it was there when the run went on"

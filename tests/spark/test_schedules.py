@@ -137,7 +137,7 @@ def test_the_crontab(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert not in_range("60", 0, 59) and not in_range("5-1", 0, 59) and not in_range("x", 0, 59)
 
 
-# Databricks: the parts of a bundle that ours uses, and no others.
+# Databricks: the parts of a bundle that ours uses, and no others; `test_deploy` asks Databricks' own package.
 
 
 class Part(BaseModel):
@@ -154,6 +154,8 @@ class Target(Part):
     default: bool = False
     variables: dict[str, str] = {}
     workspace: dict[str, str] = {}
+    run_as: dict[str, str] = {}
+    presets: dict[str, str] = {}
 
 
 class Artifact(Part):
@@ -166,6 +168,7 @@ class Bundle(Part):
     bundle: dict[str, str]
     include: list[str]
     variables: dict[str, Variable]
+    permissions: list[dict[str, str]]
     artifacts: dict[str, Artifact]
     targets: dict[str, Target]
 
@@ -178,10 +181,12 @@ class Wheel(Part):
 
 class Task(Part):
     task_key: str
-    job_cluster_key: str
+    job_cluster_key: str | None = None
+    environment_key: str | None = None
     python_wheel_task: Wheel
-    libraries: list[dict[str, str]]
+    libraries: list[dict[str, str]] = []
     depends_on: list[dict[str, str]] = []
+    run_if: str = "ALL_SUCCESS"
     max_retries: int = 0
     min_retry_interval_millis: int = 0
     retry_on_timeout: bool = False
@@ -192,14 +197,36 @@ class Schedule(Part):
     timezone_id: str
     pause_status: str = Field(pattern="^(UNPAUSED|PAUSED)$")
 
+    def means_something(self) -> bool:
+        """Quartz takes a day of the month, or of the week."""
+        seconds, minutes, hours, day, month, weekday = self.quartz_cron_expression.split()
+        numbers = in_range(seconds, 0, 59) and in_range(minutes, 0, 59) and in_range(hours, 0, 23)
+        return numbers and in_range(month, 1, 12) and [day, weekday].count("?") == 1
+
+
+class Environment(Part):
+    environment_version: str
+    dependencies: list[str]
+
+
+class Environments(Part):
+    environment_key: str
+    spec: Environment
+
 
 class Job(Part):
     name: str
     max_concurrent_runs: int
-    schedule: Schedule
-    parameters: list[dict[str, str]]
+    schedule: Schedule | None = None
+    email_notifications: dict[str, list[str]] = {}
+    parameters: list[dict[str, str]] = []
     tasks: list[Task]
-    job_clusters: list[dict[str, Any]]
+    job_clusters: list[dict[str, Any]] = []
+    environments: list[Environments] = []
+
+    def after(self) -> dict[str, list[str]]:
+        """Task -> those before it."""
+        return {one.task_key: [before["task_key"] for before in one.depends_on] for one in self.tasks}
 
 
 class Jobs(Part):
@@ -208,6 +235,22 @@ class Jobs(Part):
 
 class Resources(Part):
     resources: Jobs
+
+
+FOLDER = DEPLOY / "databricks"
+PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return Bundle.model_validate(yaml.safe_load((FOLDER / "databricks.yml").read_text()))
+
+
+@pytest.fixture(scope="module")
+def jobs(bundle: Bundle) -> dict[str, Job]:
+    files = [file for pattern in bundle.include for file in FOLDER.glob(pattern)]
+    read = [Resources.model_validate(yaml.safe_load(file.read_text())) for file in files]
+    return {name: job for one in read for name, job in one.resources.jobs.items()}
 
 
 def filled_in(text: str, variables: Mapping[str, str], job: Job) -> str:
@@ -221,39 +264,75 @@ def filled_in(text: str, variables: Mapping[str, str], job: Job) -> str:
     return text
 
 
-def test_the_databricks_bundle(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = DEPLOY / "databricks"
-    bundle = Bundle.model_validate(yaml.safe_load((folder / "databricks.yml").read_text()))
-    files = [file for pattern in bundle.include for file in folder.glob(pattern)]
-    (job,) = (
-        one
-        for file in files
-        for one in Resources.model_validate(yaml.safe_load(file.read_text())).resources.jobs.values()
-    )
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    clusters = {one["job_cluster_key"] for one in job.job_clusters}
+def commands_of(job: Job, variables: Mapping[str, str]) -> dict[str, list[str]]:
+    """Task -> arguments of the command line."""
+    return {
+        task.task_key: [filled_in(one, variables, job) for one in task.python_wheel_task.parameters]
+        for task in job.tasks
+    }
+
+
+def test_the_databricks_jobs_do_what_they_say(
+    bundle: Bundle, jobs: dict[str, Job], place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     here = {"pipeline": str(place.pipeline), "lake": "spark_catalog.scheduled_bank", "out": str(place.root / "out")}
-    commands = {}
+    variables = {name: one.default for name, one in bundle.variables.items()} | here
+    assert jobs.keys() == {"study", "nightly", "maintenance"}
+    (study,) = commands_of(jobs["study"], variables).values()
+    assert "publish: spark; would run" in dry_run(study, capsys)
+    night = commands_of(jobs["nightly"], variables)
+    scored = dry_run(night["score"], capsys)
+    assert f"as of {DAY}" in scored and "ingest: spark; would run" in scored and "publish:" not in scored
+    upkeep = commands_of(jobs["maintenance"], variables)
+    looks_right({"rescore": night["publish"], "maintain": upkeep["maintain"]}, capsys)
+    assert cli.main(upkeep["status"]) == 0
+    assert jobs["nightly"].after() == {"score": [], "publish": ["score"]}
+    assert jobs["maintenance"].after() == {"maintain": [], "status": ["maintain"]}
+    retried = jobs["nightly"].tasks[0]
+    assert retried.min_retry_interval_millis > 10 * 60_000, "a dead run's lease of ten minutes has run out"
+
+
+def test_each_databricks_task_runs_the_wheel_where_it_has_what_it_needs(bundle: Bundle, jobs: dict[str, Job]) -> None:
+    wheels = (FOLDER / bundle.artifacts["ledgerlm"].path / "dist").resolve()
+    for job in jobs.values():
+        assert job.max_concurrent_runs == 1
+        assert job.schedule is None or job.schedule.means_something()
+        clusters = {one["job_cluster_key"] for one in job.job_clusters}
+        serverless = {one.environment_key: one.spec.dependencies for one in job.environments}
+        for task in job.tasks:
+            wheel = task.python_wheel_task
+            assert wheel.package_name == PROJECT["name"]
+            module, _, function = PROJECT["scripts"][wheel.entry_point].partition(":")
+            assert getattr(import_module(module), function) is cli.task
+            given = serverless.get(task.environment_key or "", [one["whl"] for one in task.libraries if "whl" in one])
+            assert (task.job_cluster_key in clusters) != (task.environment_key in serverless)
+            assert [(FOLDER / "resources" / one).parent.resolve() for one in given] == [wheels]
+            asked = [one["requirements"] for one in task.libraries if "requirements" in one]
+            verb = wheel.parameters[0]
+            assert asked == {"run": ["../train.txt"], "rescore": ["../embed.txt"]}.get(verb, []), verb
+
+
+def test_databricks_clusters_get_the_versions_of_the_extras() -> None:
+    extras = PROJECT["optional-dependencies"]
+    embed, train = (
+        {line for line in (FOLDER / name).read_text().splitlines() if line and not line.startswith("#")}
+        for name in ("embed.txt", "train.txt")
+    )
+    assert embed == set(extras["embed"])
+    assert train - {"-r embed.txt"} == {*extras["ray"], *extras["train"]} - {"ledgerlm[ray,embed]"}
+
+
+def test_databricks_targets(bundle: Bundle) -> None:
+    assert bundle.targets.keys() == {"dev", "staging", "prod"}
     for name, target in bundle.targets.items():
         assert target.variables.keys() <= bundle.variables.keys(), name
-    variables = {name: one.default for name, one in bundle.variables.items()} | here
-    for task in job.tasks:
-        wheel = task.python_wheel_task
-        assert wheel.package_name == project["name"]
-        module, _, function = project["scripts"][wheel.entry_point].partition(":")
-        assert getattr(import_module(module), function) is cli.task
-        assert task.job_cluster_key in clusters
-        for library in task.libraries:
-            built = (folder / "resources" / library["whl"]).parent.resolve()
-            assert built == (folder / bundle.artifacts["ledgerlm"].path / "dist").resolve()
-        commands[task.task_key] = [filled_in(one, variables, job) for one in wheel.parameters]
-    assert [one.depends_on for one in job.tasks] == [[], [{"task_key": "rescore"}]]
-    assert job.tasks[0].min_retry_interval_millis > 10 * 60_000, "a dead run's lease of ten minutes has run out"
-    assert job.max_concurrent_runs == 1
-    seconds, minutes, hours, day, month, weekday = job.schedule.quartz_cron_expression.split()
-    assert in_range(seconds, 0, 59) and in_range(minutes, 0, 59) and in_range(hours, 0, 23)
-    assert in_range(month, 1, 12) and [day, weekday].count("?") == 1, "Quartz takes a day of the month, or of the week"
-    looks_right(commands, capsys)
+        steady = target.mode == "production"
+        assert (target.run_as == {"service_principal_name": "${var.service_principal}"}) == steady, name
+        assert ("root_path" in target.workspace) == steady, "one copy for all who deploy it"
+    places = [{**{k: v.default for k, v in bundle.variables.items()}, **t.variables} for t in bundle.targets.values()]
+    for variable in ("lake", "out"):
+        assert len({one[variable] for one in places}) == len(places), "no target writes where another does"
+    assert bundle.targets["staging"].presets == {"trigger_pause_status": "PAUSED"}
 
 
 def test_a_task_fails_where_a_shell_would_see_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests against the schemas of their kinds, the pipeline they carry, and the image they name."""
+"""What is deployed: Kubernetes manifests and Databricks jobs against what describes their kinds, and the image."""
 
 from __future__ import annotations
 
@@ -139,6 +139,28 @@ def test_the_discovery_script_tells_what_nvidia_smi_sees(tmp_path: Path) -> None
     script = shipped("engines/gpus.sh")
     done = subprocess.run([str(script)], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, check=True)
     assert json.loads(done.stdout) == {"name": "gpu", "addresses": ["0", "1"]}
+
+
+@pytest.mark.slow
+def test_databricks_own_package_takes_the_jobs(tmp_path: Path) -> None:
+    """It is made from the same description as the schema of bundles, whose licence lets nobody ship it here."""
+    script = tmp_path / "jobs.py"
+    script.write_text(
+        "import sys, yaml\n"
+        "from databricks.bundles.jobs import Job\n"
+        "for file in sys.argv[1:]:\n"
+        "    for name, job in yaml.safe_load(open(file))['resources']['jobs'].items():\n"
+        "        print(name, Job.from_dict(job).name)\n"
+    )
+    jobs = sorted((REPOSITORY / "deploy" / "databricks" / "resources").glob("*.yml"))
+    wrong = tmp_path / "wrong.yml"
+    wrong.write_text(jobs[0].read_text().replace("max_concurrent_runs", "max_runs"))
+    tool = [str(UV), "run", "--no-project", "--with", "databricks-bundles==1.22.1", "--with", "pyyaml", "python"]
+    for files, good in ((jobs, True), ([wrong], False)):
+        command = [*tool, str(script), *map(str, files)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode == 0) == good, done.stdout + done.stderr
+    assert "Unexpected field 'max_runs'" in done.stderr
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 from ledgerlm.backbone.definition import EmbeddingDefinition
 from ledgerlm.config import Conf
 from ledgerlm.engines.gpus import DEVICE, WorkerDevice, usable
+from ledgerlm.engines.session import setting
 from ledgerlm.errors import ArtefactError
 from ledgerlm.files import here, share
 
@@ -127,7 +128,7 @@ class Reader:
             ConfigError: workers would share a GPU.
         """
         chosen = settings or EmbedSettings()
-        task_cpus = int(spark.conf.get("spark.task.cpus", "1") or "1")
+        task_cpus = int(setting(spark, "spark.task.cpus", "1"))
         return cls(
             folder=share(Path(folder)),
             backbone_id=backbone_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from ledgerlm.engines.session import setting
 from ledgerlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ def collectable(spark: SparkSession) -> int:
 
     Results lie in the driver's heap until Python has taken them over, and Spark ends a query that brings more.
     """
-    results = parse_size(_setting(spark, "spark.driver.maxResultSize", _RESULTS), unit="b")
-    memory = parse_size(_setting(spark, "spark.driver.memory", _MEMORY), unit="m")
+    results = parse_size(setting(spark, "spark.driver.maxResultSize", _RESULTS), unit="b")
+    memory = parse_size(setting(spark, "spark.driver.memory", _MEMORY), unit="m")
     return int(_SHARE * min(results or memory, memory / 2))
 
 
@@ -38,12 +39,3 @@ def parse_size(text: str, *, unit: str) -> int:
     if found is None:
         raise ConfigError(f"'{text}' is no size; write 512m or 2g")
     return int(found[1]) * _UNITS[(found[2] or unit).lower()]
-
-
-def _setting(spark: SparkSession, name: str, default: str) -> str:
-    from pyspark.errors import PySparkException
-
-    try:
-        return spark.conf.get(name, default) or default
-    except PySparkException:  # a platform that does not tell
-        return default

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ledgerlm.engines.session import setting
+
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
 
@@ -68,7 +70,7 @@ def settled(frame: DataFrame, keep: Keep) -> DataFrame:
     from pyspark import StorageLevel
     from pyspark.sql.utils import is_remote
 
-    master = frame.sparkSession.conf.get("spark.master", "") or ""
+    master = setting(frame.sparkSession, "spark.master", "")
     if (master == "local" or master.startswith("local[")) and not is_remote():
         return frame.localCheckpoint(eager=True, storageLevel=StorageLevel.DISK_ONLY)
     return keep(frame)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import _lru_cache_wrapper
 from typing import TYPE_CHECKING, TypeVar
 
+from ledgerlm.engines.session import setting
 from ledgerlm.errors import ConfigError, EngineError
 
 if TYPE_CHECKING:
@@ -52,12 +53,11 @@ class WorkerDevice:
         Raises:
             ConfigError: workers would share a GPU.
         """
-        conf = spark.conf
         return cls.told(
             kind,
-            master=conf.get("spark.master", "") or "",
-            per_task=conf.get(_PER_TASK, None),
-            per_executor=conf.get(_PER_EXECUTOR, None),
+            master=setting(spark, "spark.master", ""),
+            per_task=setting(spark, _PER_TASK, "") or None,
+            per_executor=setting(spark, _PER_EXECUTOR, "") or None,
         )
 
     @classmethod

@@ -18,6 +18,7 @@ from pyspark.sql import SparkSession
 from ledgerlm.config import load_yaml, parse, shipped
 from ledgerlm.engines.jars import delta_package, packages
 from ledgerlm.engines.java import java_options, use_packaged_java
+from ledgerlm.engines.session import change, put_back, setting
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.errors import EngineError
 
@@ -45,7 +46,7 @@ class Session:
     Attributes:
         spark: the session, classic or Connect.
         own: whether the run started it, and so ends it.
-        before: settings that a joined session had, to be put back; None for one that was not set.
+        before: settings that a joined session had and that were changed, to be put back; None for one that was not set.
     """
 
     spark: SparkSession
@@ -56,12 +57,8 @@ class Session:
         """Stops a session of one's own; leaves another's as it was found."""
         if self.own:
             self.spark.stop()
-            return
-        for key, value in self.before.items():
-            if value is None:
-                self.spark.conf.unset(key)
-            else:
-                self.spark.conf.set(key, value)
+        else:
+            put_back(self.spark, self.before)
 
 
 def open_session(settings: SparkConf, *, log: Path | None = None, schemes: Collection[str] = ()) -> Session:
@@ -82,18 +79,14 @@ def open_session(settings: SparkConf, *, log: Path | None = None, schemes: Colle
     if there is None:
         return Session(spark=start(settings, log=log, schemes=schemes), own=True)
     _quiet()
-    before: dict[str, str | None] = {}
     try:
-        for key, value in RUNTIME.items():
-            before[key] = there.conf.get(key, None)
-            if before[key] != value:
-                there.conf.set(key, value)
+        session = Session(spark=there, own=False, before=change(there, RUNTIME))
     except PySparkException as error:
+        wanted = ", ".join(f"{key}={value}" for key, value in RUNTIME.items())
         raise EngineError(
-            f"the Spark session that is there does not take {key}={value}, which results depend on: {error}"
+            f"the Spark session that is there does not take {wanted}, which results depend on: {error}"
         ) from error
-    session = Session(spark=there, own=False, before=before)
-    extensions = there.conf.get("spark.sql.extensions", "") or ""
+    extensions = setting(there, "spark.sql.extensions", "")
     if "Delta" not in extensions and "DATABRICKS_RUNTIME_VERSION" not in os.environ and not _knows_delta(there):
         session.close()
         raise EngineError(

@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 from pyspark.sql import types as T
 
 from ledgerlm.engines.frames import settled
+from ledgerlm.engines.session import setting
 from ledgerlm.errors import SpecError
 from ledgerlm.events.files import name_of, path_of
 from ledgerlm.events.spec import DataSetSpec, source_of
@@ -224,7 +225,7 @@ def _no_version_to_compare(spark: SparkSession, change: TableChange, before: Tak
         return f"its log has not the commit of version {before.at.version} any more"
     if half:
         return "a batch was killed that may have read a version in between"
-    over = [name for name in _PASS_OVER if str(spark.conf.get(name, "false")).lower() == "true"]
+    over = [name for name in _PASS_OVER if setting(spark, name, "false").lower() == "true"]
     return f"{over[0]} is set, by which a change can be passed over in silence" if over else ""
 
 

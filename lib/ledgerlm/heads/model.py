@@ -13,6 +13,7 @@ from pydantic import Field
 
 from ledgerlm.config import Conf, StageName
 from ledgerlm.engines.frames import Keep
+from ledgerlm.engines.session import setting
 from ledgerlm.heads.boosting import Boosted
 from ledgerlm.heads.head import MLLIB, HeadCard, load_card, load_trees, save_head
 from ledgerlm.heads.mllib import score_mllib
@@ -85,7 +86,7 @@ class Head(HeadModel):
         home = self.folder
         if self.card.kind != "lightgbm":
             return score_mllib(vectors, self.card.blocks, self.card.task, home / MLLIB)
-        threads = int(vectors.sparkSession.conf.get("spark.task.cpus", "1") or 1)
+        threads = int(setting(vectors.sparkSession, "spark.task.cpus", "1"))
         return score_rows(vectors, home.parent, home.name, reasons=reasons, threads=threads)
 
     def described(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ledgerlm.engines.gpus import WorkerDevice
+from ledgerlm.engines.session import setting
 from ledgerlm.instruct.head import (
     ADAPTER,
     MODEL,
@@ -153,7 +154,7 @@ class InstructedHead(HeadModel):
             adapter=str(home / ADAPTER) if card.adapter else None,
             tokens=tokens_of(home, card),
             device=WorkerDevice.of(rows.sparkSession, device),
-            threads=int(rows.sparkSession.conf.get("spark.task.cpus", "1") or 1),
+            threads=int(setting(rows.sparkSession, "spark.task.cpus", "1")),
             batch_tokens=batch_tokens,
         )
         return score_prompts(rows, reading, card)

@@ -16,6 +16,7 @@ from ledgerlm.backbone.settings import BackboneRankConf, TrainingConf
 from ledgerlm.config import FileName, ModelRef
 from ledgerlm.engines.frames import Keep, tasks_for
 from ledgerlm.engines.gpus import DEVICE, WorkerDevice
+from ledgerlm.engines.session import setting
 from ledgerlm.errors import DataError
 from ledgerlm.events.condition import Condition
 from ledgerlm.heads.calibration import Method
@@ -215,7 +216,7 @@ def instruct(
         adapter=str(adapter) if adapter else None,
         tokens=tokens,
         device=device,
-        threads=int(told.sparkSession.conf.get("spark.task.cpus", "1") or 1),
+        threads=int(setting(told.sparkSession, "spark.task.cpus", "1")),
     )
     card = _card(task, conf, base if model is None else None, reading, trained)
     judged = sweep(_judge_held_out(conf, told, reading, bars), card, tokens, conf.calibration)

@@ -48,8 +48,13 @@ def differences(old: DataFrame, new: DataFrame, key: Sequence[str], told_by: Seq
 def applied(old: DataFrame, changes: DataFrame, key: Sequence[str]) -> DataFrame:
     """The rows after the differences are applied, columns of `changes` without CHANGE."""
     columns = [name for name in changes.columns if name != CHANGE]
-    kept = old.select(*columns).alias("o").join(changes.select(*key).alias("n"), _same(key), how="left_anti")
-    return kept.select(*columns).unionByName(changes.where(F.col(CHANGE) != DELETE).select(*columns))
+    kept = without(old.select(*columns), changes, key)
+    return kept.unionByName(changes.where(F.col(CHANGE) != DELETE).select(*columns))
+
+
+def without(rows: DataFrame, gone: DataFrame, key: Sequence[str]) -> DataFrame:
+    """The rows whose keys are not among those of `gone`."""
+    return rows.alias("o").join(gone.select(*key).alias("n"), _same(key), how="left_anti")
 
 
 def _same(key: Sequence[str]) -> Column:

@@ -5,8 +5,7 @@ Everything goes through DataFrames and SQL, so that a Spark Connect session serv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Concatenate, ParamSpec
@@ -18,9 +17,10 @@ from pyspark.sql import types as T
 
 from ledgerlm.config import nearest
 from ledgerlm.engines.frames import with_columns
+from ledgerlm.engines.session import change, put_back
 from ledgerlm.engines.watching import described
 from ledgerlm.errors import DataError
-from ledgerlm.lake.differences import CHANGE, DELETE, INSERT
+from ledgerlm.lake.differences import CHANGE, DELETE, INSERT, applied, without
 from ledgerlm.lake.history import Author, History, State
 from ledgerlm.lake.home import Home
 from ledgerlm.lake.schemas import TABLES, Table, stored_type
@@ -212,9 +212,9 @@ class Lake:
             by: who does so; stands in the commit.
             part: the slice; rows of `gone` outside it stay.
         """
-        key = TABLES[table].key
-        with self._signed(by.signature(part, pruned=True)):
-            self._merged(table, gone.select(*key), part, "WHEN MATCHED THEN DELETE")
+        key, signature = TABLES[table].key, by.signature(part, pruned=True)
+        if not self._merged(table, gone.select(*key), part, "WHEN MATCHED THEN DELETE", signature):
+            self._rewrite(table, without(self._inside(table, part), gone, key), part, signature)
 
     def _refuse_other_columns(self, table: str, there: T.StructType, wanted: T.StructType) -> None:
         if not _holds(there, wanted):
@@ -236,30 +236,42 @@ class Lake:
             f"WHEN MATCHED AND s.{CHANGE} = '{DELETE}' THEN DELETE WHEN MATCHED THEN UPDATE SET * "
             f"WHEN NOT MATCHED AND s.{CHANGE} <> '{DELETE}' THEN INSERT *"
         )
-        with self._signed(by.signature(part, applied=True)):
-            self._merged(table, rows, part, clauses)
+        signature = by.signature(part, applied=True)
+        if not self._merged(table, rows, part, clauses, signature):
+            self._rewrite(table, applied(self._inside(table, part), rows, TABLES[table].key), part, signature)
 
-    def _merged(self, table: str, rows: DataFrame, part: Slice, clauses: str) -> None:
-        """Merges rows (`s`) into a slice of a table (`t`) by its key."""
+    def _merged(self, table: str, rows: DataFrame, part: Slice, clauses: str, signature: str) -> bool:
+        """Merges rows (`s`) into a slice of a table (`t`) by its key; False where the session takes no signature.
+
+        SQL takes what goes into its commit from the session alone.
+        """
+        try:
+            before = change(self.spark, {_SIGNATURE: signature})
+        except PySparkException:
+            return False
         view = f"ledgerlm_{table}_differences"
         rows.createOrReplaceTempView(view)
         same = " AND ".join(f"t.`{name}` <=> s.`{name}`" for name in TABLES[table].key)
         inside = f" AND {predicate(part, 't')}" if part else ""
-        self.spark.sql(f"MERGE INTO {self.home.identifier(table)} t USING {view} s ON {same}{inside} {clauses}")
-        self.spark.catalog.dropTempView(view)
-
-    @contextmanager
-    def _signed(self, signature: str) -> Iterator[None]:
-        """SQL takes what goes into its commit from the session alone."""
-        before = self.spark.conf.get(_SIGNATURE, None)
-        self.spark.conf.set(_SIGNATURE, signature)
         try:
-            yield
+            self.spark.sql(f"MERGE INTO {self.home.identifier(table)} t USING {view} s ON {same}{inside} {clauses}")
         finally:
-            if before is None:
-                self.spark.conf.unset(_SIGNATURE)
-            else:
-                self.spark.conf.set(_SIGNATURE, before)
+            put_back(self.spark, before)
+        self.spark.catalog.dropTempView(view)
+        return True
+
+    def _inside(self, table: str, part: Slice) -> DataFrame:
+        rows = self.read(table)
+        return rows.where(predicate(part)) if part else rows
+
+    def _rewrite(self, table: str, rows: DataFrame, part: Slice, signature: str) -> None:
+        """Does by writing a slice anew what a merge would do: a DataFrame's writer signs on serverless compute too."""
+        if self.home.is_catalog:
+            kept = F.expr(predicate(part)) if part else F.lit(True)
+            rows.writeTo(self.home.identifier(table)).option("userMetadata", signature).overwrite(kept)
+            return
+        writer = rows.write.format("delta").mode("overwrite").option("userMetadata", signature)
+        _into_folder(writer, self.path(table), fits=True, part=part, first={})
 
     def create(self, table: Table, properties: Mapping[str, str]) -> None:
         """Creates an empty table where it is missing.

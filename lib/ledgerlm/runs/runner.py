@@ -96,11 +96,12 @@ class Runner:
         self._at_end = ExitStack()
         self.run_id = datetime.now(UTC).strftime("%Y%m%dT%H%M%S") + "-" + uuid.uuid4().hex[:6]
 
-    def run(self, *, only: str | None = None, fresh: bool = False) -> Run:
-        """Runs all stages, or only those of one job.
+    def run(self, *, only: str | None = None, but: str | None = None, fresh: bool = False) -> Run:
+        """Runs all stages, only those of one job, or all but those.
 
         Args:
             only: verb whose stages are run; the others must be finished where they are needed.
+            but: verb whose stages are not run.
             fresh: do finished stages again.
 
         Raises:
@@ -112,23 +113,24 @@ class Runner:
         with held(self.pipeline.out, self.pipeline.name), self.progress.running(), ExitStack() as at_end:
             self._at_end, self._lease = at_end, None
             self.records.fetch()
-            return self._run(only=only, fresh=fresh)
+            return self._run(self.chosen(only, but), fresh=fresh)
 
-    def _run(self, *, only: str | None, fresh: bool) -> Run:
+    def _run(self, chosen: Sequence[StagePlan], *, fresh: bool) -> Run:
         started_at = now()
-        chosen = self.chosen(only)
         self._equipped(chosen, fresh=fresh)
         self._write_run(started_at)
         finished = [self._stage(plan, place, len(chosen), fresh) for place, plan in enumerate(chosen, 1)]
         return Run(run_id=self.run_id, started_at=started_at, stages=tuple(finished))
 
-    def chosen(self, only: str | None) -> list[StagePlan]:
-        """The stages of one job, or all.
+    def chosen(self, only: str | None, but: str | None = None) -> list[StagePlan]:
+        """The stages of one job, or all, but those of another.
 
         Raises:
             ConfigError: when the pipeline has no stage of the job.
         """
-        found = [plan for plan in self.pipeline.plans if only in (None, plan.stage.job.name)]
+        found = [
+            plan for plan in self.pipeline.plans if only in (None, plan.stage.job.name) and but != plan.stage.job.name
+        ]
         if not found:
             raise ConfigError(f"{self.pipeline.file}: no stage of job {only}; add one under stages")
         return found
@@ -152,12 +154,12 @@ class Runner:
         if lines:
             raise EngineError("; ".join(lines))
 
-    def outlook(self, only: str | None) -> list[tuple[StagePlan, bool]]:
+    def outlook(self, only: str | None, but: str | None = None) -> list[tuple[StagePlan, bool]]:
         """The chosen stages, each with whether it stands and will be skipped; nothing is done."""
         self.records.fetch()
         found: list[tuple[StagePlan, bool]] = []
         redone: set[str] = set()
-        for plan in self.chosen(only):
+        for plan in self.chosen(only, but):
             read = {one.table for one in plan.reads}
             changed = {w.table for one, stands in found if not stands for w in one.writes}
             stands = not (read & changed or set(plan.stages) & redone) and self.finished(plan) is not None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyspark.sql import functions as F
 
 from ledgerlm.baselines.sequence.settings import EncoderCard
+from ledgerlm.engines.session import setting
 from ledgerlm.files import here, share
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def encode(rows: DataFrame, folder: Path, card: EncoderCard) -> DataFrame:
         Rows of the `embeddings` table without run_id, in no stated order; `parts` holds one vector under the name of
         the method, token_count the codes and numbers that were read.
     """
-    task_cpus = int(rows.sparkSession.conf.get("spark.task.cpus", "1") or "1")
+    task_cpus = int(setting(rows.sparkSession, "spark.task.cpus", "1"))
     slim = rows.select(*_CARRIED, "codes", "numbers")
     carried = ", ".join(f"{name} {slim.schema[name].dataType.simpleString()}" for name in _CARRIED)
     work = partial(_encode_partition, folder=share(folder), threads=task_cpus)

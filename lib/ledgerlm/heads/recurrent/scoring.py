@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from ledgerlm.engines.session import setting
 from ledgerlm.files import here, share
 from ledgerlm.heads.recurrent.settings import RecurrentCard
 from ledgerlm.heads.scoring import SCORED
@@ -38,7 +39,7 @@ def score_recurrent(rows: DataFrame, folder: Path, head_id: str) -> DataFrame:
     Returns:
         client_id, as_of, margin, probabilities (in the order of the task's classes), prediction, reasons (none).
     """
-    threads = int(rows.sparkSession.conf.get("spark.task.cpus", "1") or "1")
+    threads = int(setting(rows.sparkSession, "spark.task.cpus", "1"))
     work = partial(_score_batches, folder=share(folder / head_id), threads=threads)
     return rows.select(*_COLUMNS).mapInArrow(work, SCORED)
 
