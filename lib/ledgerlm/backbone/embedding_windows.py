@@ -101,48 +101,35 @@ def embed_windows(
         DataError: there are no such windows.
         ConfigError: axes of other states than the definition's.
     """
-    from ledgerlm.backbone import model  # torch and transformers take seconds to import
-
     own = told.of_table(windows)
-    backbone_id, definition = model.backbone_id(backbone), definition_of(own, told, conf, backbone)
-    definition = definition if projected is None else projected.named(definition, backbone_id)
-    part: Slice = {"backbone_id": (backbone_id,), "definition_id": (definition.definition_id,)}
-    pairs = None if since is None else settled(_due(asked, own, since, part), keep)
+    by = _reader(own, told, conf, backbone, projected)
+    pairs = None if since is None else settled(_due(asked, own, since, by.part), keep)
     wanted = asked if pairs is None else pairs.where(F.col(CHANGE) != DELETE).select(*_PAIR)
     own = own if pairs is None else own.join(wanted.select("client_id").distinct(), "client_id", how="left_semi")
-    there = standing(part) if since is None else since.before("states", part)
-    read, old = _states(
-        before_asked(own, wanted),
-        there,
-        conf,
-        backbone=backbone,
-        definition=definition,
-        backbone_id=backbone_id,
-        projection=None if projected is None else projected.folder,
-        keep=keep,
-    )
+    there = standing(by.part) if since is None else since.before("states", by.part)
+    read, old = _states(before_asked(own, wanted), there, by, conf, keep)
     with progress.task("Embedding windows"):
         figures = figures_of(read)
     # Texts without a state go into the fold as well: what is told of a client then says why it has no vector.
     known = read if old is None else read.unionByName(old, allowMissingColumns=True)
-    folded = keep(fold(own, known, wanted, definition=definition, backbone_id=backbone_id))
+    folded = keep(fold(own, known, wanted, definition=by.definition, backbone_id=by.backbone_id))
     with progress.task("Folding states"):
         answered = folded.agg(F.count("*").alias("asked"), F.count("reason").alias("without")).first()
     assert answered is not None, "an aggregate of all rows is one row"
     new = answered["asked"] - answered["without"]
     vectors = folded.where("reason IS NULL")
-    widths = widths_of(vectors if new or since is None else since.before("embeddings", part), definition)
-    components = save_components(folder, definition, widths)
+    widths = widths_of(vectors if new or since is None else since.before("embeddings", by.part), by.definition)
+    components = save_components(folder, by.definition, widths)
     return Made(
         rows_in=answered["asked"],
         rows_out=new,
-        tables=_all(read, old, folded, part) if pairs is None else _changes(read, folded, pairs, part, keep),
+        tables=_all(read, old, folded, by.part) if pairs is None else _changes(read, folded, pairs, by.part, keep),
         main="embeddings",
         aside=without_vector(folded),
         quarantined=answered["without"],
         artefacts=[components],
         facts={
-            **_identity(definition, backbone, backbone_id),
+            **by.told(),
             **({"reused": 0 if old is None else old.count()} if since is None else {}),
             **figures,
             "folded": new,
@@ -152,16 +139,51 @@ def embed_windows(
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reader:
+    """What texts are read with, and what is kept of it.
+
+    Attributes:
+        backbone: its folder.
+        backbone_id: its hash.
+        definition: of the embedding; with axes, of what is laid on them.
+        projection: folder of the axes.
+    """
+
+    backbone: Path
+    backbone_id: str
+    definition: EmbeddingDefinition
+    projection: Path | None
+
+    @property
+    def part(self) -> Slice:
+        """Its slice of `states` and `embeddings`."""
+        return {"backbone_id": (self.backbone_id,), "definition_id": (self.definition.definition_id,)}
+
+    def told(self) -> dict[str, Any]:
+        """What later stages and the report know of it, as JSON values."""
+        return {
+            "definition": self.definition.model_dump(mode="json"),
+            "definition_id": self.definition.definition_id,
+            "backbone": str(self.backbone),
+            "backbone_id": self.backbone_id,
+        }
+
+
+def _reader(own: DataFrame, told: ToldWindows, conf: EmbedConf, backbone: Path, projected: Projected | None) -> _Reader:
+    from ledgerlm.backbone import model  # torch and transformers take seconds to import
+
+    backbone_id, definition = model.backbone_id(backbone), definition_of(own, told, conf, backbone)
+    return _Reader(
+        backbone=backbone,
+        backbone_id=backbone_id,
+        definition=definition if projected is None else projected.named(definition, backbone_id),
+        projection=None if projected is None else projected.folder,
+    )
+
+
 def _states(
-    windows: DataFrame,
-    there: DataFrame | None,
-    conf: EmbedConf,
-    *,
-    backbone: Path,
-    definition: EmbeddingDefinition,
-    backbone_id: str,
-    projection: Path | None,
-    keep: Keep,
+    windows: DataFrame, there: DataFrame | None, by: _Reader, conf: EmbedConf, keep: Keep
 ) -> tuple[DataFrame, DataFrame | None]:
     """States of the windows' texts: those that are to be read (kept, not computed yet), and those that are there."""
     texts = windows.select("client_id", "bucket", "text_hash", "text").dropDuplicates(_TEXT)
@@ -170,22 +192,13 @@ def _states(
     spread = rest.repartition(conf.partitions or tasks_for(rest.count(), ROWS_A_TASK), *_TEXT)
     made = state_rows(
         spread,
-        folder=str(backbone),
-        backbone_id=backbone_id,
-        definition=definition,
-        projection=projection,
+        folder=str(by.backbone),
+        backbone_id=by.backbone_id,
+        definition=by.definition,
+        projection=by.projection,
         settings=conf.settings,
     )
     return keep(made), old
-
-
-def _identity(definition: EmbeddingDefinition, backbone: Path, backbone_id: str) -> dict[str, Any]:
-    return {
-        "definition": definition.model_dump(mode="json"),
-        "definition_id": definition.definition_id,
-        "backbone": str(backbone),
-        "backbone_id": backbone_id,
-    }
 
 
 def _all(read: DataFrame, old: DataFrame | None, folded: DataFrame, part: Slice) -> Mapping[str, Rows]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bank:
+class BankTables:
     """The tables of a bank; columns as in `ledgerlm.lake.schemas`.
 
     Attributes:

@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from ledgerlm.config import Conf
 from ledgerlm.engines.frames import Keep
 from ledgerlm.errors import DataError
-from ledgerlm.events.bank import Bank, count_labels
+from ledgerlm.events.bank import BankTables, count_labels
 from ledgerlm.events.batch_rules import BatchRules, Finding, Held
 from ledgerlm.events.ends import End, end_of_data
 from ledgerlm.events.ingest import (
@@ -131,8 +131,8 @@ def ingest_files(
         tables: see `ingest.ingest_events`.
 
     Returns:
-        Tables as `Bank.tables` has them. Facts: `quarantined_by_reason`, `first_event`, `last_event`, `unmatched`,
-        `absent`, `choices`, `end_of_data`, `clients`, `label_rows`, `labels` (task -> class -> rows) and
+        Tables as `BankTables.tables` has them. Facts: `quarantined_by_reason`, `first_event`, `last_event`,
+        `unmatched`, `absent`, `choices`, `end_of_data`, `clients`, `label_rows`, `labels` (task -> class -> rows) and
         `unknown_codes` (field -> code -> events).
 
     Raises:
@@ -190,7 +190,7 @@ class Told:
         facts: `label_rows` and `labels`.
     """
 
-    bank: Bank
+    bank: BankTables
     labelled: Labelled | None
     tasks: Mapping[str, LabelCounts]
     end: End | None
@@ -220,7 +220,7 @@ def bank_of(spark: SparkSession, spec: DataSetSpec, events: DataFrame, firsts: D
     by_class = {} if labels is None else count_labels(labels, spec)
     tasks = labelled.by_task() if labelled else {}
     ids = firsts.select("client_id").limit(0) if labels is None else labels.select("client_id").distinct()
-    bank = Bank(
+    bank = BankTables(
         events=events,
         dictionaries=known,
         clients=with_split(client_attributes(spark, spec, firsts), ids, spec.split),

@@ -97,12 +97,12 @@ def table_events(
     keys = settled(both.groupBy(KEY, *_EVENT).agg(F.max("_went").alias("_went")), keep)
     touched = keys.where(F.col("client_id").isNotNull() & F.col("_id").isNotNull()).select(*_EVENT, "_went")
     rows = TableRows(rows=net.came)
-    if not change.once or _stood_more_than_once(touched, standing, spec):
+    if not change.once or _has_rows_that_stayed(touched, standing, spec):
         rows = TableRows(rows=whole, keys=keys.select(KEY))
     return TableEvents(change=change, rows=rows, touched=touched.select(*_EVENT))
 
 
-def _stood_more_than_once(touched: DataFrame, standing: DataFrame, spec: DataSetSpec) -> bool:
+def _has_rows_that_stayed(touched: DataFrame, standing: DataFrame, spec: DataSetSpec) -> bool:
     """Whether an event that changed may have a row that did not: it has several, or one that did not go."""
     there = standing.select("client_id", _base(spec).alias("_id")).groupBy(*_EVENT).agg(F.count("*").alias("_times"))
     both = touched.join(there, [*_EVENT])

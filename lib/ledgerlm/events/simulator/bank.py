@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from ledgerlm.config import Conf
 from ledgerlm.errors import ConfigError
-from ledgerlm.events.bank import Bank, count_labels
+from ledgerlm.events.bank import BankTables, count_labels
 from ledgerlm.events.simulator.clients import ATTRIBUTES, SimulatorConf, known_attributes, simulate_clients
 from ledgerlm.events.simulator.events import FIELDS, simulate_dictionaries, simulate_events
 from ledgerlm.events.simulator.labels import simulate_labels, task_classes, true_probabilities
@@ -46,7 +46,7 @@ def simulate_banks(spark: SparkSession, spec: DataSetSpec, conf: SimulateConf, *
         seed: of every draw.
 
     Returns:
-        Tables as `Bank.tables` has them, `bayes` included. Facts: `clients`, `labels` (task -> class -> rows) and
+        Tables as `BankTables.tables` has them, `bayes` included. Facts: `clients`, `labels` (task -> class -> rows) and
         `banks`, as they were made.
 
     Raises:
@@ -59,7 +59,7 @@ def simulate_banks(spark: SparkSession, spec: DataSetSpec, conf: SimulateConf, *
         return _union([make(people, bank) for people, bank in zip(clients, banks, strict=True)])
 
     known = every(lambda people, _: known_attributes(people))
-    made = Bank(
+    made = BankTables(
         events=every(simulate_events),
         dictionaries=_union([simulate_dictionaries(spark, bank) for bank in banks]),
         clients=with_split(known, known.select("client_id"), spec.split),
