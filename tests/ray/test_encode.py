@@ -86,7 +86,7 @@ def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
         "method": "coles",
         "encoder": {"width": 16},
         "training": {"epochs": 3, "batch": 8, "held_out": 0.1},
-        "workers": {"ranks": 2, "threads": 1},
+        "workers": {"ranks": 1, "threads": 1},
     }
     file = write_pipeline(tmp_path, {"clues": {"job": "encode", **stage}})
     record = Runner(load_pipeline(file), Progress()).run().stages[0].record

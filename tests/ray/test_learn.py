@@ -53,7 +53,7 @@ LEARN: dict[str, Any] = {
     "task": "way",
     "network": {"width": 16, "dense": 16, "dropout": 0.0},
     "learning": {"epochs": 12, "batch": 16, "learning_rate": 0.01, "event_dropout": 0.0},
-    "workers": {"ranks": 2, "threads": 1},
+    "workers": {"ranks": 1, "threads": 1},
 }
 
 
