@@ -56,6 +56,10 @@ def said(made: Draft) -> dict[str, str]:
     return {guess.key: guess.value for guess in made.guesses}
 
 
+def sure(made: Draft) -> dict[str, str]:
+    return {guess.key: guess.sure for guess in made.guesses}
+
+
 def rows(*values: str, head: str = "client,time,amount,shop") -> str:
     """A csv file with one row for each time."""
     return "\n".join([head, *(f"c{at % 3},{value},{at}.50,s{at % 4}" for at, value in enumerate(values))]) + "\n"
@@ -170,6 +174,59 @@ class TestNumbers:
         lines = [f"c{at % 3},2024-05-{10 + at},{at}.50,{'Debit' if at % 3 else 'CREDIT'}" for at in range(12)]
         made = table(tmp_path, "client,time,amount,type\n" + "\n".join(lines))
         assert made.content["amount"]["sign"] == {"column": "type", "negative": ["Debit"], "positive": ["CREDIT"]}
+
+    def test_a_payment_that_was_reversed_does_not_hide_the_column_of_direction(self, tmp_path: Path) -> None:
+        lines = [f"c{at % 3},2024-05-{10 + at},{'-' if at == 5 else ''}{at}.50,{'DC'[at % 2]}" for at in range(12)]
+        made = table(tmp_path, "client,time,amount,dc\n" + "\n".join(lines))
+        sign = {"column": "dc", "negative": ["D"], "positive": ["C"], "signed": "both"}
+        assert made.content["amount"]["sign"] == sign
+        assert sure(made)["amount.sign"] == "unsure"
+
+    def test_a_column_that_says_what_the_minus_says_is_a_category(self, tmp_path: Path) -> None:
+        lines = [f"c{at % 3},2024-05-{10 + at},{'-' if at % 2 else ''}{at}.50,{'CD'[at % 2]}" for at in range(12)]
+        made = table(tmp_path, "client,time,amount,dc\n" + "\n".join(lines))
+        assert "sign" not in made.content["amount"] and sure(made)["amount.sign"] == "sure"
+        assert [one["name"] for one in made.content["fields"]] == ["dc"]
+
+    @pytest.mark.parametrize("name", ["card_type", "channel"])
+    def test_the_kind_of_a_card_is_no_direction(self, tmp_path: Path, name: str) -> None:
+        lines = [f"c{at % 3},2024-05-{10 + at},{at}.50,{'DC'[at % 3 == 0]}" for at in range(12)]
+        made = table(tmp_path, f"client,time,amount,{name}\n" + "\n".join(lines))
+        assert "sign" not in made.content["amount"] and sure(made)["amount.sign"] == "unsure"
+        assert [one["name"] for one in made.content["fields"]] == [name]
+
+    def test_where_money_coming_in_alone_is_marked_all_else_goes_out(self, tmp_path: Path) -> None:
+        lines = [f'c{at % 3},2024-05-{10 + at},"{at},261.70{" Cr" if at % 4 == 0 else ""}"' for at in range(1, 12)]
+        made = table(tmp_path, "card,time,amount\n" + "\n".join(lines))
+        assert made.content["source"]["files"][0]["marks"] == {"Cr": "-"}
+        assert made.content["amount"]["sign"] == "negative"
+        assert sure(made)["amount.sign"] == "unsure"
+
+    def test_lakhs_are_numbers(self, tmp_path: Path) -> None:
+        lines = [
+            f"c{at % 3},{10 + at}/05/2024,{'' if at % 3 == 0 else chr(34) + '2,45,500.00' + chr(34)},"
+            f'{"50.00" if at % 3 == 0 else ""},"3,62,060.8{at % 9}"'
+            for at in range(12)
+        ]
+        made = table(tmp_path, "Account,Date,Withdrawal Amt.,Deposit Amt.,Closing Balance\n" + "\n".join(lines))
+        assert said(made)["amount"] == "Withdrawal Amt. / Deposit Amt."
+        assert made.content["source"]["files"][0]["thousands"] == ","
+
+    def test_where_few_amounts_carry_a_minus_it_is_marked(self, tmp_path: Path) -> None:
+        lines = [f"c{at % 3},2024-05-{10 + at},{'-' if at % 6 == 0 else ''}{at}.50" for at in range(1, 13)]
+        made = table(tmp_path, "client,time,amount\n" + "\n".join(lines))
+        [guess] = [guess for guess in made.guesses if guess.key == "amount.sign"]
+        assert (guess.value, guess.sure) == ("as_is", "unsure") and "sign: negative" in guess.why
+
+    @pytest.mark.parametrize("codes", [("EUR", "USD", "XXX"), ("978", "840", "643"), ("EUR", "€", "QQQ")])
+    def test_a_column_that_is_named_so_holds_currencies_whatever_they_are(
+        self, tmp_path: Path, codes: tuple[str, ...]
+    ) -> None:
+        lines = [f"c{at % 4},2024-05-{10 + at},-{at}.50,{codes[at % 3]}" for at in range(12)]
+        made = table(tmp_path, "client,time,amount,currency\n" + "\n".join(lines))
+        assert made.content["amount"]["currency_column"] == "currency"
+        [guess] = [guess for guess in made.guesses if guess.key == "amount.currency_column"]
+        assert guess.sure == "unsure" and "counts as one of its own" in guess.why
 
     def test_amounts_without_any_direction_are_marked(self, tmp_path: Path) -> None:
         made = table(tmp_path, rows(*(f"2024-05-{10 + at}" for at in range(12))))
@@ -348,6 +405,33 @@ class TestLabels:
         assert label.future is not None and label.future.days == 30
 
 
+class TestBeside:
+    def test_events_with_other_columns_are_not_passed_over_in_silence(self, tmp_path: Path) -> None:
+        lines = [f"c{at % 3},2023-05-{10 + at},-{at}.50,s{at % 4}" for at in range(12)]
+        (tmp_path / "2023.csv").write_text("client,time,amount,shop\n" + "\n".join(lines))
+        lines = [f"c{at % 3},2024-05-{10 + at},-{at}.50,s{at % 4},web" for at in range(14)]
+        made = table(tmp_path, "client,time,amount,shop,channel\n" + "\n".join(lines), "2024.csv")
+        [guess] = [guess for guess in made.guesses if guess.key == "source.files"]
+        assert guess.sure == "unsure" and guess.why.startswith("2023.csv has times")
+
+    def test_whose_a_card_is_is_no_label(self, tmp_path: Path) -> None:
+        lines = [f"k{at % 20},2024-05-{10 + at % 15},-{at}.50,s{at % 4}" for at in range(60)]
+        cards = "\n".join(f"k{at},{500 + at // 2 * 7},2020-01-{at + 1:02}" for at in range(30))
+        (tmp_path / "cards.csv").write_text("card_id,client_id,issued\n" + cards)
+        made = table(tmp_path, "card_id,time,amount,shop\n" + "\n".join(lines))
+        assert "labels" not in made.content and "clients" not in made.content
+        told = [guess for guess in made.guesses if guess.key == "client" and "cards.csv names 'client_id'" in guess.why]
+        assert [one.sure for one in told] == ["unsure"]
+
+    def test_addresses_of_clients_are_no_attributes(self, tmp_path: Path) -> None:
+        lines = [f"c{at % 9},2024-05-{10 + at % 15},-{at}.50,s{at % 4}" for at in range(60)]
+        people = "\n".join(f"c{at},u{at}@mail.com,+49 170 123456{at},{20 + at}" for at in range(9))
+        (tmp_path / "people.csv").write_text("client,email,phone,age\n" + people)
+        made = table(tmp_path, "client,time,amount,shop\n" + "\n".join(lines))
+        assert made.content["clients"][0]["attributes"] == {"age": "age"}
+        assert said(made)["clients"] == "without email, phone"
+
+
 class TestPages:
     def test_what_may_name_somebody_is_told_and_not_written(self, tmp_path: Path) -> None:
         names = ("Bob Roe", "Eve Poe")
@@ -439,6 +523,21 @@ class TestClients:
 
 
 class TestFields:
+    def test_what_names_somebody_is_no_category(self, tmp_path: Path) -> None:
+        lines = [
+            f"c{at % 3},2024-05-{10 + at},-{at}.5,40001234123400{at % 5:02},u{at % 5}@mail.com,10.0.0.{at % 5},s{at}"
+            for at in range(12)
+        ]
+        made = table(tmp_path, "client,time,amount,card_number,email,ip,shop\n" + "\n".join(lines))
+        assert [one["name"] for one in made.content["fields"]] == ["shop"]
+        assert set(made.left) == {"card_number", "email", "ip"}
+        assert "mail.com" not in spec_page(made, "shape") and "4000" not in spec_page(made, "shape")
+
+    def test_the_account_of_another_is_no_id_of_an_event(self, tmp_path: Path) -> None:
+        lines = [f"c{at % 3},2024-05-{10 + at},-{at}.5,DE89370400440532{at:06},s{at % 4}" for at in range(12)]
+        made = table(tmp_path, "client,time,amount,Kontonummer/IBAN,shop\n" + "\n".join(lines))
+        assert "event_id" not in made.content
+
     def test_ids_that_a_spreadsheet_damaged_are_no_numbers(self, tmp_path: Path) -> None:
         lines = [f"c{at % 9},2024-05-{10 + at % 15},{at}.5,{31625220000 + at // 2},s{at % 4}" for at in range(4_000)]
         lines.append("c1,2024-05-01,1.5,4.0128e+10,s1")

@@ -153,11 +153,13 @@ def plain_number(value: Column, file: FileSpec) -> tuple[Column, Column]:
 
 
 def _body(file: FileSpec) -> str:
-    """Digits with a group sign before exactly three of them, and decimals."""
+    """Digits with a group sign before exactly three of them, or as in India, and decimals."""
     whole = "[0-9]+"
     if file.thousands:
         sign = f"[{re.escape(_GROUPS.get(file.thousands, file.thousands))}]"
         whole = rf"(?:[1-9][0-9]{{0,2}}(?:{sign}[0-9]{{3}})+|[0-9]+)"
+        if file.thousands == ",":  # 2,45,500: lakhs and crores
+            whole = whole.replace("|", "|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}|")
     decimal = re.escape(file.decimal)
     return rf"(?:{whole}(?:{decimal}[0-9]*)?|{decimal}[0-9]+)"
 

@@ -111,7 +111,9 @@ class FileSpec(SpecPart):
         "utf-8", description="csv, json: encoding of the text; a byte order mark wins. iso-8859-1 is windows-1252"
     )
     decimal: str = Field(".", min_length=1, max_length=1, description="decimal sign of numbers written as text")
-    thousands: str = Field("", max_length=1, description="sign between groups of three digits; empty for none")
+    thousands: str = Field(
+        "", max_length=1, description="sign between groups of three digits (`,` also as in 2,45,500); empty for none"
+    )
     parentheses: bool = Field(False, description="whether (12.50) is −12.50")
     trailing_minus: bool = Field(False, description="whether 12.50- is −12.50")
     marks: dict[str, Literal["+", "-"]] = Field(

@@ -21,7 +21,8 @@ from ledgerlm.lake.schemas import AMOUNT, FINEST
 _ALONE = 0.95  # of the rows have one of two columns filled
 _DAMAGED = 0.6  # of the values of a column that is named so are numbers at least
 _CODES = 6  # different codes of direction at most
-_SELDOM = 0.005  # amounts with a minus, where it may mean something else than money going out
+_CURRENCIES = 60  # different currencies at most
+_MINORITY = 0.3  # of the amounts carry a minus: it may mean something else than money going out
 _NOISE = 9  # decimal places of doubles that are meant
 _SIDE = "side"  # column of an amount's side, where each has a column of its own
 _MONEY = "amount"
@@ -225,6 +226,8 @@ def _direction(found: Amount, column: Column, free: Mapping[str, Column], eviden
     numbers = {text: written(text) for text in column.counts}
     minus = sum(column.counts[text] for text, number in numbers.items() if number is not None and number.minus)
     marks = [pair for pair in PAIRS if any(word in evidence.forms for word in pair)]
+    if marks and _one_side(found, column, marks, evidence):
+        return
     if marks:
         found.file["marks"] = {word: sign for pair in marks for word, sign in zip(pair, "+-", strict=True)}
         seen = [word for pair in marks for word in pair if word in evidence.forms]
@@ -232,30 +235,85 @@ def _direction(found: Amount, column: Column, free: Mapping[str, Column], eviden
         told = ", ".join(f"{word} is {sign}" for word, sign in found.file["marks"].items())
         found.says("marks", told, why, "sure" if len(seen) == 2 * len(marks) else "unsure")
         return
-    if minus:
-        seldom = minus < _SELDOM * column.filled
-        found.says(
-            "amount.sign", "as_is", f"{minus} of {column.filled} amounts carry a minus", "unsure" if seldom else "sure"
-        )
+    codes = {
+        name: one
+        for name, one in free.items()
+        if name != column.name and 2 <= one.distinct <= _CODES and not is_called(name, "no_direction")
+    }
+    ways = {name: {value: _sign_of(value) for value in one.counts} for name, one in codes.items()}
+    both = [name for name, signs in ways.items() if set(signs.values()) == {"+", "-"}]
+    both.sort(key=lambda name: not is_called(name, "direction"))
+    if both and not (minus and _agree(column, numbers, codes[both[0]], ways[both[0]])):
+        _by_codes(found, codes[both[0]], ways[both[0]], minus, column.filled)
         return
-    codes = {name: one for name, one in free.items() if name != column.name and 2 <= one.distinct <= _CODES}
-    for name, one in codes.items():
-        signs = {value: _sign_of(value) for value in one.counts}
-        if set(signs.values()) == {"+", "-"}:
-            out = sorted(value for value, sign in signs.items() if sign == "-")
-            into = sorted(value for value, sign in signs.items() if sign == "+")
-            found.content["sign"] = {"column": name, "negative": out, "positive": into}
-            why = f"no amount carries a minus, and column '{name}' holds {one.examples}"
-            told = f"{name}: {', '.join(out)} negative; {', '.join(into)} positive"
-            exact = all(value.lower() in DIRECTIONS for value in one.counts)
-            found.says("amount.sign", told, why, "sure" if exact else "unsure")
-            if len(signs) == 2:
-                found.columns.append(name)  # the sign tells all that it does
-            return
+    if minus:
+        _by_minus(found, column, minus)
+        return
     half = next((name for name, one in codes.items() if any(map(_sign_of, one.counts))), None)
     hint = f"; column '{half}' ({codes[half].examples}) may tell it: see amount.sign" if half else ""
     why = f"no amount carries a minus and no column says which way money goes: all stay above zero{hint}"
     found.says("amount.sign", "as_is", why, "unsure")
+
+
+def _one_side(found: Amount, column: Column, pairs: list[tuple[str, str]], evidence: Evidence) -> bool:
+    """Amounts of which money coming in alone is marked, as on statements of cards: all others go out."""
+    [into, out] = zip(*pairs, strict=True)
+    marked = sum(evidence.forms[word] for word in into)
+    if any(word in evidence.forms for word in out) or marked == column.filled:
+        return False
+    seen = [word for word in into if word in evidence.forms]
+    found.file["marks"] = dict.fromkeys(seen, "-")
+    found.content["sign"] = "negative"
+    why = (
+        f"{marked} of {column.filled} amounts are marked as in '{evidence.examples['form', seen[0]]}', and none as "
+        "money going out: what has no mark is taken for that"
+    )
+    found.says("amount.sign", f"negative, but {', '.join(seen)}", why, "unsure")
+    return True
+
+
+def _agree(column: Column, numbers: Mapping[str, Any], codes: Column, signs: Mapping[str, str | None]) -> bool:
+    """Whether the minuses of the amounts say nearly always what a column of codes says."""
+    rows = [
+        (number.minus, signs[code] == "-")
+        for text, code in zip(column.values, codes.values, strict=True)
+        if code in signs and (number := numbers.get(text)) is not None
+    ]
+    return sum(1 for minus, out in rows if minus == out) >= _ALONE * len(rows)
+
+
+def _by_codes(found: Amount, codes: Column, signs: Mapping[str, str | None], minus: int, filled: int) -> None:
+    """A column says which way money goes; a minus beside it turns that over, as of what was reversed."""
+    out = sorted(value for value, sign in signs.items() if sign == "-")
+    into = sorted(value for value, sign in signs.items() if sign == "+")
+    found.content["sign"] = {"column": codes.name, "negative": out, "positive": into}
+    why = f"no amount carries a minus, and column '{codes.name}' holds {codes.examples}"
+    if minus:
+        found.content["sign"]["signed"] = "both"
+        why = (
+            f"column '{codes.name}' holds {codes.examples}, and {minus} of {filled} amounts carry a minus, which turns "
+            "over what the column says (signed: both), as of payments that were reversed"
+        )
+    told = f"{codes.name}: {', '.join(out)} negative; {', '.join(into)} positive"
+    exact = all(value.lower() in DIRECTIONS for value in codes.counts) and is_called(codes.name, "direction")
+    found.says("amount.sign", told, why, "sure" if exact and not minus else "unsure")
+    if len(signs) == 2:
+        found.columns.append(codes.name)  # the sign tells all that it does
+
+
+def _by_minus(found: Amount, column: Column, minus: int) -> None:
+    why = f"{minus} of {column.filled} amounts carry a minus"
+    seldom = minus < _MINORITY * column.filled
+    if seldom:
+        why += "; if those without one are what was spent, as on statements of cards, say 'sign: negative'"
+    found.says("amount.sign", "as_is", why, "unsure" if seldom else "sure")
+
+
+def _may_be_currencies(column: Column) -> bool:
+    """Whether a column that is named so holds currencies: signs, codes or numbers of ISO 4217, whichever they are."""
+    return column.distinct <= _CURRENCIES and all(
+        one in SIGNS or re.fullmatch(r"[A-Za-z]{3,4}|\d{3}", one) for one in column.counts
+    )
 
 
 def _sign_of(code: str) -> str | None:
@@ -298,7 +356,7 @@ def _currency(found: Amount, columns: list[Column], free: Mapping[str, Column], 
     }
     by_name = [name for name, one in free.items() if is_currency(one)]
     by_name.sort(key=lambda name: not is_called(name, "currency"))
-    held = [name for name, one in free.items() if is_called(name, "currency") and set(one.counts) <= set(SIGNS)]
+    held = [name for name, one in free.items() if is_called(name, "currency") and _may_be_currencies(one)]
     if signs:
         found.file["currency_signs"] = signs
         shared = sorted(SHARED_SIGNS & set(signs))
@@ -309,10 +367,14 @@ def _currency(found: Amount, columns: list[Column], free: Mapping[str, Column], 
         name = [*by_name, *held][0]
         found.content["currency_column"] = name
         found.columns.append(name)
-        if name not in by_name:
-            found.file["currency_signs"] = {sign: SIGNS[sign] for sign in free[name].counts}
-        sure: Sure = "sure" if is_called(name, "currency") else "unsure"
-        found.says("amount.currency_column", name, f"currencies such as {free[name].examples}", sure)
+        strange = [one for one in free[name].counts if one not in SIGNS and one.upper() not in CURRENCIES]
+        if found_signs := {sign: SIGNS[sign] for sign in free[name].counts if sign in SIGNS}:
+            found.file["currency_signs"] = found_signs
+        sure: Sure = "sure" if is_called(name, "currency") and not strange else "unsure"
+        why = f"currencies such as {free[name].examples}"
+        if strange:
+            why += f"; {', '.join(strange[:_CODES])} are no codes of currencies, and each counts as one of its own"
+        found.says("amount.currency_column", name, why, sure)
     else:
         words = {word for column in columns for word in re.split(r"[^A-Za-z€$£]+", column.name) if word}
         one = next((SIGNS.get(word, word) for word in words if word in CURRENCIES or word in SIGNS), None)

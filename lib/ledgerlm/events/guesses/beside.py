@@ -12,7 +12,7 @@ from ledgerlm.config import shipped
 from ledgerlm.events.file_heads import folded
 from ledgerlm.events.guesses.columns import Column, Guess, Sure
 from ledgerlm.events.guesses.numbers import has_decimals, is_numeric
-from ledgerlm.events.guesses.roles import CHOICE, Hints
+from ledgerlm.events.guesses.roles import CHOICE, Hints, names_somebody
 from ledgerlm.events.guesses.tables import Table
 from ledgerlm.events.guesses.times import Reading, reading_of
 from ledgerlm.events.guesses.words import NEGATIVE, POSITIVE, is_called, slug
@@ -124,6 +124,10 @@ def _of_clients(found: Beside, table: Table, key: Column, hints: Hints) -> None:
     readings = {name: one for name, column in columns.items() if (one := reading_of(column))}
     dates = {name: one for name, one in readings.items() if not one.plain or is_called(name, "time")}
     values = [one for one in columns.values() if one.name not in dates]
+    ids = [one for one in values if is_called(one.name, "client", "account") and _is_id(one)]
+    if ids:
+        _of_others(found, table, key, ids)
+        values = [one for one in values if one not in ids]
     tasks = [one for one in values if _is_label(one, len(values), dates, table, hints)]
     once = _once(key)
     if tasks and (once or dates):
@@ -132,6 +136,10 @@ def _of_clients(found: Beside, table: Table, key: Column, hints: Hints) -> None:
             dated = (when, dates[when]) if when else None
             _label(found, table.globs[0], key.name, column, when=dated, hints=hints)
     rest = [one for one in values if one not in tasks and one.kind != "nested"]
+    if hidden := [one.name for one in rest if names_somebody(one) or is_called(one.name, "person")]:
+        why = f"{', '.join(hidden)} of {table.name} would name somebody in each text: left out"
+        found.guesses.append(Guess(key="clients", value=f"without {', '.join(hidden)}", why=why))
+        rest = [one for one in rest if one.name not in hidden]
     if once and rest:
         names: dict[str, str] = {}
         for column in rest:
@@ -145,6 +153,32 @@ def _of_clients(found: Beside, table: Table, key: Column, hints: Hints) -> None:
         found.maybe += [column.name for column in rest if 2 <= column.distinct <= _CLASSES]
     if not once and not (tasks and dates):
         found.unused[table.name] = f"has several rows of a client by '{key.name}', and no label with a date"
+        if dates:
+            _more_events(found, table)
+
+
+def _more_events(found: Beside, table: Table) -> None:
+    """A file that looks like events with other columns: left out, half of the histories may be missing."""
+    why = (
+        f"{table.name} has times and several rows of a client, but other columns or another dialect than the file that "
+        "was chosen: if it holds events as well, give it an entry of its own, and 'optional: true' to fields that not "
+        "all files have"
+    )
+    found.guesses.append(Guess(key="source.files", value="some are not read", why=why, sure="unsure"))
+
+
+def _is_id(column: Column) -> bool:
+    return column.distinct > _CLASSES and not has_decimals(column)
+
+
+def _of_others(found: Beside, table: Table, key: Column, ids: Sequence[Column]) -> None:
+    """A file that says whose a card or an account is: events would have to be joined with it."""
+    named = ", ".join(one.name for one in ids)
+    why = (
+        f"{table.name} names '{named}' for each '{key.name}': if that is whom labels and scores are about, join it to "
+        f"the events ('joins' with key {key.name}) and make it the client"
+    )
+    found.guesses.append(Guess(key="client", value=key.name, why=why, sure="unsure", ids=ids[0].examples))
 
 
 def _is_label(column: Column, others: int, dates: Collection[str], table: Table, hints: Hints) -> bool:

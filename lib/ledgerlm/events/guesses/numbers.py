@@ -109,7 +109,10 @@ def _sound(number: Written) -> bool:
         return number.signs[:1] not in ((" ",), ("'",)) or (len(number.digits[1]) == 3 and bool(number.digits[0]))
     groups = number.digits[1:-1] if number.signs[-1] != number.signs[0] else number.digits[1:]
     one_group = len(set(number.signs[:-1])) == 1
-    return one_group and 1 <= len(number.digits[0]) <= 3 and all(len(group) == 3 for group in groups)
+    sizes = [len(group) for group in groups]
+    # 2,45,500.00: lakhs and crores.
+    indian = number.signs[0] == "," and sizes == [2] * (len(sizes) - 1) + [3]
+    return one_group and 1 <= len(number.digits[0]) <= 3 and (indian or sizes == [3] * len(sizes))
 
 
 def _roles(number: Written) -> Iterable[tuple[str, str]]:

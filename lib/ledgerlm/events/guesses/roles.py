@@ -33,6 +33,10 @@ _VARIED = 0.2  # share of different values among texts
 _MANY = 1_000
 _FEW = 30  # values of whole numbers that are codes rather than sizes
 _IBAN = re.compile(r"[A-Z]{2}\d{2}[A-Z0-9 ]{10,32}")
+_EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.\w+")
+_CARD = re.compile(r"(?:\d{4}[ -]?){3}\d{1,7}|\d{4,6}[*xX]{4,9}\d{4}")
+_PHONE = re.compile(r"\+\d[\d ()/-]{7,}")
+_NETWORK = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}|(?:[0-9a-fA-F]{0,4}:){3,7}[0-9a-fA-F]{0,4}")
 _TAKEN = {column.name for column in EVENTS.columns} | {"run_id", EVENT_ORDER, "client_id", "split"}
 
 
@@ -283,7 +287,8 @@ def event_id_of(columns: Mapping[str, Column], taken: Collection[str], *, whole:
     """The column that identifies an event; empty where rows have no id."""
     for name, column in columns.items():
         good = column.unique and len(column.values) > 1 and column.kind in ("text", "number")
-        if good and name not in taken and is_called(name, "event") and not has_decimals(column):
+        other = is_called(name, "other", "account") or all(_IBAN.fullmatch(value) for value in column.counts)
+        if good and name not in taken and is_called(name, "event") and not has_decimals(column) and not other:
             seen = f"{column.filled} rows, {column.distinct} different values, such as {column.examples}"
             sure = "" if whole else "; not all rows were looked at"
             return Guess(key="event_id.columns", value=name, why=seen + sure, sure="sure" if whole else "unsure")
@@ -332,9 +337,17 @@ def _no_field(column: Column, is_time: bool) -> str:
         (own, "has a value of its own in each row"),
         (_is_many(column), "has a value of its own in nearly each row"),
         (all(_IBAN.fullmatch(value) for value in column.counts), "holds account numbers of others, which tell little"),
+        (names_somebody(column), "names somebody: e-mail, card, phone or network addresses"),
         (event, "is a label of single events, which would tell what is not known yet"),
     )
     return next((why for found, why in reasons if found), "")
+
+
+def names_somebody(column: Column) -> bool:
+    """Whether all values name a person or a device, and would stand unmasked in a category."""
+    return bool(column.filled) and any(
+        all(one.fullmatch(value) for value in column.counts) for one in (_EMAIL, _CARD, _PHONE, _NETWORK)
+    )
 
 
 def _is_many(column: Column) -> bool:

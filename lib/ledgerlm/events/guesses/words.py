@@ -55,6 +55,9 @@ _NAMES = {
     "label": r"target|label|churn|\bdefault|fraud|\bresponse\b|outcome|attrit|\b(is )?bad\b|respond(ed|s)?\b|convert|"
     r"^(y|zielvariable|tselev\w*|ottok|abwanderung|objetivo|cible)$",
     "maybe_label": r"^(status|state|class|klasse|flag|result|deposit|good)$|\bflag\b",
+    "direction": r"\b(dc|d c|cd|c d|dr|cr|drcr|crdr|sign|side|ind|indicator|type|kind|direction|flow|operation|op|art|"
+    r"sens|richtung|kennzeichen|soll|haben|debit|credit|vorzeichen|tip|vid|tipo|znak|af bij)\b|debet|sens\b|napravlen",
+    "no_direction": r"card|karte|channel|kanal|product|account|device|segment|status",
     "mcc": r"\bmcc\b|merchant category code",
     "text": r"descri|zweck|memo|note|text|narrat|detail|comment|libelle|concept|omschrijving|naznach|opis|popis|"
     r"causale|kommentar|opisanie|mededeling",
