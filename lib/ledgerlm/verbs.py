@@ -13,11 +13,12 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from ledgerlm.config import find_file, load_yaml, parse
-from ledgerlm.engines.kinds import Kind, from_spark, kind_of, to_arrow, to_spark
+from ledgerlm.engines.kinds import Kind, from_spark, kind_of, names_of, to_arrow, to_spark
 from ledgerlm.engines.session import setting
 from ledgerlm.errors import ConfigError, DataError, SpecError
 
@@ -34,6 +35,7 @@ Frame = TypeVar("Frame")
 """A frame of Spark, pandas, Polars or Arrow."""
 _BANK = ("events", "clients", "labels", "dictionaries")
 _HOLDS = {"features": "features", "parts": "embeddings"}
+_EXAMPLES = 3  # in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,8 @@ def ingest(
         SpecError: the spec is wrong, or names a column that the rows lack.
         DataError: more rows are bad than `max_quarantined_share` allows, or a frame is a cluster's.
 
+    Rows that were set aside are warned of, and stand in `quarantine` with their reason.
+
     Example:
         >>> import ledgerlm
         >>> bought, came_back, spec = ledgerlm.example()
@@ -120,9 +124,11 @@ def ingest(
              c000 2024-01-01 00:00:00+00:00 1.5000 food
              c000 2024-01-05 00:00:00+00:00 5.5000 food
     """
-    from ledgerlm.events.ingesting import IngestConf, ingest_files
+    from ledgerlm.events.ingesting import REMEDY, IngestConf, ingest_files
 
     kind, conf = kind_of(data), parse(IngestConf, settings, source="ingest")
+    if labels is not None and not isinstance(labels, Mapping):
+        raise DataError("labels are given by task: {'churn': frame}")
     with tempfile.TemporaryDirectory(prefix="ledgerlm-") as folder, _session(kind) as (spark, keep):
         _stage(data, Path(folder) / "rows")
         for task, rows in (labels or {}).items():
@@ -130,13 +136,14 @@ def ingest(
         known = _spec(spec, Path(folder), labels or {})
         read = ingest_files(spark, known, conf, keep=keep)
         if read.refusal is not None:
-            raise DataError(read.refusal)
+            raise DataError(read.refusal.replace(REMEDY, f"{_shown(read.made)}mend the spec or the rows, or raise it"))
         frames = {name: rows.frame for name, rows in read.made.tables.items()}
         if read.made.aside is not None:
             frames["quarantine"] = read.made.aside
         if kind == "spark":
             frames = {name: _held(frame) for name, frame in frames.items()}
         given = {name: from_spark(frame, kind) for name, frame in frames.items() if name in (*_BANK, "quarantine")}
+        _warn_of_set_aside(read.made)
         return Bank(spec=known, facts=read.made.facts, **given)
 
 
@@ -189,7 +196,7 @@ def aggregate(bank: Bank[Frame], **settings: Any) -> Frame:
         **settings: of `AggregateConf`: `max_codes`, `recency` and more.
 
     Returns:
-        client_id, as_of, feature_set, features (name -> value, without zeros).
+        client_id, as_of, feature_set, features (name -> value, without zeros), in no order.
 
     Example:
         >>> import ledgerlm
@@ -273,7 +280,7 @@ def fit(
             `random_forest`, `gbt` in Spark), `tasks`, `where`, `lightgbm` and more.
 
     Returns:
-        Task -> its head, saved.
+        Task -> its head, saved. Labels without vectors teach nothing, and are warned of.
 
     Raises:
         DataError: there are no labels, or a task has rows of one class only.
@@ -296,6 +303,7 @@ def fit(
         sources = [source for table in found for source in _sources(table, found[table])]
         content = {"representation": "+".join(found), "sources": sources, **settings}
         conf = parse(FitConf, content, source="fit")
+        _warn_of_labels(tables["labels"], found)
         if conf.kind == "lightgbm":
             _ray(at_end)
         heads = fit_heads(
@@ -321,8 +329,11 @@ def score(heads: Head | Mapping[str, Head] | Sequence[Head], *vectors: Frame, re
         reasons: features named for each client; MLlib's heads give none.
 
     Returns:
-        client_id, as_of, task, head_id, probabilities, prediction, decile, reasons. A vector that is not finite has no
-        score, and is warned of.
+        client_id, as_of, task, head_id, probabilities, prediction, decile, reasons, in no order: join them by client_id
+        and as_of. A vector that is not finite has no score, and is warned of.
+
+    Raises:
+        DataError: there is no vector, or none of the features that a head reads stands in any.
 
     Example:
         >>> import ledgerlm
@@ -341,8 +352,53 @@ def score(heads: Head | Mapping[str, Head] | Sequence[Head], *vectors: Frame, re
     listed = [heads] if isinstance(heads, Head) else list(heads.values() if isinstance(heads, Mapping) else heads)
     kind = kind_of(vectors[0]) if vectors else "spark"
     with _session(kind) as (spark, keep):
-        made = score_all(listed, _vectors(spark, vectors), reasons=reasons, keep=keep)
+        found = _vectors(spark, vectors)
+        if all(rows.isEmpty() for rows in found.values()):
+            raise DataError("no vector is given: the frames have no row")
+        for head in listed:
+            _refuse_strange_features(head, found)
+        made = score_all(listed, found, reasons=reasons, keep=keep)
         return cast(Frame, _out(made, kind, keep))
+
+
+def _shown(made: Made) -> str:
+    """Some rows that were set aside, for a message."""
+    if made.aside is None:
+        return ""
+    rows = made.aside.select("reason", "detail").dropDuplicates(["reason"]).orderBy("reason").limit(_EXAMPLES).collect()
+    return f"such as {'; '.join(f'{row.reason} ({row.detail})' for row in rows)}; " if rows else ""
+
+
+def _warn_of_set_aside(made: Made) -> None:
+    labels = made.facts.get("label_rows", {}).get("quarantined", 0)
+    counts = {"events": made.quarantined or 0, "labels": labels}
+    told = " and ".join(f"{count} rows of {what}" for what, count in counts.items() if count)
+    if told:
+        warnings.warn(f"{told} were set aside: see quarantine", stacklevel=3)
+
+
+def _warn_of_labels(labels: DataFrame, found: Mapping[str, DataFrame]) -> None:
+    key = ["client_id", "as_of"]
+    asked = labels.select(*key).distinct()
+    known = reduce(lambda one, other: one.union(other), (rows.select(*key) for rows in found.values()))
+    without, all_of_them = asked.join(known, key, "left_anti").count(), asked.count()
+    if without:
+        warnings.warn(f"{without} of {all_of_them} labelled histories have no vector, and teach nothing", stacklevel=3)
+
+
+def _refuse_strange_features(head: Head, found: Mapping[str, DataFrame]) -> None:
+    """Refuses vectors of other data, which would all get the score of a client of whom nothing is known."""
+    from pyspark.sql import functions as F
+
+    names = [name for block in head.card.blocks if block.sparse for name in block.names]
+    if not names or "features" not in found:
+        return
+    known = F.arrays_overlap(F.map_keys("features"), F.split(F.lit("\n".join(names)), "\n"))
+    if found["features"].where(known).isEmpty():
+        raise DataError(
+            f"head {head.card.task.name}: no row holds any of the {len(names)} features that it reads, such as "
+            f"{', '.join(names[:_EXAMPLES])}; give what aggregate gave for the same data"
+        )
 
 
 def _spec(spec: str | Path | Mapping[str, Any], folder: Path, labels: Mapping[str, Any]) -> DataSetSpec:
@@ -427,7 +483,7 @@ def _vectors(spark: SparkSession, vectors: Sequence[Any]) -> dict[str, DataFrame
 
     found: dict[str, DataFrame] = {}
     for one in vectors:
-        names = list(one.column_names if hasattr(one, "column_names") else one.columns)
+        names = names_of(one)
         table = next((table for column, table in _HOLDS.items() if column in names), None)
         if table is None:
             raise DataError(f"columns {', '.join(names)} hold no vectors: give what aggregate or embed gave")

@@ -149,8 +149,15 @@ def test_what_is_wrong_is_said(
     with pytest.raises(DataError, match="times are finer than a microsecond"):
         ledgerlm.ingest(finer, spec, {"back": back})
     bad = bought.assign(spent=["", *["x"] * (len(bought) - 1)])
-    with pytest.raises(DataError, match=r"19 of 20 rows are bad|of 20 rows are bad"):
+    with pytest.raises(
+        DataError, match=r"of 20 rows are bad .*; such as bad_amount \(spent: x\); mend the spec or the"
+    ):
         ledgerlm.ingest(bad, spec, {"back": back})
+    twice = pd.concat([bought, bought[["item"]]], axis=1)
+    with pytest.raises(DataError, match="columns item stand twice"):
+        ledgerlm.ingest(twice, spec, {"back": back})
+    with pytest.raises(DataError, match="labels are given by task"):
+        ledgerlm.ingest(bought, spec, back)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"serialize: unknown key 'formt': did you mean 'format'"):
         ledgerlm.serialize(bank, formt="compact")
     with pytest.raises(DataError, match="columns client_id, split hold no vectors"):
@@ -163,6 +170,34 @@ def test_what_is_wrong_is_said(
         ledgerlm.aggregate(wrong)
     with pytest.raises(ConfigError, match="only documents are embedded here"):
         ledgerlm.embed(ledgerlm.serialize(bank), backbone, source="windows")
+
+
+def test_what_is_lost_on_the_way_is_warned_of(
+    spark: SparkSession, bank: ledgerlm.Bank[pd.DataFrame], tmp_path: Path
+) -> None:
+    bought, back, spec = ledgerlm.example()
+    strange = back.assign(who=["nobody", *back["who"][1:]])
+    with pytest.warns(UserWarning, match="1 rows of labels were set aside: see quarantine"):
+        labels = ledgerlm.ingest(bought, spec, {"back": strange}).labels
+    assert labels is not None and len(labels) == 39
+    features = ledgerlm.aggregate(bank)
+    with pytest.warns(UserWarning, match="2 of 40 labelled histories have no vector"):
+        heads = ledgerlm.fit(bank, features.iloc[2:], folder=tmp_path, kind="logistic_regression", calibration="none")
+    others = features.assign(features=features["features"].map(lambda one: {f"other {name}": 1.0 for name in one}))
+    with pytest.raises(DataError, match=r"head back: no row holds any of the \d+ features that it reads, such as"):
+        ledgerlm.score(heads, others)
+    with pytest.raises(DataError, match="no vector is given: the frames have no row"):
+        ledgerlm.score(heads, features.iloc[:0])
+
+
+def test_categories_and_lazy_frames_of_polars_are_read(spark: SparkSession) -> None:
+    bought, back, spec = ledgerlm.example(4)
+    rows = pl.from_pandas(bought).with_columns(
+        pl.col("item").cast(pl.Categorical), pl.col("who").cast(pl.Enum(back.who))
+    )
+    found = ledgerlm.ingest(rows.lazy(), spec, {"back": pl.from_pandas(back)})
+    assert isinstance(found.events, pl.DataFrame)
+    assert found.events["item"].value_counts().sort("item").rows() == [("food", 10), ("fuel", 10)]
 
 
 def test_a_map_that_spark_gives_comes_back(spark: SparkSession) -> None:
@@ -180,7 +215,8 @@ def test_a_map_that_spark_gives_comes_back(spark: SparkSession) -> None:
 def test_a_frame_of_a_cluster_is_not_written_to_the_disks_of_its_machines(
     small: tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]],
 ) -> None:
-    frame = MagicMock(columns=["who"])
+    frame = MagicMock()
+    type(frame).columns = ["who"]
     frame.sparkSession.conf.get.return_value = "spark://bank:7077"
     type(frame).__module__ = "pyspark.sql"
     with pytest.raises(DataError, match="a Spark frame of spark://bank:7077 would be"):

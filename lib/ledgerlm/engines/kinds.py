@@ -25,7 +25,7 @@ def kind_of(frame: object) -> Kind:
         DataError: it is no frame.
     """
     found = _KINDS.get(type(frame).__module__.partition(".")[0])
-    if found is not None and hasattr(frame, "columns"):
+    if found is not None and hasattr(type(frame), "columns"):
         return found
     if hasattr(frame, "__arrow_c_stream__"):
         return "arrow"
@@ -38,21 +38,43 @@ def kind_of(frame: object) -> Kind:
 def to_arrow(frame: Any) -> pa.Table:
     """A frame of another library than Spark as an Arrow table; the index of pandas is left behind.
 
+    A lazy frame of Polars is computed; its categories become texts.
+
     Raises:
-        DataError: a column holds values of several types.
+        DataError: a column holds values of several types, or two have one name.
     """
     import pyarrow as pa
 
+    kind = kind_of(frame)
+    names = names_of(frame)
+    if twice := sorted({str(name) for name in names if names.count(name) > 1}):
+        raise DataError(f"columns {', '.join(twice)} stand twice; give each a name of its own")
     try:
-        if kind_of(frame) == "pandas":
+        if kind == "pandas":
             return pa.Table.from_pandas(frame, preserve_index=False)
-        table = pa.table(frame)
+        table = pa.table(_plain(frame) if kind == "polars" else frame)
         for place, column in enumerate(table.schema):
             if pa.types.is_string_view(column.type):  # as Polars has them; Spark knows none
                 table = table.set_column(place, column.name, table[column.name].cast(pa.string()))
         return table
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise DataError(f"a column holds values of several types, or of one that Arrow lacks: {error}") from error
+
+
+def names_of(frame: Any) -> list[str]:
+    """The columns of a frame."""
+    if hasattr(frame, "collect_schema"):  # of Polars, lazy or not
+        return list(frame.collect_schema().names())
+    return list(frame.column_names if hasattr(frame, "column_names") else getattr(frame, "columns", ()))
+
+
+def _plain(frame: Any) -> Any:
+    """A frame of Polars that is computed, and holds no categories, which Arrow cannot turn into texts."""
+    import polars as pl
+
+    computed = frame.collect() if isinstance(frame, pl.LazyFrame) else frame
+    categories = [name for name, kind in computed.schema.items() if isinstance(kind, pl.Categorical | pl.Enum)]
+    return computed.with_columns(pl.col(categories).cast(pl.String)) if categories else computed
 
 
 def to_spark(spark: SparkSession, frame: Any, schema: T.StructType) -> DataFrame:

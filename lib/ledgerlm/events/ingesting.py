@@ -36,6 +36,9 @@ from ledgerlm.events.times import CLOCK_CHOICES, DOUBLED, LOSSY, SKIPPED
 from ledgerlm.lake.made import Made
 from ledgerlm.lake.slices import WHOLE, Slice
 
+REMEDY = "look at table quarantine, then mend the spec or raise it; all other tables are as they were"
+"""How a refusal ends."""
+
 
 class IngestConf(Conf):
     """Reads the files that the data set spec names."""
@@ -284,7 +287,7 @@ def set_aside(
 def refusal_of(spec: DataSetSpec, counts: IngestCounts, told: Told, conf: IngestConf) -> str | None:
     """Why the tables should not be believed; None when nothing speaks against it."""
     share, most = conf.max_quarantined_share, conf.max_unmatched_share
-    remedy = "look at table quarantine, then mend the spec or raise it; all other tables are as they were"
+    remedy = REMEDY
     nothing = bool(counts.quarantined) and told.end is None
     if nothing or counts.quarantined > share * counts.rows_in:
         worst = sorted(counts.reasons.items(), key=lambda item: -item[1])
