@@ -149,9 +149,7 @@ def test_what_is_wrong_is_said(
     with pytest.raises(DataError, match="times are finer than a microsecond"):
         ledgerlm.ingest(finer, spec, {"back": back})
     bad = bought.assign(spent=["", *["x"] * (len(bought) - 1)])
-    with pytest.raises(
-        DataError, match=r"of 20 rows are bad .*; such as bad_amount \(spent: x\); mend the spec or the"
-    ):
+    with pytest.raises(DataError, match=r"19 of 20 rows are bad .*; such as bad_amount \(spent: x\);.* mend the spec"):
         ledgerlm.ingest(bad, spec, {"back": back})
     twice = pd.concat([bought, bought[["item"]]], axis=1)
     with pytest.raises(DataError, match="columns item stand twice"):
