@@ -111,6 +111,12 @@ class TestTimes:
         made = table(tmp_path, "client,booking_date,value_date,amount\n" + "\n".join(lines))
         assert made.content["time"] == {"column": "booking_date", "format": "dd/MM/yyyy"}
 
+    def test_numbers_in_the_only_column_that_is_named_as_a_time_are_doubted(self, tmp_path: Path) -> None:
+        lines = [f"u{at % 3},{1704373666 + at * 9000},-{at}.50,s{at % 4}" for at in range(12)]
+        made = table(tmp_path, "user_id,created_at,amount,shop\n" + "\n".join(lines))
+        assert made.content["time"]["column"] == "created_at" and made.content["time"]["format"] == "epoch"
+        assert sure(made)["time.column"] == "unsure"
+
     def test_what_looks_like_a_date_is_none(self, tmp_path: Path) -> None:
         """Codes with other signs between, and digits that no name calls a date (duckdb #13121, readr #291)."""
         lines = [f"c{at % 3},2024-05-{10 + at},{at}.5,41_10_{at},0478945{at},{19900101 + at}" for at in range(9)]
@@ -430,6 +436,37 @@ class TestBeside:
         made = table(tmp_path, "client,time,amount,shop\n" + "\n".join(lines))
         assert made.content["clients"][0]["attributes"] == {"age": "age"}
         assert said(made)["clients"] == "without email, phone"
+
+    def test_a_date_that_only_some_labels_have_is_not_theirs(self, tmp_path: Path) -> None:
+        lines = [f"c{at % 20},2024-05-{10 + at % 15},-{at}.50,s{at % 4}" for at in range(60)]
+        told = "\n".join(f"c{at},{at % 2},{'2024-05-20' if at % 2 else ''}" for at in range(20))
+        (tmp_path / "churn.csv").write_text("client,churn,churn_date\n" + told)
+        made = table(tmp_path, "client,time,amount,shop\n" + "\n".join(lines))
+        assert "as_of" not in made.content["labels"][0] and "as_of" in made.content
+        assert sure(made)["labels.0.as_of"] == sure(made)["as_of"] == "unsure"
+
+    def test_ids_that_lost_their_zeros_are_named(self, tmp_path: Path) -> None:
+        lines = [f"{at % 9:05},2024-05-{10 + at % 15},-{at}.50,s{at % 4}" for at in range(60)]
+        (tmp_path / "labels.csv").write_text("client,churn\n" + "\n".join(f"{at},{at % 2}" for at in range(9)))
+        made = table(tmp_path, "client,time,amount,shop\n" + "\n".join(lines))
+        assert made.passed["labels.csv"].startswith("its 'client' has other zeros in front")
+
+    def test_labels_on_events_are_counted_by_client(self, tmp_path: Path) -> None:
+        lines = [f"c{at % 6},2024-05-{10 + at % 15},-{at}.50,s{at % 4},{at % 2}" for at in range(60)]
+        made = table(tmp_path, "client,time,amount,shop,churned\n" + "\n".join(lines))
+        assert "0 (3), 1 (3)" in next(guess.why for guess in made.guesses if guess.key == "labels.0")
+
+    def test_minus_one_may_be_no_class(self, tmp_path: Path) -> None:
+        lines = [f"c{at % 9},2024-05-{10 + at % 15},-{at}.50,s{at % 4}" for at in range(60)]
+        (tmp_path / "target.csv").write_text("client,target\n" + "\n".join(f"c{at},{at % 3 - 1}" for at in range(9)))
+        assert sure(table(tmp_path, "client,time,amount,shop\n" + "\n".join(lines)))["labels.0"] == "unsure"
+
+    def test_files_of_several_accounts_are_named(self, tmp_path: Path) -> None:
+        for name in ("DE12", "DE99"):
+            lines = [f"2024-05-{10 + at},-{at}.50,s{at % 4}" for at in range(12)]
+            (tmp_path / f"{name}.csv").write_text("time,amount,shop\n" + "\n".join(lines))
+        [guess] = [guess for guess in drafted(tmp_path).guesses if guess.key == "client"]
+        assert guess.sure == "unsure" and "2 files (DE12.csv, DE99.csv)" in guess.why
 
 
 class TestPages:

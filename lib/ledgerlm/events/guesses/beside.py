@@ -22,6 +22,7 @@ _FOUND = 0.5  # of the rows of events find their code in a dictionary
 _ONCE = 0.98  # of the rows of a file have a client of their own
 _CLASSES = 12  # of a task at most
 _GROUPS = 2_000  # different values that a joined category may have
+_WITH_UNKNOWN = {"-1", "0", "1"}
 _SEVERAL = "its files are written in several ways: put each into the spec by hand"
 _MCC = "datasets/mcc.csv"
 
@@ -86,8 +87,10 @@ def beside(events: Table, others: Sequence[Table], client: str, hints: Hints, ta
         key = _client_key(events.columns[client], table) if client else None
         if key is not None:
             _of_clients(found, table, key, hints)
-        else:
-            _of_codes(found, events, table, {*taken, client})
+            continue
+        _of_codes(found, events, table, {*taken, client})
+        if client and table.name in found.unused:
+            found.unused[table.name] = _other_zeros(events.columns[client], table) or found.unused[table.name]
     if client:
         _on_events(found, events, client, hints, taken)
     _merchant_codes(found, events, taken)
@@ -115,6 +118,17 @@ def _client_key(client: Column, table: Table) -> Column | None:
     return next((one for one in named if _overlap(client, one) >= _KNOWN), None)
 
 
+def _other_zeros(client: Column, table: Table) -> str:
+    """Why clients are not found again, where it is for the zeros before their ids; else empty."""
+    other = _same(client.name, table)
+    if other is None or not other.filled:
+        return ""
+    bare = [Column(name=one.name, values=[value.lstrip("0") for value in one.counts]) for one in (client, other)]
+    if _overlap(*bare) < _KNOWN:
+        return ""
+    return f"its '{other.name}' has other zeros in front ({other.examples}) than that of the events ({client.examples})"
+
+
 def _of_clients(found: Beside, table: Table, key: Column, hints: Hints) -> None:
     """Labels and attributes of clients."""
     if len(table.globs) > 1:
@@ -131,10 +145,14 @@ def _of_clients(found: Beside, table: Table, key: Column, hints: Hints) -> None:
     tasks = [one for one in values if _is_label(one, len(values), dates, table, hints)]
     once = _once(key)
     if tasks and (once or dates):
-        when = next(iter(dates), None)
         for column in tasks:
+            when = next((name for name in dates if _dates_all(columns[name], column)), None)
             dated = (when, dates[when]) if when else None
             _label(found, table.globs[0], key.name, column, when=dated, hints=hints)
+            if dates and when is None:
+                _half_dated(found, columns[next(iter(dates))])
+    elif once and dates:
+        found.unused[f"{table.name}: {', '.join(dates)}"] = "dates are no attributes of clients"
     rest = [one for one in values if one not in tasks and one.kind != "nested"]
     if hidden := [one.name for one in rest if names_somebody(one) or is_called(one.name, "person")]:
         why = f"{', '.join(hidden)} of {table.name} would name somebody in each text: left out"
@@ -155,6 +173,22 @@ def _of_clients(found: Beside, table: Table, key: Column, hints: Hints) -> None:
         found.unused[table.name] = f"has several rows of a client by '{key.name}', and no label with a date"
         if dates:
             _more_events(found, table)
+
+
+def _dates_all(dates: Column, label: Column) -> bool:
+    """Whether nearly each label has a date."""
+    both = sum(1 for date, value in zip(dates.values, label.values, strict=True) if date and value)
+    return both >= _ONCE * label.filled
+
+
+def _half_dated(found: Beside, dates: Column) -> None:
+    """A date that only some labels have: often that of what is to be predicted."""
+    why = (
+        f"{dates.filled} of {len(dates.values)} rows have a '{dates.name}': a date that only some have is often that "
+        "of what is to be predicted, and histories up to it would tell the answer"
+    )
+    key = f"labels.{len(found.labels) - 1}.as_of"
+    found.guesses.append(Guess(key=key, value=f"none, and not {dates.name}", why=why, sure="unsure"))
 
 
 def _more_events(found: Beside, table: Table) -> None:
@@ -216,6 +250,8 @@ def _label(
         said = "may be one by its name, and a date stands beside it"
     sure: Sure = "sure" if hints.labels or is_called(column.name, "label") else "unsure"
     why = f"column '{column.name}' {said}; {told}"
+    if set(column.counts) == _WITH_UNKNOWN:
+        sure, why = "unsure", f"{why}; if -1 means that it is not known, leave it out by 'values' and 'only'"
     found.guesses.append(Guess(key=f"labels.{place}", value=f"{name} ({kind})", why=why, sure=sure))
     if when is not None:
         date, reading = when
@@ -270,7 +306,8 @@ def _on_events(found: Beside, events: Table, client: str, hints: Hints, taken: C
             not value or seen.setdefault(one, value) == value for one, value in zip(ids, column.values, strict=True)
         )
         if same and len(seen) < len(ids) and len(events.globs) == 1:
-            _label(found, events.globs[0], client, column, when=None, hints=hints)
+            by_client = Column(name=name, values=[*seen.values()], kind=column.kind)
+            _label(found, events.globs[0], client, by_client, when=None, hints=hints)
             found.taken.add(name)
 
 

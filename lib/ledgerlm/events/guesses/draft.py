@@ -199,7 +199,7 @@ def _guesses(parts: _Parts, content: Mapping[str, Any]) -> Iterable[Guess]:
     for guess in parts.amount.guesses:
         if guess.key in of_file:
             yield replace(guess, key=f"source.files.0.{guess.key}")
-    yield replace(parts.client, value=parts.client.value or f"{content['client']}: {_ONE}")
+    yield replace(parts.client, value=parts.client.value or f"{content['client']}: {_ONE}", why=_whose(parts))
     if parts.time is None:
         why = f"no column can be read as times: {_shown(parts.events.columns.values())}"
         yield Guess(key="time", value="column and format", why=why, sure="open")
@@ -219,6 +219,18 @@ def _guesses(parts: _Parts, content: Mapping[str, Any]) -> Iterable[Guess]:
         maybe = f"; of what is known of clients, one may be: --label {' or '.join(parts.side.maybe)}"
         why = "no column or file is named as one is" + (maybe if parts.side.maybe else "; the end of the spec has one")
         yield Guess(key="labels", value="none", why=why)
+
+
+def _whose(parts: _Parts) -> str:
+    """Why the client is what it is; of one alone, that files may be of several."""
+    names = sorted(part.file.path.rpartition("/")[2] for part in parts.events.parts)
+    if parts.client.value or len(names) == 1:
+        return parts.client.why
+    files = ", ".join(names[:3])
+    return (
+        f"{parts.client.why}. There are {len(names)} files ({files}): if each is of another account, give each an "
+        "entry with 'constants' of its own"
+    )
 
 
 def _shown(columns: Iterable[Column]) -> str:

@@ -120,14 +120,18 @@ def time_of(columns: Mapping[str, Column], hint: str | None) -> Time | None:
     scores = {name: _time_score(columns[name], one) for name, one in readings.items()}
     if hint is not None:
         scores = {hint: 0.0}
-    scores = {name: score for name, score in scores.items() if hint or not readings[name].plain or score >= 3}
+    clear = {name: score for name, score in scores.items() if hint or not readings[name].plain or score >= 3}
+    # Numbers that may be times, in the only column that is named as one: `created_at`.
+    named_so = {name: score for name, score in scores.items() if is_called(name, "time", "booking", "late")}
+    doubted = not clear and len(named_so) == 1
+    scores = named_so if doubted else clear
     if not scores:
         return None
     best = max(scores, key=lambda name: scores[name])
     close = [name for name, score in scores.items() if name != best and scores[best] - score < 1]
     why = f"values such as {columns[best].examples}"
     why += f"; {', '.join(close)} would do as well" if close else ""
-    doubtful = bool(close) or readings[best].unknown
+    doubtful = bool(close) or readings[best].unknown or doubted
     guesses = [Guess(key="time.column", value=best, why=why, sure="unsure" if doubtful else "sure")]
     return _with_clock(columns, best, readings[best], guesses)
 
