@@ -88,7 +88,7 @@ class Truth:
     def __init__(self, spark: SparkSession, bank: LivingBank, runner: Runner, night: dt.datetime) -> None:
         self.spec: DataSetSpec = load_spec(bank.root / "bank.yaml")
         # What is kept here is given back: Spark would hand it to the next night, whose files are others.
-        self.keeper = Keeper()
+        self.keeper = Keeper((bank.root / "kept").as_uri())
         keep = self.keeper.keep
         made = ingest_files(spark, self.spec, IngestConf(max_quarantined_share=1.0), keep=keep).made
         self.tables = {name: rows.frame for name, rows in made.tables.items()}
