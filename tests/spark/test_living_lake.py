@@ -263,11 +263,20 @@ def read_anew(runner: Runner, lake: Lake, before: int, pruned: int) -> int:
     return int(record.facts["embedded"]) - texts.join(known, _TEXT, "left_anti").count()
 
 
+@pytest.mark.parametrize(
+    ("session", "clients", "seed"), [("spark", 24, 1), pytest.param("serverless", 12, 11, marks=pytest.mark.slow)]
+)
 def test_a_lake_that_lives_equals_a_run_from_nothing(
-    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_model: None
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_model: None,
+    session: str,
+    clients: int,
+    seed: int,
 ) -> None:
-    bank = LivingBank(tmp_path, clients=24, seed=1)
-    for found in nights(spark, bank, monkeypatch, seed=1, count=2, every=2):
+    bank = LivingBank(tmp_path, clients=clients, seed=seed)
+    for found in nights(request.getfixturevalue(session), bank, monkeypatch, seed=seed, count=2, every=2):
         assert found == {}, bank.sequences()
 
 
@@ -278,15 +287,6 @@ def test_three_hundred_sequences(
 ) -> None:
     bank = LivingBank(tmp_path, clients=50, seed=seed)
     for found in nights(spark, bank, monkeypatch, seed=seed, count=6):
-        assert found == {}, bank.sequences()
-
-
-@pytest.mark.slow
-def test_a_lake_lives_where_a_session_refuses_settings(
-    serverless: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_model: None
-) -> None:
-    bank = LivingBank(tmp_path, clients=12, seed=11)
-    for found in nights(serverless, bank, monkeypatch, seed=11, count=2, every=2):
         assert found == {}, bank.sequences()
 
 

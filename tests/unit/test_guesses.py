@@ -570,6 +570,11 @@ class TestFields:
         assert set(made.left) == {"card_number", "email", "ip"}
         assert "mail.com" not in spec_page(made, "shape") and "4000" not in spec_page(made, "shape")
 
+    def test_the_code_of_a_product_is_no_card(self, tmp_path: Path) -> None:
+        lines = [f"c{at % 3},2024-05-{10 + at},-{at}.5,400123412340{at % 5}" for at in range(12)]
+        made = table(tmp_path, "client,time,amount,ean\n" + "\n".join(lines))
+        assert [one["name"] for one in made.content["fields"]] == ["ean"]
+
     def test_the_account_of_another_is_no_id_of_an_event(self, tmp_path: Path) -> None:
         lines = [f"c{at % 3},2024-05-{10 + at},-{at}.5,DE89370400440532{at:06},s{at % 4}" for at in range(12)]
         made = table(tmp_path, "client,time,amount,Kontonummer/IBAN,shop\n" + "\n".join(lines))

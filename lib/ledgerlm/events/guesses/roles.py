@@ -34,7 +34,8 @@ _MANY = 1_000
 _FEW = 30  # values of whole numbers that are codes rather than sizes
 _IBAN = re.compile(r"[A-Z]{2}\d{2}[A-Z0-9 ]{10,32}")
 _EMAIL = re.compile(r"[^@\s]+@[^@\s]+\.\w+")
-_CARD = re.compile(r"(?:\d{4}[ -]?){3}\d{1,7}|\d{4,6}[*xX]{4,9}\d{4}")
+_CARD = re.compile(r"(?:\d{4}[ -]?){3}\d{1,7}")  # and many a product's code
+_MASKED = re.compile(r"\d{4,6}[*xX]{4,9}\d{4}")
 _PHONE = re.compile(r"\+\d[\d ()/-]{7,}")
 _NETWORK = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}|(?:[0-9a-fA-F]{0,4}:){3,7}[0-9a-fA-F]{0,4}")
 _TAKEN = {column.name for column in EVENTS.columns} | {"run_id", EVENT_ORDER, "client_id", "split"}
@@ -349,8 +350,9 @@ def _no_field(column: Column, is_time: bool) -> str:
 
 def names_somebody(column: Column) -> bool:
     """Whether all values name a person or a device, and would stand unmasked in a category."""
+    cards = (_CARD,) if is_called(column.name, "account") else ()
     return bool(column.filled) and any(
-        all(one.fullmatch(value) for value in column.counts) for one in (_EMAIL, _CARD, _PHONE, _NETWORK)
+        all(one.fullmatch(value) for value in column.counts) for one in (_EMAIL, _MASKED, _PHONE, _NETWORK, *cards)
     )
 
 
