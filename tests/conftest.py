@@ -93,6 +93,8 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
         # Hundreds of tests in one session leave more plans behind than a run does.
         "spark.driver.memory": "4g",
+        # Every plan is written out for a page that nobody opens here; long conditions of columns are a tenth of that.
+        "spark.sql.debug.maxToStringFields": "0",
     }
     if os.environ.get("LEDGERLM_TEST_CODEGEN") != "1":
         conf |= {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}

@@ -37,6 +37,8 @@ _STARTED = {
     # Else every function of a column tells the JVM its line of Python, in calls that cost more than the function.
     "spark.python.sql.dataFrameDebugging.enabled": "false",
 }
+# Those that a column is made with.
+_CLASSES = ("functions", "org.apache.spark.sql.functions", "PythonUtils", "PythonSQLUtils")
 
 
 @dataclass(kw_only=True)
@@ -155,8 +157,16 @@ def start(settings: SparkConf, *, log: Path | None = None, schemes: Collection[s
         raise EngineError(f"cannot start Spark: {error}; run 'ledgerlm doctor' to see what is missing") from error
     if not settings.remote:
         session.sparkContext.setLogLevel("ERROR")
+        _remember_classes(session)
     _quiet()
     return session
+
+
+def _remember_classes(session: SparkSession) -> None:
+    """PySpark asks the JVM for a class anew for every column, and a simple name is then looked for in every jar."""
+    jvm = session.sparkContext._jvm
+    for name in _CLASSES:
+        setattr(jvm, name, getattr(jvm, name))
 
 
 def _quiet() -> None:
