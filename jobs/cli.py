@@ -184,6 +184,19 @@ def maintain(*, file: str, keep: int, days: int, prune: bool, overrides: tuple[s
 
 
 @app.command()
+@click.argument("file")
+@click.option("--client", "clients", multiple=True, metavar="ID", help="As the data have it; may be repeated.")
+@click.option("--clients", "listed", default=None, metavar="FILE", help="Text file with an id a line.")
+@_SET
+@_DRY
+def erase(*, file: str, clients: tuple[str, ...], listed: str | None, overrides: tuple[str, ...], dry_run: bool) -> int:
+    """Remove clients from all tables of pipeline FILE, from what readers see, and from later deliveries."""
+    from ledgerlm.jobs.erase import erase_clients
+
+    return erase_clients(file, overrides, clients=clients, listed=listed, dry_run=dry_run)
+
+
+@app.command()
 @click.argument("folder")
 @click.option("--clients", default=400, show_default=True, help="How many there are.")
 @click.option("--nights", default=3, show_default=True, help="Files after the history.")

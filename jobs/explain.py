@@ -68,7 +68,7 @@ def explain(
 
 
 def _as_of(lake: Lake, time: dt.datetime) -> Publication:
-    seen = [one for one in publications(lake) if one.status != "refused" and one.as_of <= time]
+    seen = [one for one in publications(lake) if one.readable and one.as_of <= time]
     if not seen:
         raise DataError(f"nothing was published as of {time.isoformat(sep=' ')} or before")
     return max(seen, key=lambda one: (one.as_of, one.number))

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from ledgerlm.errors import DataError
 from ledgerlm.events.bank import bank_slices
-from ledgerlm.events.batch_rules import Terms
+from ledgerlm.events.batch_rules import Held, Terms
 from ledgerlm.events.ingesting import IngestConf, ingest_files
 from ledgerlm.events.nightly import take_in, terms_now
 from ledgerlm.events.sources import source_places
@@ -33,6 +33,7 @@ def run(ctx: Context, conf: IngestConf) -> StageResult:
             before=ctx.before,
             standing=ctx.since is not None,
             content=ctx.content,
+            erased=ctx.erased,
             keep=ctx.keep,
         )
         for table in ingestion.tables:
@@ -42,7 +43,7 @@ def run(ctx: Context, conf: IngestConf) -> StageResult:
         if ingestion.refusal is None:
             ctx.note("terms", terms.model_dump_json())
     else:
-        ingestion = ingest_files(ctx.spark, ctx.spec, conf, keep=ctx.keep)
+        ingestion = ingest_files(ctx.spark, ctx.spec, conf, held=Held(erased=ctx.erased), keep=ctx.keep)
     if ingestion.refusal is not None:
         if ingestion.made.aside is not None:
             ctx.set_aside(ingestion.made)

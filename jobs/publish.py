@@ -8,8 +8,7 @@ from ledgerlm.applications.gates import PublishConf
 from ledgerlm.applications.publishing import publication
 from ledgerlm.errors import DataError
 from ledgerlm.lake.latest import show_latest
-from ledgerlm.lake.publications import PUBLICATIONS, publications, published
-from ledgerlm.lake.schemas import TABLES
+from ledgerlm.lake.publications import PUBLICATIONS, PUBLISHED, publications, published
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 
@@ -19,7 +18,7 @@ def run(ctx: Context, conf: PublishConf) -> StageResult:
     before = ctx.tables.version_before(PUBLICATIONS)
     made = publication(
         ctx.lake,
-        {name: version for name in TABLES if name != PUBLICATIONS and (version := ctx.pin(name)) is not None},
+        {name: version for name in PUBLISHED if (version := ctx.pin(name)) is not None},
         conf,
         pipeline=ctx.pipeline.name,
         as_of=ctx.end(None),
@@ -43,7 +42,7 @@ JOB = Job(
     engine="spark",
     conf=PublishConf,
     run=run,
-    reads=tuple(f"{name}?" for name in TABLES if name != PUBLICATIONS),
+    reads=tuple(f"{name}?" for name in PUBLISHED),
     writes=(PUBLICATIONS,),
 )
 main = JOB.main

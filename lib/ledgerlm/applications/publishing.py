@@ -61,7 +61,7 @@ def publication(
     Returns:
         The row, `refused` where a gate did not pass, so that it can be looked up why.
     """
-    last = next((one for one in known if one.status != "refused"), None)
+    last = next((one for one in known if one.readable), None)
     gates = {}
     if heads and "scores" in tables:
         scores = _of(lake.read("scores", tables["scores"]), heads, as_of)

@@ -13,6 +13,7 @@ from ledgerlm.engines.frames import small_frame, with_columns
 from ledgerlm.events.cells import Uses, code, event_uses, raw, type_of
 from ledgerlm.events.clock import fixed_instant
 from ledgerlm.events.columns import DAMAGED, FAULT, FILE, LEFT_OUT, PAYLOAD
+from ledgerlm.events.erased import without_erased
 from ledgerlm.events.identity import identity, without
 from ledgerlm.events.quality import Reason, aside, first_fault, said
 from ledgerlm.events.sources import Needed, read_file
@@ -103,15 +104,21 @@ def conflicts(spark: SparkSession, spec: DataSetSpec) -> dict[str, int]:
     return {f"{row['name']} conflicting keys": row["count"] for row in sorted(counted)}
 
 
-def damaged_attributes(spark: SparkSession, spec: DataSetSpec) -> DataFrame | None:
+def damaged_attributes(spark: SparkSession, spec: DataSetSpec, erased: DataFrame | None = None) -> DataFrame | None:
     """Damaged lines of join and client files, and those whose `valid_from` is none, as quarantine takes them.
 
-    None when there is no such file.
+    Args:
+        spark: session in UTC.
+        spec: the data set.
+        erased: digests of clients who were erased; None: nobody was.
+
+    Returns:
+        None when there is no such file.
     """
     judged = [_judged(spark, needed_of_join(spec, place), spec, None) for place in range(len(spec.joins))]
-    judged += [
-        _judged(spark, needed_of_clients(spec, place), spec, one.valid_from) for place, one in enumerate(spec.clients)
-    ]
+    for place, one in enumerate(spec.clients):
+        rows = _judged(spark, needed_of_clients(spec, place), spec, one.valid_from)
+        judged.append(without_erased(rows, erased, F.col("shown")[one.id], spec))
     return aside(reduce(DataFrame.unionByName, judged), spec) if judged else None
 
 

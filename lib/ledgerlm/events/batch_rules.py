@@ -18,6 +18,7 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf
 from ledgerlm.errors import DataError
 from ledgerlm.events.columns import FILE, LEFT_OUT
+from ledgerlm.events.erased import ERASED, passed_over
 from ledgerlm.events.file_heads import folded
 from ledgerlm.events.quality import Reason
 from ledgerlm.events.spec import DataSetSpec
@@ -65,17 +66,19 @@ class Terms(Conf):
     rules: BatchRules
     tables: dict[str, TableVersion] = Field(default_factory=dict)
 
-    def held(self, currencies: Iterable[str] | None = None) -> Held:
+    def held(self, currencies: Iterable[str] | None = None, erased: DataFrame | None = None) -> Held:
         """What each row is held against.
 
         Args:
             currencies: those of earlier batches; None: there are none, so that any will do.
+            erased: see `Held`.
         """
         reasons = {Reason.TIME_IN_FUTURE: self.rules.future, Reason.NEW_CURRENCY: self.rules.currencies}
         return Held(
             until=self.at + CLOCKS,
             currencies=None if currencies is None else frozenset(currencies),
             aside=frozenset(reason for reason, action in reasons.items() if action == "quarantine"),
+            erased=erased,
         )
 
 
@@ -102,11 +105,13 @@ class Held:
         until: times after it are in the future; None: no time is.
         currencies: those that are known; None: all are.
         aside: reasons for which rows are set aside; for others they are only counted.
+        erased: digests of clients who were erased, whose rows are none; None: nobody was.
     """
 
     until: dt.datetime | None = None
     currencies: frozenset[str] | None = None
     aside: frozenset[Reason] = frozenset()
+    erased: DataFrame | None = None
 
     @property
     def flags(self) -> dict[Reason, str]:
@@ -115,7 +120,12 @@ class Held:
         return {reason: f"_{reason.value}" for reason, limit in asked.items() if limit is not None}
 
     def marked(self, rows: DataFrame, spec: DataSetSpec) -> DataFrame:
-        """The judged rows with the columns of `flags`, and with the reasons of those that are set aside."""
+        """The judged rows with the columns of `flags`, and with the reasons of those that are set aside.
+
+        Where somebody was erased, also ERASED; those rows are left out.
+        """
+        if self.erased is not None:
+            rows = passed_over(rows, self.erased, spec)
         conditions = {}
         if self.until is not None:
             conditions[Reason.TIME_IN_FUTURE] = F.col("event_time") > F.lit(self.until.isoformat(sep=" ")).cast(
@@ -152,6 +162,8 @@ class Held:
             one = such[reason](flag)
             found |= {flag: F.count_if(flag), f"{flag}_file": one[FILE]}
             found[f"{flag}_value"] = one[value[reason]].cast("string")
+        if self.erased is not None:
+            found[ERASED] = F.count_if(ERASED)
         return found
 
     def seen(self, counted: Mapping[str, Any]) -> dict[Reason, Seen]:

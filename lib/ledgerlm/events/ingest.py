@@ -21,6 +21,7 @@ from ledgerlm.events.batch_rules import Held, Seen
 from ledgerlm.events.columns import BLOCK, FILE, LEFT_OUT, ODD, PATH, PLACE
 from ledgerlm.events.counts import IngestCounts, facts_of
 from ledgerlm.events.csv_files import Part
+from ledgerlm.events.erased import ERASED
 from ledgerlm.events.files import decoded_path, found_files, in_order_of_names, table_names
 from ledgerlm.events.judging import NOTED, counters, good_rows, judged_rows
 from ledgerlm.events.quality import Reason, aside, pseudonymised, without_client
@@ -108,6 +109,9 @@ class Ingested:
         reasons = {reason.value: int(judged[f"reason_{reason}"]) for reason in Reason}
         reasons[Reason.CONFLICTING_EVENT.value] = int(kept["conflicts"])
         choices = {said: int(judged[name]) for name, said in _SAID.items()}
+        if self.held.erased is not None:
+            choices[_SAID[LEFT_OUT]] -= int(judged[ERASED])
+            choices["rows of clients who were erased"] = int(judged[ERASED])
         choices |= conflicts(self.delivered.sparkSession, self.spec)
         return IngestCounts(
             rows_in=int(judged["rows"]),
@@ -186,7 +190,7 @@ def ingest_events(
     ranks, rows = _ranks(spark, spec, came or {}), held.marked(judged_rows(spark, spec, seen, tables), spec)
     judged, kept = Observation(), Observation()
     counted = rows.observe(judged, *(column.alias(name) for name, column in _counters(spec, held).items()))
-    good = good_rows(counted).drop("reason", "detail", "payload", ODD, LEFT_OUT, *NOTED, *held.flags.values())
+    good = good_rows(counted).drop("reason", "detail", "payload", ODD, LEFT_OUT, ERASED, *NOTED, *held.flags.values())
     numbered = _numbered(_hidden(_ranked(good, ranks), spec), spec, partitions)
     return Ingested(
         delivered=_placed(numbered, spec, kept),

@@ -152,7 +152,8 @@ def ingest_files(
     ingested = replace(ingested, empty=not clients)
     counts = ingested.counts()
     counts.check(f"data set {spec.name}")
-    told = bank_of(spark, spec, events, firsts, keep)
+    erased = None if held is None else held.erased
+    told = bank_of(spark, spec, events, firsts, keep, erased=erased)
     made = Made(
         rows_in=counts.rows_in,
         rows_out=counts.rows_out,
@@ -166,7 +167,7 @@ def ingest_files(
             ingested.quarantine if counts.quarantined else None,
             counts,
             told.labelled,
-            damaged_attributes(spark, spec),
+            damaged_attributes(spark, spec, erased),
             keep,
         ),
         facts={
@@ -205,7 +206,15 @@ class Told:
         return {} if self.bank.dictionaries is not None else {"dictionaries": WHOLE}
 
 
-def bank_of(spark: SparkSession, spec: DataSetSpec, events: DataFrame, firsts: DataFrame, keep: Keep) -> Told:
+def bank_of(
+    spark: SparkSession,
+    spec: DataSetSpec,
+    events: DataFrame,
+    firsts: DataFrame,
+    keep: Keep,
+    *,
+    erased: DataFrame | None = None,
+) -> Told:
     """Everything that a bank has beside its events.
 
     Args:
@@ -214,11 +223,14 @@ def bank_of(spark: SparkSession, spec: DataSetSpec, events: DataFrame, firsts: D
         events: the `events` table; kept.
         firsts: from `first_events`; kept.
         keep: holds dictionaries and labels.
+        erased: digests of clients who were erased; None: nobody was.
     """
     books = dictionaries(spark, spec)
     known = None if books is None else keep(books)
     end = None if firsts.isEmpty() else end_of_data(events, spec.time)
-    labelled = labels_of(spark, spec, firsts, events, end.time).kept(keep) if spec.labels and end else None
+    labelled = None
+    if spec.labels and end:
+        labelled = labels_of(spark, spec, firsts, events, end.time, erased=erased).kept(keep)
     labels = labelled.labels if labelled else None
     by_class = {} if labels is None else count_labels(labels, spec)
     tasks = labelled.by_task() if labelled else {}

@@ -17,6 +17,7 @@ from ledgerlm.events.attributes import attributes_of
 from ledgerlm.events.cells import Uses, code, raw, real, type_of
 from ledgerlm.events.clock import fixed_instant, local, zoned
 from ledgerlm.events.columns import DAMAGED, FAULT, FILE, FINER, LEFT_OUT, PAYLOAD
+from ledgerlm.events.erased import without_erased
 from ledgerlm.events.future import Computed, computed_labels
 from ledgerlm.events.identity import damaged_client
 from ledgerlm.events.numbers import lost_digits
@@ -162,6 +163,8 @@ def labels_of(
     firsts: DataFrame,
     events: DataFrame | None = None,
     end: dt.datetime | None = None,
+    *,
+    erased: DataFrame | None = None,
 ) -> Labelled:
     """Reads or computes the labels of all tasks.
 
@@ -171,6 +174,7 @@ def labels_of(
         firsts: from `first_events`; a label without an event before its `as_of` is set aside.
         events: the events table; needed for labels that are computed from it.
         end: the end of the data, from `end_of_data`; looked for where it is needed and left out.
+        erased: digests of clients who were erased, whose rows are none; None: nobody was.
 
     Returns:
         Labels and quarantine, not computed yet; `kept` computes them once.
@@ -181,9 +185,8 @@ def labels_of(
     none = small_frame(spark, [], _JUDGED)
     files = [(label, label.file, place) for place, label in enumerate(spec.labels) if label.file]
     tasks = [none, *(_task(spark, spec, label, file, place) for label, file, place in files)]
-    rows = pseudonymised(
-        reduce(DataFrame.unionByName, tasks), ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None
-    )
+    told = without_erased(reduce(DataFrame.unionByName, tasks), erased, F.col("client_id"), spec)
+    rows = pseudonymised(told, ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None)
     for made in computed_labels(events, spec, firsts, end):
         rows = rows.unionByName(_computed_rows(made))
     known = rows.join(firsts, "client_id", how="left")

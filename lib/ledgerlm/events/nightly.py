@@ -143,6 +143,7 @@ def take_in(
     before: Before,
     standing: bool,
     content: Content,
+    erased: DataFrame | None = None,
     keep: Keep,
 ) -> Ingestion:
     """Takes in the files that arrived and what changed in Delta tables since the last batch; the first time, all.
@@ -156,6 +157,7 @@ def take_in(
             were.
         standing: the tables were made by these very settings; else everything is read anew.
         content: hashes of files.
+        erased: digests of clients who were erased, whose rows are none; None: nobody was.
         keep: computes a frame once.
 
     Returns:
@@ -194,6 +196,7 @@ def take_in(
         ),
         joined=joined if anew else {},
         known=taken.known,
+        erased=erased,
         keep=keep,
     )
     return batch.everything(taken.came) if anew or events is None else batch.added(events, before)
@@ -262,6 +265,7 @@ class _Batch:
         tables: what changed in Delta tables.
         joined: path -> content of join files, where they are taken in.
         known: what it is held against.
+        erased: digests of clients who were erased.
         keep: computes a frame once.
     """
 
@@ -274,6 +278,7 @@ class _Batch:
     tables: Sequence[TableChange]
     joined: Mapping[str, str]
     known: Known
+    erased: DataFrame | None
     keep: Keep
 
     @property
@@ -288,7 +293,7 @@ class _Batch:
         whole = spec if not found.renamed else only_files(spec, found.new, found.renamed, paths)
         came = {one.path: came[one.path] for one in found.new if one.path in came}
         rows = {one.path: table_events(self.spark, spec, one, None, self.keep).rows for one in self.tables}
-        held, keep = self.terms.held(), self.keep
+        held, keep = self.terms.held(erased=self.erased), self.keep
         read = ingest_files(self.spark, whole, self.conf, came=came, held=held, tables=rows, keep=keep)
         made, ingested = read.made, read.ingested
         assert ingested is not None and read.counts is not None, "all files were read"
@@ -320,7 +325,7 @@ class _Batch:
             events = applied(events, read.appended.differences, EVENTS.key)
         firsts = settled(first_events(events), self.keep)
         clients = firsts.count()
-        told = bank_of(self.spark, self.spec, events, firsts, self.keep)
+        told = bank_of(self.spark, self.spec, events, firsts, self.keep, erased=self.erased)
         tables = {
             name: _differences(name, rows, before, self.keep)
             for name, rows in told.bank.tables(self.spec).items()
@@ -341,7 +346,8 @@ class _Batch:
     def _made(self, made: Made, read: _Read, told: Told, before: Before) -> Made:
         spec, counts = self.spec, read.counts
         bad = self.keep(read.ingested.quarantine) if counts.quarantined else None
-        aside = set_aside(bad, counts, told.labelled, damaged_attributes(self.spark, spec), self.keep)
+        damaged = damaged_attributes(self.spark, spec, self.erased)
+        aside = set_aside(bad, counts, told.labelled, damaged, self.keep)
         new = _not_yet(bad, before("quarantine"))
         # Rows of a batch that was refused, and rows beside others of their event in a table, come again.
         again = 0 if new is None else counts.quarantined - new.count()
@@ -398,7 +404,7 @@ class _Batch:
             self.spark,
             new,
             self.conf.partitions,
-            held=self.terms.held(known.currencies),
+            held=self.terms.held(known.currencies, self.erased),
             tables={one.change.path: one.rows for one in of_tables},
         )
         read: list[Arrived | TableChange] = [*found.new, *self.tables]

@@ -204,17 +204,41 @@ class Lake:
             )
         return Written(version=written.version, rows=total, state=self.history.state(table, part))
 
-    def prune(self, table: str, gone: DataFrame, *, by: Author, part: Slice = WHOLE) -> None:
+    def prune(
+        self, table: str, gone: DataFrame, *, by: Author, part: Slice = WHOLE, key: Sequence[str] | None = None
+    ) -> None:
         """Takes rows of a slice away for which nobody asks any more, in one commit; stages that wrote it stand on.
 
         Args:
             gone: the key columns of the rows.
             by: who does so; stands in the commit.
             part: the slice; rows of `gone` outside it stay.
+            key: columns by which rows of `gone` are told; left out, those of the table.
         """
-        key, signature = TABLES[table].key, by.signature(part, pruned=True)
-        if not self._merged(table, gone.select(*key), part, "WHEN MATCHED THEN DELETE", signature):
+        key, signature = key or TABLES[table].key, by.signature(part, pruned=True)
+        on = _same(key) + (f" AND {predicate(part, 't')}" if part else "")
+        if not self._merged(table, gone.select(*key), on, "WHEN MATCHED THEN DELETE", signature):
             self._rewrite(table, without(self._inside(table, part), gone, key), part, signature)
+
+    def blank(self, table: str, columns: Sequence[str], patterns: Sequence[str], *, by: Author) -> None:
+        """Empties columns of the rows in which one of them matches, in one commit; stages that wrote them stand on.
+
+        Args:
+            columns: text columns that may be null.
+            patterns: regular expressions.
+            by: who does so; stands in the commit.
+        """
+        rows = self.spark.createDataFrame([(list(patterns),)], "_patterns array<string>")
+        named = F.concat_ws("\n", *columns)
+        signature = by.signature(WHOLE, pruned=True)
+        told = ", ".join(f"t.`{name}`" for name in columns)
+        on = f"exists(s._patterns, one -> concat_ws('\\n', {told}) RLIKE one)"
+        emptied = ", ".join(f"t.`{name}` = NULL" for name in columns)
+        if not self._merged(table, rows, on, f"WHEN MATCHED THEN UPDATE SET {emptied}", signature):
+            found = F.exists("_patterns", lambda one: F.regexp_like(named, one))
+            marked = self.read(table).crossJoin(F.broadcast(rows)).withColumn("_found", found)
+            blank = {name: F.when(~F.col("_found"), F.col(name)) for name in columns}
+            self._rewrite(table, with_columns(marked, blank).drop("_patterns", "_found"), WHOLE, signature)
 
     def _refuse_other_columns(self, table: str, there: T.StructType, wanted: T.StructType) -> None:
         if not _holds(there, wanted):
@@ -237,11 +261,12 @@ class Lake:
             f"WHEN NOT MATCHED AND s.{CHANGE} <> '{DELETE}' THEN INSERT *"
         )
         signature = by.signature(part, applied=True)
-        if not self._merged(table, rows, part, clauses, signature):
+        on = _same(TABLES[table].key) + (f" AND {predicate(part, 't')}" if part else "")
+        if not self._merged(table, rows, on, clauses, signature):
             self._rewrite(table, applied(self._inside(table, part), rows, TABLES[table].key), part, signature)
 
-    def _merged(self, table: str, rows: DataFrame, part: Slice, clauses: str, signature: str) -> bool:
-        """Merges rows (`s`) into a slice of a table (`t`) by its key; False where the session takes no signature.
+    def _merged(self, table: str, rows: DataFrame, on: str, clauses: str, signature: str) -> bool:
+        """Merges rows (`s`) into a table (`t`) where `on` holds; False where the session takes no signature.
 
         SQL takes what goes into its commit from the session alone.
         """
@@ -251,10 +276,8 @@ class Lake:
             return False
         view = f"ledgerlm_{table}_differences"
         rows.createOrReplaceTempView(view)
-        same = " AND ".join(f"t.`{name}` <=> s.`{name}`" for name in TABLES[table].key)
-        inside = f" AND {predicate(part, 't')}" if part else ""
         try:
-            self.spark.sql(f"MERGE INTO {self.home.identifier(table)} t USING {view} s ON {same}{inside} {clauses}")
+            self.spark.sql(f"MERGE INTO {self.home.identifier(table)} t USING {view} s ON {on} {clauses}")
         finally:
             put_back(self.spark, before)
         self.spark.catalog.dropTempView(view)
@@ -335,6 +358,11 @@ class Lake:
         )
         kept = F.expr(predicate(part)) if part else F.lit(True)
         aligned.writeTo(name).option("userMetadata", by.signature(part)).overwrite(kept)
+
+
+def _same(key: Sequence[str]) -> str:
+    """That a row of a table (`t`) and one that is merged into it (`s`) have one key."""
+    return " AND ".join(f"t.`{name}` <=> s.`{name}`" for name in key)
 
 
 def _inside(rows: DataFrame, part: Slice) -> DataFrame:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ledgerlm.errors import ConfigError, DataError
-from ledgerlm.lake.schemas import TABLES
+from ledgerlm.lake.erasures import unseen_before
+from ledgerlm.lake.schemas import ERASURES, TABLES
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from ledgerlm.lake.lake import Lake
 
 PUBLICATIONS = "publications"
+PUBLISHED = tuple(name for name in TABLES if name not in (PUBLICATIONS, ERASURES.name))
+"""Tables that a publication may name."""
 Status = Literal["published", "refused", "rolled_back"]
 _SCHEMA = (
     "publication long, published_at timestamp, pipeline string, as_of timestamp, tables map<string,long>, "
@@ -42,6 +45,7 @@ class Publication:
         gates: gate -> its figures, and whether they passed.
         status: `published`; `refused` by a gate, so that readers stay with the one before; or `rolled_back`: published
             again after it.
+        withdrawn: it shows clients who were erased since.
     """
 
     number: int
@@ -52,6 +56,12 @@ class Publication:
     heads: Sequence[str] = ()
     gates: Mapping[str, Any] = field(default_factory=dict)
     status: Status = "published"
+    withdrawn: bool = False
+
+    @property
+    def readable(self) -> bool:
+        """Whether readers may see it."""
+        return self.status != "refused" and not self.withdrawn
 
     def read(self, lake: Lake, table: str) -> DataFrame:
         """A table as this publication has it.
@@ -83,6 +93,17 @@ class Publication:
         """The same tables, published anew under a new number."""
         return replace(self, number=number, published_at=now, status="rolled_back")
 
+    def without_erased(self, number: int, now: dt.datetime, versions: Mapping[str, int]) -> Publication:
+        """The same night under a new number, without the clients who were erased from it.
+
+        Args:
+            number: the new number.
+            now: when.
+            versions: table -> its version without them, of those that had them.
+        """
+        tables = {name: versions.get(name, version) for name, version in self.tables.items()}
+        return replace(self, number=number, published_at=now, status="published", tables=tables)
+
 
 def publications(lake: Lake, version: int | None = None) -> list[Publication]:
     """All publications of a lake, newest first; they are as many as nights that are kept.
@@ -94,6 +115,7 @@ def publications(lake: Lake, version: int | None = None) -> list[Publication]:
     if not lake.exists(PUBLICATIONS):
         return []
     rows = lake.read(PUBLICATIONS, version).drop("run_id").orderBy("publication", ascending=False).collect()
+    first = unseen_before(lake)
     return [
         Publication(
             number=row["publication"],
@@ -104,6 +126,7 @@ def publications(lake: Lake, version: int | None = None) -> list[Publication]:
             heads=tuple(row["heads"]),
             gates=json.loads(row["gates"]),
             status=row["status"],
+            withdrawn=row["publication"] < first,
         )
         for row in rows
     ]
@@ -116,9 +139,11 @@ def published(lake: Lake, number: int | None = None) -> Publication:
         DataError: there is none.
     """
     known = publications(lake)
-    seen = [one for one in known if one.status != "refused" and number in (None, one.number)]
+    seen = [one for one in known if one.readable and number in (None, one.number)]
     if not seen:
-        listed = ", ".join(str(one.number) for one in known if one.status != "refused") or "none"
+        if any(one.withdrawn and one.number == number for one in known):
+            raise DataError(f"publication {number} shows clients who were erased since, so nobody reads it any more")
+        listed = ", ".join(str(one.number) for one in known if one.readable) or "none"
         wanted = "no publication" if number is None else f"no publication {number}"
         raise DataError(f"{wanted} at {lake.home.root}; there is {listed}: run `ledgerlm rescore` first")
     return seen[0]
@@ -135,9 +160,11 @@ def shown_before(lake: Lake, number: int) -> int:
     known = publications(lake)
     now = next(one for one in known if one.number == number)
     first = min((one.number for one in known if one.tables == now.tables and one.status != "refused"), default=number)
-    seen = [one.number for one in known if one.status == "published" and one.number < first]
+    seen = [one.number for one in known if one.status == "published" and one.readable and one.number < first]
     if not seen:
-        raise DataError(f"publication {first} is the first; there is none before it to go back to")
+        hidden = any(one.withdrawn for one in known)
+        why = f"those before publication {first} show clients who were erased since"
+        raise DataError(f"{why if hidden else f'publication {first} is the first'}; there is none to go back to")
     return seen[0]
 
 
@@ -151,7 +178,7 @@ def refuse_past(lake: Lake, night: dt.datetime) -> None:
     Raises:
         ConfigError: what readers see is later.
     """
-    seen = next((one for one in publications(lake) if one.status != "refused"), None)
+    seen = next((one for one in publications(lake) if one.readable), None)
     if seen is not None and night < seen.as_of:
         raise ConfigError(
             f"--as-of {night.isoformat(sep=' ')} lies before {seen.as_of.isoformat(sep=' ')}, as of which publication "
@@ -161,7 +188,7 @@ def refuse_past(lake: Lake, night: dt.datetime) -> None:
 
 def versions(lake: Lake) -> dict[str, int]:
     """Table -> newest version, of all tables that are there."""
-    found = {name: lake.history.newest(name) for name in TABLES if name != PUBLICATIONS}
+    found = {name: lake.history.newest(name) for name in PUBLISHED}
     return {name: commit.version for name, commit in found.items() if commit is not None}
 
 

@@ -157,6 +157,16 @@ PUBLICATIONS = Table(
     key=("publication",),
     checks={"status_known": "status IN ('published', 'refused', 'rolled_back')"},
 )
+ERASURES = Table(
+    name="erasures",
+    columns=(
+        _required("digest", STRING),
+        _required("erased_at", T.TimestampType()),
+        _optional("publication", T.LongType()),
+        _required("learnt", T.ArrayType(STRING)),
+    ),
+    key=("digest",),
+)
 QUARANTINE = Table(
     name="quarantine",
     columns=(
@@ -539,6 +549,7 @@ TABLES: dict[str, Table] = {
         CHANGES,
         DELETIONS,
         PUBLICATIONS,
+        ERASURES,
         DICTIONARIES,
         CLIENTS,
         SPLITS,

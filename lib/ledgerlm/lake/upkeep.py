@@ -89,7 +89,7 @@ def kept(lake: Lake, most: int, days: int) -> list[Publication]:
         days: how many days.
     """
     since = dt.datetime.now(dt.UTC) - dt.timedelta(days=days)
-    seen = [one for one in publications(lake) if one.status != "refused"]
+    seen = [one for one in publications(lake) if one.readable]
     return [one for place, one in enumerate(seen) if place < most or one.published_at >= since]
 
 

@@ -21,6 +21,7 @@ from ledgerlm.files import push, restore
 from ledgerlm.heads.scoring import heads_of
 from ledgerlm.heads.tasks import Task, declared_tasks, find_tasks
 from ledgerlm.lake.differences import CHANGE, INSERT
+from ledgerlm.lake.erasures import erased
 from ledgerlm.lake.made import Made
 from ledgerlm.lake.slices import WHOLE, Slice, predicate
 from ledgerlm.progress import Progress
@@ -155,6 +156,11 @@ class Context:
     def lake(self) -> Lake:
         """The lake, for verbs that work on versions of tables; what they read is to be pinned first."""
         return self.tables.lake
+
+    @property
+    def erased(self) -> DataFrame | None:
+        """Digests of clients who were erased; no input of a stage, since their rows are gone from what it wrote."""
+        return erased(self.lake)
 
     def own(self, table: str) -> DataFrame:
         """The rows that this attempt has written of a table."""

@@ -71,6 +71,7 @@ _COMMANDS = frozenset(
         "cli",
         "deliveries",
         "doctor",
+        "erase",
         "explain",
         "init",
         "maintain",

@@ -76,7 +76,7 @@ class Standing:
         return ["nobody is at work"] if self.lease is None else [f"at work: {self.lease.said(self.at)}"]
 
     def _published(self) -> list[str]:
-        seen = next((one for one in self.publications if one.status != "refused"), None)
+        seen = next((one for one in self.publications if one.readable), None)
         lines = ["readers see nothing yet: nothing is published"]
         if seen is not None:
             back = " (published again)" if seen.status == "rolled_back" else ""
