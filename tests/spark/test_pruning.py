@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 
 from pyspark.sql import DataFrame, SparkSession
@@ -12,6 +13,9 @@ from ledgerlm.heads.vectors import newest_vectors
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.pruning import KINDS, Needed, gone_states, past_scores, past_vectors
+from ledgerlm.runs.maintenance import retired
+from ledgerlm.runs.pipeline import load_pipeline
+from ledgerlm.runs.record import Records, StageRecord, TableRecord
 
 PART = {"feature_set": ("agg",)}
 
@@ -110,3 +114,37 @@ def test_what_was_there_before_an_attempt_is_found_behind_upkeep(spark: SparkSes
     newest = lake.version("features")
     assert versions == {"one": newest, "two": 0, "three": newest}, "another's rows are no attempt's own"
     assert lake.history.before("clients", "one") is None
+
+
+def test_what_a_stage_wrote_under_settings_that_it_has_no_longer_goes(spark: SparkSession, tmp_path: Path) -> None:
+    """Rows of other pipelines, and of a stage whose attempt was killed, stay."""
+    (tmp_path / "spec.yaml").write_text(
+        "name: bank\nclient: who\nsource: {path: ., files: [{glob: '*.csv'}]}\ntime: {column: at, format: yyyy-MM-dd}\n"
+        "fields: [{name: mcc}]\n"
+    )
+    stages = "stages: {ingest: {}, aggregate: {}, publish: {}}"
+    (tmp_path / "bank.yaml").write_text(f"pipeline: bank\ndata: spec.yaml\nout: {tmp_path}/out\n{stages}\n")
+    pipeline = load_pipeline(str(tmp_path / "bank.yaml"))
+    records, lake = Records(pipeline.out), Lake(str(tmp_path / "lake"), spark)
+    for run, kind in (("old", "agg-1"), ("new", "agg-2"), ("elsewhere", "agg-3")):
+        author = Author(attempt=run, stage="bank/aggregate", run_id=run)
+        written = lake.write(
+            "features",
+            features(spark, ("a", 1), ("b", 1), feature_set=kind),
+            by=author,
+            part={"feature_set": (kind,)},
+        )
+        if run != "elsewhere":
+            (pipeline.out / "runs" / run).mkdir(parents=True)
+    part = {"feature_set": ("agg-2",)}
+    table = TableRecord(version=written.version, rows=2, slice=part, state=lake.history.state("features", part))
+    record = StageRecord(
+        name="aggregate", job="aggregate", engine="spark", definition="d", attempt="new", done=True, run_id="new"
+    )
+    record = replace(record, tables={"features": table})
+    records.save(record)
+    left = retired(pipeline, records, lake, "features")
+    assert left is not None and {row["feature_set"] for row in left.collect()} == {"agg-1"}
+    assert retired(pipeline, records, lake, "scores") is None, "no stage writes any"
+    records.save(replace(record, attempt="newer", done=False))
+    assert retired(pipeline, records, lake, "features") is None

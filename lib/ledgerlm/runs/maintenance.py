@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ledgerlm.engines.frames import settled
+from pyspark.sql import functions as F
+
+from ledgerlm.engines.frames import settled, small_frame
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.leases import Holder, leased, shortened
 from ledgerlm.lake.pruning import KINDS, Needed, gone_states, past_scores, past_vectors
 from ledgerlm.lake.publications import Publication
-from ledgerlm.lake.slices import Slice
+from ledgerlm.lake.schemas import TABLES
+from ledgerlm.lake.slices import WHOLE, Slice, predicate
 from ledgerlm.lake.upkeep import compact, hours_kept, keep_log, kept, log_days_needed, remove_old, sizes
 from ledgerlm.runs.tables import View
 from ledgerlm.text.windows import ToldWindows
@@ -76,7 +79,7 @@ class Maintained:
         """For people."""
         done = bool(self.after)
         lines = [
-            f"  {name}: {count:,} rows of past nights {'taken away' if done else 'to take away'}"
+            f"  {name}: {count:,} rows of past nights or settings {'taken away' if done else 'to take away'}"
             for name, count in self.pruned.items()
         ]
         for table in self.before:
@@ -167,8 +170,8 @@ def past_rows(pipeline: Pipeline, records: Records, lake: Lake, stay: Sequence[P
         keep: computes a frame once.
 
     Returns:
-        Of `embeddings`, `features`, `scores` and `states`, slice by slice, where there are any; none without a
-        publication, since then no night has ended.
+        Of `embeddings`, `features`, `scores` and `states`, slice by slice, where there are any, and those that
+        `retired` tells; none without a publication, since then no night has ended.
     """
     if not stay:
         return []
@@ -184,7 +187,40 @@ def past_rows(pipeline: Pipeline, records: Records, lake: Lake, stay: Sequence[P
             count = rows.count()
             if count:
                 found.append(Gone(table=table, part=part, rows=rows, count=count, versions=versions))
+    for table in _PRUNED:
+        if (left := retired(pipeline, records, lake, table)) is not None:
+            rows = settled(left.select(*TABLES[table].key), keep)
+            if count := rows.count():
+                found.append(Gone(table=table, part=WHOLE, rows=rows, count=count, versions=versions))
     return found
+
+
+def retired(pipeline: Pipeline, records: Records, lake: Lake, table: str) -> DataFrame | None:
+    """The rows that runs of a pipeline left under settings that its stages have no longer: another backbone or head.
+
+    Args:
+        pipeline: its stages.
+        records: of them.
+        lake: its tables.
+        table: one of those that are pruned.
+
+    Returns:
+        None where there is no such table, or a stage that writes it has not come to its end, so that nobody knows what
+        it will go on with.
+    """
+    writers = [plan for plan in pipeline.plans if any(one.table == table for one in plan.writes)]
+    newest = [records.load(plan.stage.name) for plan in writers]
+    done = [record for record in newest if record is not None and record.done]
+    # What an attempt that was killed has written, under whatever settings, it will not write again.
+    if not writers or len(done) < len(writers) or not lake.exists(table):
+        return None
+    own = [(one,) for one in records.run_ids()]
+    rows = lake.read(table).join(F.broadcast(small_frame(lake.spark, own, "run_id string")), "run_id", how="left_semi")
+    for record in done:
+        if table in record.tables:
+            part = {name: values for name, values in record.tables[table].slice.items() if name != "as_of"}
+            rows = rows.where(f"NOT ({predicate(part)})") if part else rows.limit(0)
+    return rows
 
 
 def _nightly(job: str) -> bool:

@@ -251,6 +251,11 @@ class Records:
         """Record of the stage's newest attempt that came to its end, whatever has been tried since."""
         return self._load(self.folder / _FINISHED / f"{name}.json")
 
+    def run_ids(self) -> list[str]:
+        """The runs of the pipeline that this machine knows of, oldest first."""
+        there = self.folder.parent.iterdir() if self.folder.parent.is_dir() else ()
+        return sorted(one.name for one in there if one.is_dir() and one != self.folder)
+
     def _load(self, path: Path) -> StageRecord | None:
         if not path.exists():
             return None
