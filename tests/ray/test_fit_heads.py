@@ -79,6 +79,7 @@ def test_fits_on_ray_equal_fits_here(ray_engine: RayEngine) -> None:
         assert found.text == here[place].text
 
 
+@pytest.mark.slow
 def test_two_workers_learn_many_categories_as_well_as_one(
     spark: SparkSession, ray_engine: RayEngine, tmp_path: Path
 ) -> None:
@@ -293,6 +294,7 @@ def test_one_class_is_refused_on_every_road(
         fit(spark, lake, conf.model_copy(update={"where": Condition("split = 'none'")}), tmp_path)
 
 
+@pytest.mark.slow
 def test_ray_train_refuses_one_class(spark: SparkSession, ray_engine: RayEngine, tmp_path: Path) -> None:
     block = Block(column="s0_mean", group="mean", sparse=False, names=("a",))
     rows = spark.range(400).selectExpr("array(cast(id AS float)) AS s0_mean", "1.0D AS label")
@@ -373,6 +375,7 @@ class Recorded(Progress):
         return self.tasks[text]
 
 
+@pytest.mark.slow
 def test_an_evaluation_shows_how_far_it_is(spark: SparkSession, ray_engine: RayEngine, lake: Path) -> None:
     names = ("labels", "clients", "features", "embeddings")
     labels, clients, features, embeddings = (table(spark, lake, name) for name in names)

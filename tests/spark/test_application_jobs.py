@@ -113,6 +113,7 @@ def test_offers_of_other_dates_and_of_other_catalogues_stay(spark: SparkSession,
     assert Lake(str(folder / "lake"), spark).read("recommendations").count() == 3 * CLIENTS // 2
 
 
+@pytest.mark.slow
 def test_lists_and_products_are_published_by_date_too(spark: SparkSession, folder: Path) -> None:
     target = {**COMMON, "campaigns": [{**CARD, "budget": 5}]}
     cross_sell = {**COMMON, "products": [{**CARD, "held": HELD}, {**LOAN, "kind": "up_sell", "held": HELD}]}
@@ -129,6 +130,7 @@ def test_lists_and_products_are_published_by_date_too(spark: SparkSession, folde
     assert published(spark, folder, "cross_sell", "head_id") == days
 
 
+@pytest.mark.slow
 def test_stock_forecasts_of_other_dates_stay(spark: SparkSession, folder: Path) -> None:
     stock = {"region": "region", "category": "category", "horizon": 30, "window": 60}
     for as_of in (JANUARY, FEBRUARY):

@@ -264,7 +264,7 @@ def read_anew(runner: Runner, lake: Lake, before: int, pruned: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("session", "clients", "seed"), [("spark", 24, 1), pytest.param("serverless", 12, 11, marks=pytest.mark.slow)]
+    ("session", "clients", "seed"), [("spark", 20, 1), pytest.param("serverless", 12, 11, marks=pytest.mark.slow)]
 )
 def test_a_lake_that_lives_equals_a_run_from_nothing(
     request: pytest.FixtureRequest,

@@ -261,6 +261,7 @@ def in_hours(hours: float) -> str:
     return f"{dt.datetime.now(ZoneInfo('Europe/Berlin')) + dt.timedelta(hours=hours):%Y-%m-%d %H:%M}"
 
 
+@pytest.mark.slow
 def test_a_time_in_the_future(bank: Bank) -> None:
     rows = (f"4,a,{in_hours(0.7)},8,food,", f"5,a,{in_hours(3)},8,food,", f"6,b,{in_hours(30)},8,food,")
     bank.deliver("day2.csv", *rows)
@@ -279,6 +280,7 @@ def test_a_time_in_the_future(bank: Bank) -> None:
     assert warned.facts["batch_rules"]["future"]["said"].startswith("1 rows have a time in the future")
 
 
+@pytest.mark.slow
 def test_the_first_batch_is_held_against_the_clock_alone(tmp_path: Path, spark: SparkSession) -> None:
     bank = Bank(tmp_path, spark)
     bank.deliver("day1.csv", "1,a,2024-01-01 10:00,5,food,", f"2,a,{in_hours(3)},8,food,")
@@ -294,6 +296,7 @@ MONEY = {"amount": {"column": "sum", "currency_column": "cur"}}
 WITH_CURRENCY = "id,who,at,sum,mcc,op,cur\n"
 
 
+@pytest.mark.slow
 def test_a_currency_that_was_never_seen(tmp_path: Path, spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
     bank = Bank(tmp_path, spark, **MONEY)
     bank.deliver("1.csv", "1,a,2024-01-01 10:00,5,food,,EUR", "2,a,2024-01-01 11:00,5,food,,", head=WITH_CURRENCY)
@@ -325,6 +328,7 @@ def test_a_currency_that_was_never_seen(tmp_path: Path, spark: SparkSession, mon
     assert bank.ingest(batch={"currencies": "refuse"}).facts["batch_rules"] == {}, "what was warned of is"
 
 
+@pytest.mark.slow
 def test_many_more_rows_or_fewer_than_on_other_nights(bank: Bank) -> None:
     def rows(first: int, count: int) -> list[str]:
         return [f"{first + place},a,2024-02-01 10:00,5,food," for place in range(count)]

@@ -289,6 +289,7 @@ def test_a_study_shows_the_newest_scores_of_each_head(spark: SparkSession, tmp_p
     assert days(latest(bank.lake, "scores", study)) == {(1, "01-02"): 3}
 
 
+@pytest.mark.slow
 def test_a_publication_that_was_cut_off_goes_on_with_its_views(
     spark: SparkSession, schema: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

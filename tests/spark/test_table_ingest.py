@@ -200,6 +200,7 @@ def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_rows_without_ids_in_a_table_of_a_catalog(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +259,7 @@ class Looked:
 OFF = "its change data feed was not on all the while"
 
 
+@pytest.mark.slow
 def test_feed_and_versions_tell_the_same(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bank = Bank(tmp_path, spark, [entry("tx")])
     bank.make("tx", row(1, "a", 1), row(1, "a", 1), row(2, "a", 2), row(3, "b", 1))
