@@ -30,6 +30,10 @@ SHOWN: dict[str, tuple[int, tuple[str, ...]]] = {
         1,
         ("readers see publication 3", "learnt before: taken as it stands", "most_shift", "as of 2025-01-02"),
     ),
+    "safe_for_a_bank": (
+        1,
+        ("in none", "bad_time", "most_shift", "those before it are read no more", "rows to take away", "[card]"),
+    ),
     "what_is_a_good_embedding": (3, ("embedding", "both", "6/6 evaluate")),
     "next_category": (1, ("tuned model", "bayes", "grocery")),
     "next_goal": (2, ("lstm", "bayes", "expected_value")),

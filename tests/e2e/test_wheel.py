@@ -67,6 +67,27 @@ def told(folder: Path) -> list[str]:
     return str(text).splitlines()[1:3]
 
 
+LEARNS = """
+pipeline: bank
+data: bank.yaml
+out: out
+stages:
+  ingest: {}
+  serialize: {format: compact, fields: [days, shop, amount]}
+  finetune:
+    shape: {width: 32, layers: 2, heads: 2, ffn: 64}
+    context: 128
+    batch_tokens: 512
+    max_tokens: 6_000
+    evaluations: 1
+    precision: fp32
+  embed: {}
+  fit:
+    representation: llm4es
+    sources: [{table: embeddings, parts: [mean]}]
+    lightgbm: {n_estimators: 20, min_data_in_leaf: 5}
+  score: {}
+"""
 # The oldest that is allowed, as a platform of 2025 has it; the line between; and the newest.
 LINES = [
     pytest.param("3.12", "4.0.1", "4.0.1", True, marks=pytest.mark.slow, id="spark-4.0"),
@@ -103,6 +124,21 @@ def test_from_files_to_scores_without_a_model_library(
     added = made.run("ledgerlm", "run", "run.yaml", "--set", "stages.finetune.context=64", at=bank, expect=1)
     (line,) = added.stderr.splitlines()
     assert "deepspeed" in line and "pip install 'ledgerlm[train]'" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("python", ["3.12", "3.13"])
+def test_all_of_it_learns_on_other_pythons(wheel: Path, tmp_path: Path, python: str) -> None:
+    """Ray, two DeepSpeed ranks and LightGBM from the wheel's extras; this tree's own environment is 3.11."""
+    made = environment(tmp_path / "env", interpreter(python), wheel, extras="spark,train")
+    bank = write_bank(tmp_path / "bank", LEARNS)
+    made.run("ledgerlm", "run", "run.yaml", at=bank)
+    report = json.loads((bank / "out" / "report.json").read_text())
+    assert [one["name"] for one in report["stages"]][2:] == ["finetune", "embed", "fit", "score"]
+    (run,) = (bank / "out" / "runs").glob("*/run.json")
+    assert json.loads(run.read_text())["versions"]["python"].startswith(python)
+    scores = DeltaTable(str(bank / "out" / "lake" / "scores")).to_pyarrow_table().to_pylist()
+    assert len({row["client_id"] for row in scores}) == CLIENTS
 
 
 @pytest.mark.slow
