@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
+import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +102,8 @@ def test_nothing_of_a_client_is_left_and_nothing_comes_back(
     capsys.readouterr()
     assert main(["erase", str(bank.file), "--client", "anna-7", "--client", "nobody", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "events: 1 rows to take away" in said and "1 of 2 clients are in no table" in said
+    assert "events: 1 rows to take away" in said and "quarantine: 1 rows name them" in said
+    assert "1 of 2 clients are in no table of clients: nobody;" in said
     assert {name: bank.lake.version(name) for name in had} == before, "nothing is done"
 
     dies_at_the_third_table(bank, monkeypatch)
@@ -119,6 +123,12 @@ def test_nothing_of_a_client_is_left_and_nothing_comes_back(
         shown_before(bank.lake, 3)
     assert [one.number for one in kept(bank.lake, 30, 30)] == [3], "their files need not stay"
 
+    # Whom nobody has: nothing was shown of them, so what is published stays.
+    assert main(["erase", str(bank.file), "--client", "nobody"]) == 0
+    assert "read no more" not in capsys.readouterr().out and published(bank.lake).number == 3
+    with pytest.raises(ConfigError, match="'who' is the name of the column"):
+        erase_clients(str(bank.file), clients=["who"])
+
     bank.deliver("3", "7,anna-7,2024-01-09,x", "8,anna-7,never,x", "9,dora,2024-01-09,x")
     record = bank.run(3)["ingest"]
     assert record.since == 2, "what stood stands"
@@ -127,14 +137,19 @@ def test_nothing_of_a_client_is_left_and_nothing_comes_back(
     assert record.facts["label_rows"]["quarantined"] == 0, "her label is none without a history: it is none"
     assert bank.named("anna-7") == [] and bank.readers_see() == {"ben", "cara", "dora"}
 
-    spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
-    try:
-        for name in had:
-            remove_old(bank.lake, name, 0)
-    finally:
-        spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
+    remove_all_old(bank.lake, had)
     data = [one for one in (bank.root / "out" / "lake").rglob("*.parquet") if "_delta_log" not in one.parts]
     assert data and [one for one in data if b"anna-7" in one.read_bytes()] == []
+
+
+def remove_all_old(lake: Lake, tables: list[str]) -> None:
+    """As upkeep does after a week."""
+    lake.spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    try:
+        for name in tables:
+            remove_old(lake, name, 0)
+    finally:
+        lake.spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
 
 
 def dies_at_the_third_table(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +174,7 @@ def test_ids_that_the_lake_hides_are_given_as_the_files_have_them(
     monkeypatch.setenv("BANK_KEY", "a secret")
     bank = Bank(tmp_path, spark, pseudonymise={"key_env": "BANK_KEY"})
     spec = load_pipeline(str(bank.file)).spec
-    ids = erasing.known_as(spark, spec, ["anna-7"])
+    ids = erasing.known_as(spark, spec, ["anna-7"]).select("client_id")
     held = Held(erased=ids.select(erasures.digest(F.col("client_id")).alias("digest")))
     keeper = Keeper()
     try:
@@ -170,6 +185,29 @@ def test_ids_that_the_lake_hides_are_given_as_the_files_have_them(
         assert made.tables["clients"].frame.select("town").orderBy("town").collect() == [("Oslo",), ("Rome",)]
     finally:
         keeper.release()
+
+
+@pytest.mark.parametrize(
+    ("client", "row"),
+    [
+        ("anna maria", "base64:" + base64.b64encode("anna maria,latin \xdf".encode("latin-1")).decode()),
+        ("café77", "base64:" + base64.b64encode("café77,x".encode() + b"\xff").decode()),
+        ("café77", json.dumps({"who": "café77"})),
+        ("café77", unicodedata.normalize("NFD", "café77,x")),
+        ('quo"te', '"quo""te",x'),
+        ('quo"te', json.dumps({"who": 'quo"te'})),
+        ("zero1234", "zero\u200b1234,x"),
+        ("dbl two", "dbl\u00a0 two,x"),
+        ("a.b+c", "a.b+c,x"),
+    ],
+)
+def test_an_id_is_found_however_a_file_writes_it(spark: SparkSession, tmp_path: Path, client: str, row: str) -> None:
+    lake, by = Lake(str(tmp_path), spark), Author(attempt="1", stage="bank/ingest", run_id="r")
+    rows = spark.createDataFrame([(row,), ("aXb+c,annamaria",)], "payload string").selectExpr(
+        "'ingest' stage", "'bad' reason", "NULL detail", "'f' source_file", "payload", "now() quarantined_at"
+    )
+    lake.write("quarantine", rows, by=by)
+    assert erasures.named_aside(lake, erasing.patterns_of(client)) == 1
 
 
 @pytest.mark.parametrize("session", ["spark", "serverless"])
@@ -189,7 +227,7 @@ def test_rows_and_texts_go_whatever_the_session_takes(
     states = {name: lake.history.state(name) for name in ("clients", "quarantine")}
     other = Author(attempt="2", stage="bank/erase", run_id="e")
     erasures.take_away(lake, "clients", people.limit(1).select("client_id"), by=other)
-    erasures.empty_payloads(lake, [erasing.pattern("ann")], by=other)
+    erasures.empty_payloads(lake, erasing.patterns_of("ann"), by=other)
     assert [row["client_id"] for row in lake.read("clients").collect()] == ["anna"]
     left = [(row["payload"], row["detail"]) for row in lake.read("quarantine").collect()]
     assert sorted(left, key=str) == sorted([("2,anna,x", None), *[(None, None)] * 4], key=str)

@@ -6,7 +6,8 @@ before that one show the client, so nobody reads them any more, and their files 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
@@ -19,8 +20,15 @@ if TYPE_CHECKING:
     from ledgerlm.lake.history import Author
     from ledgerlm.lake.lake import Lake
 
-_PAYLOADS: Mapping[str, tuple[str, ...]] = {"quarantine": ("detail", "payload")}
-"""Table without a column of clients -> its texts in which their ids may stand."""
+_INVISIBLE = "".join(one for one in map(chr, range(0x10000)) if unicodedata.category(one) == "Cf")
+QUARANTINE = "quarantine"
+"""The table without a column of clients in whose texts their ids may stand."""
+_TEXTS = ("detail", "payload")
+# Damaged bytes are kept in base64; each byte is read as a sign, which no id of plain letters minds.
+_BYTES = "decode(try_to_binary(regexp_replace(substr(payload, 8), '[ \\r\\n]', ''), 'base64'), 'ISO-8859-1')"
+_SEARCHED = (
+    f"translate(concat_ws(' ', detail, payload, if(payload LIKE 'base64:%', {_BYTES}, NULL)), '{_INVISIBLE}', '')"
+)
 
 
 def digest(client: Column) -> Column:
@@ -60,6 +68,24 @@ def counted(lake: Lake, clients: DataFrame) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
+def named_aside(lake: Lake, patterns: Sequence[str]) -> int:
+    """How many rows that were set aside have a text in which a pattern matches."""
+    if not lake.exists(QUARANTINE):
+        return 0
+    sought = lake.spark.createDataFrame([(list(patterns),)], "_patterns array<string>")
+    rows = lake.read(QUARANTINE).crossJoin(F.broadcast(sought))
+    return rows.where(f"exists(_patterns, one -> {_SEARCHED} RLIKE one)").count()
+
+
+def unfinished(lake: Lake, clients: DataFrame) -> bool:
+    """Whether erasing one of the clients was begun and has not come to its end."""
+    if not lake.exists(ERASURES.name):
+        return False
+    begun = lake.read(ERASURES.name).where("publication IS NULL").select("digest")
+    wanted = clients.select(digest(F.col("client_id")).alias("digest"))
+    return not wanted.join(begun, "digest", how="left_semi").isEmpty()
+
+
 def take_away(lake: Lake, table: str, clients: DataFrame, *, by: Author) -> None:
     """Takes all rows of some clients out of a table; stages that wrote it stand on.
 
@@ -80,6 +106,5 @@ def empty_payloads(lake: Lake, patterns: Sequence[str], *, by: Author) -> None:
         patterns: regular expressions of the ids.
         by: who does so.
     """
-    for table, columns in _PAYLOADS.items():
-        if lake.exists(table):
-            lake.blank(table, columns, patterns, by=by)
+    if lake.exists(QUARANTINE):
+        lake.blank(QUARANTINE, _TEXTS, _SEARCHED, patterns, by=by)

@@ -220,23 +220,20 @@ class Lake:
         if not self._merged(table, gone.select(*key), on, "WHEN MATCHED THEN DELETE", signature):
             self._rewrite(table, without(self._inside(table, part), gone, key), part, signature)
 
-    def blank(self, table: str, columns: Sequence[str], patterns: Sequence[str], *, by: Author) -> None:
-        """Empties columns of the rows in which one of them matches, in one commit; stages that wrote them stand on.
+    def blank(self, table: str, columns: Sequence[str], text: str, patterns: Sequence[str], *, by: Author) -> None:
+        """Empties columns of the rows whose text matches, in one commit; stages that wrote them stand on.
 
         Args:
             columns: text columns that may be null.
+            text: SQL expression of the text that is searched.
             patterns: regular expressions.
             by: who does so; stands in the commit.
         """
         rows = self.spark.createDataFrame([(list(patterns),)], "_patterns array<string>")
-        named = F.concat_ws("\n", *columns)
-        signature = by.signature(WHOLE, pruned=True)
-        told = ", ".join(f"t.`{name}`" for name in columns)
-        on = f"exists(s._patterns, one -> concat_ws('\\n', {told}) RLIKE one)"
+        signature, on = by.signature(WHOLE, pruned=True), f"exists(_patterns, one -> {text} RLIKE one)"
         emptied = ", ".join(f"t.`{name}` = NULL" for name in columns)
         if not self._merged(table, rows, on, f"WHEN MATCHED THEN UPDATE SET {emptied}", signature):
-            found = F.exists("_patterns", lambda one: F.regexp_like(named, one))
-            marked = self.read(table).crossJoin(F.broadcast(rows)).withColumn("_found", found)
+            marked = self.read(table).crossJoin(F.broadcast(rows)).withColumn("_found", F.expr(on))
             blank = {name: F.when(~F.col("_found"), F.col(name)) for name in columns}
             self._rewrite(table, with_columns(marked, blank).drop("_patterns", "_found"), WHOLE, signature)
 

@@ -7,7 +7,9 @@ learns again, and is named.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import re
+import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +26,16 @@ from ledgerlm.events.identity import in_one_form
 from ledgerlm.events.quality import pseudonymised
 from ledgerlm.files import remove
 from ledgerlm.lake.differences import CHANGE, INSERT, UPDATE
-from ledgerlm.lake.erasures import counted, digest, empty_payloads, tables_of_clients, take_away
+from ledgerlm.lake.erasures import (
+    QUARANTINE,
+    counted,
+    digest,
+    empty_payloads,
+    named_aside,
+    tables_of_clients,
+    take_away,
+    unfinished,
+)
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.latest import show_latest
 from ledgerlm.lake.leases import Holder, leased
@@ -44,6 +55,7 @@ if TYPE_CHECKING:
 
 MOST = 10_000
 """Clients that one call takes: what was set aside is searched for each of them."""
+_LISTED = 20  # unknown ids that are named
 _LEAST_LENGTH = 4  # signs of an id that is looked for in files: shorter ones mean other things more often
 _TEXTS = frozenset({".csv", ".html", ".json", ".jsonl", ".log", ".md", ".tex", ".txt", ".yaml", ".yml"})
 
@@ -55,7 +67,8 @@ class Erased:
     Attributes:
         rows: table -> rows taken away; tables without any are left out.
         asked: clients that were asked for.
-        unknown: how many of them no table had.
+        unknown: those of them that no table has.
+        aside: rows that were set aside and name one of them; their texts are emptied.
         learnt: stages that learnt while one of them was among the training clients.
         publication: what readers see from now on; None where nothing is published.
         named: files of the pipeline's folder in which an id stands.
@@ -64,7 +77,8 @@ class Erased:
 
     rows: Mapping[str, int]
     asked: int
-    unknown: int
+    unknown: Sequence[str]
+    aside: int
     learnt: Sequence[str]
     publication: int | None
     named: Sequence[str]
@@ -74,9 +88,15 @@ class Erased:
         """For people."""
         verb = "taken away" if self.done else "to take away"
         lines = [f"  {name}: {count:,} rows {verb}" for name, count in self.rows.items()]
-        if self.unknown:
+        if self.aside:
             lines.append(
-                f"  {self.unknown} of {self.asked} clients are in no table; their rows will not come in either"
+                f"  quarantine: {self.aside:,} rows name them, their texts are {'' if self.done else 'to be '}emptied"
+            )
+        if self.unknown:
+            listed = ", ".join(self.unknown[:_LISTED]) + (", …" if len(self.unknown) > _LISTED else "")
+            lines.append(
+                f"  {len(self.unknown)} of {self.asked} clients are in no table of clients: {listed}; an id is to be "
+                "given as `events` has it, before it was made a pseudonym under the same key"
             )
         if self.learnt:
             lines.append(f"  learnt from them, until it learns again (run --fresh): {', '.join(self.learnt)}")
@@ -145,19 +165,30 @@ def erase(
         ConfigError: a run is at work on the lake.
         DataError: readers see other rows than the newest, so that they cannot be shown the newest without these.
     """
-    clients = keep(known_as(lake.spark, pipeline.spec, ids))
+    if pipeline.spec.client in ids:
+        raise ConfigError(
+            f"--clients: {pipeline.spec.client!r} is the name of the column; leave the head of the file out"
+        )
+    known = known_as(lake.spark, pipeline.spec, ids)
+    clients = keep(known.select("client_id").distinct())
     if dry_run:
-        return _found(pipeline, records, lake, clients, ids)
+        seen = next((one for one in publications(lake) if one.readable), None)
+        if seen is not None:
+            _shown(lake, seen)
+        return _found(pipeline, records, lake, known, ids)
     attempt = uuid.uuid4().hex
     by = Author(attempt=attempt, stage=f"{pipeline.name}/erase", run_id=f"erase-{attempt[:12]}")
     with held(pipeline.out, pipeline.name):
         holder = Holder(pipeline=pipeline.name, run_id=by.run_id, folder=identity(pipeline.out))
         with leased(lake, holder, pipeline.conf.lease_minutes * 60) as lease:
-            found = _found(pipeline, records, lake, clients, ids)
+            found = _found(pipeline, records, lake, known, ids)
             seen = next((one for one in publications(lake) if one.readable), None)
             shown = [] if seen is None else _shown(lake, seen)
+            begun = unfinished(lake, clients)
             _note(lake, clients, None, found.learnt, by)
-            patterns = [pattern(one) for one in ids]
+            if not (found.rows or found.aside or begun):
+                return replace(found, done=True)  # nobody was shown them: what was published stays readable
+            patterns = [one for client in ids for one in patterns_of(client)]
             with progress.task("Rows of erased clients", total=len(found.rows) + 1) as bar:
                 for work in [
                     *(partial(take_away, lake, table, clients, by=by) for table in found.rows),
@@ -173,13 +204,15 @@ def erase(
     return replace(found, publication=number, done=True)
 
 
-def _found(pipeline: Pipeline, records: Records, lake: Lake, clients: DataFrame, ids: Sequence[str]) -> Erased:
+def _found(pipeline: Pipeline, records: Records, lake: Lake, known: DataFrame, ids: Sequence[str]) -> Erased:
     """What there is of the clients."""
+    clients = known.select("client_id").distinct()
     rows = counted(lake, clients)
     return Erased(
         rows=rows,
         asked=len(ids),
-        unknown=_unknown(lake, clients, rows),
+        unknown=_unknown(lake, known, rows),
+        aside=named_aside(lake, [one for client in ids for one in patterns_of(client)]),
         learnt=_learnt(pipeline, records, lake, clients),
         publication=None,
         named=list(_named(pipeline.out, ids)),
@@ -188,17 +221,17 @@ def _found(pipeline: Pipeline, records: Records, lake: Lake, clients: DataFrame,
 
 
 def known_as(spark: SparkSession, spec: DataSetSpec, ids: Sequence[str]) -> DataFrame:
-    """client_id: the ids as the lake has them, in the form of ids, and as pseudonyms where the spec wants that."""
-    rows = small_frame(spark, [(one,) for one in ids], "client_id string")
-    rows = rows.select(in_one_form(F.array("client_id"), 1)[0].alias("client_id")).distinct()
+    """given, and client_id: as the lake has it, in the form of ids, and a pseudonym where the spec wants that."""
+    rows = small_frame(spark, [(one,) for one in ids], "given string")
+    rows = rows.select("given", in_one_form(F.array("given"), 1)[0].alias("client_id"))
     return pseudonymised(rows, ["client_id"], spec.pseudonymise.key_env if spec.pseudonymise else None)
 
 
-def _unknown(lake: Lake, clients: DataFrame, rows: Mapping[str, int]) -> int:
-    left = clients
+def _unknown(lake: Lake, known: DataFrame, rows: Mapping[str, int]) -> list[str]:
+    left = known
     for table in rows:
         left = left.join(lake.read(table).select("client_id"), "client_id", how="left_anti")
-    return left.count()
+    return sorted(row["given"] for row in left.collect())
 
 
 def _learnt(pipeline: Pipeline, records: Records, lake: Lake, clients: DataFrame) -> list[str]:
@@ -221,7 +254,7 @@ def _shown(lake: Lake, seen: Publication) -> list[str]:
 
     Only then can readers be shown the newest rows without the clients.
     """
-    shown = [name for name in [*tables_of_clients(lake), "quarantine"] if name in seen.tables]
+    shown = [name for name in [*tables_of_clients(lake), QUARANTINE] if name in seen.tables]
     for table in shown:
         for commit in lake.history.commits(table):
             if commit.version <= seen.tables[table]:
@@ -270,9 +303,18 @@ def _show_again(pipeline: Pipeline, lake: Lake, seen: Publication, shown: Sequen
     return number
 
 
-def pattern(client: str) -> str:
-    """A regular expression for an id that stands as a word of its own."""
-    return rf"(?<![\p{{L}}\p{{N}}]){re.escape(client)}(?![\p{{L}}\p{{N}}])"
+def patterns_of(client: str) -> list[str]:
+    """Regular expressions for an id that stands as a word of its own, as files may write it.
+
+    Letters composed or not, escaped as in JSON, quotes doubled as in CSV, UTF-8 whose bytes were each taken for a sign,
+    blanks of any kind and number.
+    """
+    composed = [unicodedata.normalize(form, client) for form in ("NFC", "NFD")]
+    escaped = [json.dumps(one, ensure_ascii=plain)[1:-1] for one in composed for plain in (True, False)]
+    bytewise = [one.encode().decode("latin-1") for one in composed]
+    written = [client, *composed, *escaped, client.replace('"', '""'), *bytewise]
+    words = [r"[\s\p{Z}]+".join(map(re.escape, one.split())) for one in dict.fromkeys(written)]
+    return [rf"(?<![\p{{L}}\p{{N}}]){one}(?![\p{{L}}\p{{N}}])" for one in dict.fromkeys(words)]
 
 
 def _named(folder: Path, ids: Sequence[str]) -> Iterator[str]:
@@ -280,9 +322,9 @@ def _named(folder: Path, ids: Sequence[str]) -> Iterator[str]:
     sought = [re.escape(one) for one in ids if len(one) >= _LEAST_LENGTH]
     if not sought:
         return
-    word = re.compile(rf"(?<!\w)(?:{'|'.join(sought)})(?!\w)")
+    word = re.compile(rf"(?<![^\W_])(?:{'|'.join(sought)})(?![^\W_])")
     for file in sorted(folder.rglob("*")) if folder.is_dir() else ():
         inside = file.relative_to(folder)
         told = file.suffix in _TEXTS and "lake" not in inside.parts and inside.parts[0] != "staging"
-        if told and word.search(file.read_text(encoding="utf-8", errors="replace")):
+        if told and (word.search(str(inside)) or word.search(file.read_text(encoding="utf-8", errors="replace"))):
             yield str(inside)
