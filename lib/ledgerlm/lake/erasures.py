@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ledgerlm.lake.lake import Lake
 
 _INVISIBLE = "".join(one for one in map(chr, range(0x10000)) if unicodedata.category(one) == "Cf")
+NEVER_SHOWN = 0
+"""In place of a publication: the erasing has come to its end, and no publication shows the client."""
 QUARANTINE = "quarantine"
 """The table without a column of clients in whose texts their ids may stand."""
 _TEXTS = ("detail", "payload")

@@ -27,6 +27,7 @@ from ledgerlm.events.quality import pseudonymised
 from ledgerlm.files import remove
 from ledgerlm.lake.differences import CHANGE, INSERT, UPDATE
 from ledgerlm.lake.erasures import (
+    NEVER_SHOWN,
     QUARANTINE,
     counted,
     digest,
@@ -184,10 +185,10 @@ def erase(
             found = _found(pipeline, records, lake, known, ids)
             seen = next((one for one in publications(lake) if one.readable), None)
             shown = [] if seen is None else _shown(lake, seen)
-            begun = unfinished(lake, clients)
+            if not (found.rows or found.aside or unfinished(lake, clients)):
+                _note(lake, clients, NEVER_SHOWN, found.learnt, by)
+                return replace(found, done=True)  # what was published stays readable
             _note(lake, clients, None, found.learnt, by)
-            if not (found.rows or found.aside or begun):
-                return replace(found, done=True)  # nobody was shown them: what was published stays readable
             patterns = [one for client in ids for one in patterns_of(client)]
             with progress.task("Rows of erased clients", total=len(found.rows) + 1) as bar:
                 for work in [
@@ -199,7 +200,7 @@ def erase(
                     bar.advance()
             lease.check()
             number = None if seen is None else _show_again(pipeline, lake, seen, shown, by=by)
-            _note(lake, clients, number, found.learnt, by)
+            _note(lake, clients, NEVER_SHOWN if number is None else number, found.learnt, by)
             remove(pipeline.out / "staging")
     return replace(found, publication=number, done=True)
 
