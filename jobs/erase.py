@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
-from ledgerlm.runs.engines import Engines
+from ledgerlm.runs.engines import at_lake
 from ledgerlm.runs.erasing import erase, ids_of
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.record import Records
 
 
 def erase_clients(
@@ -39,16 +37,9 @@ def erase_clients(
     """
     ids = ids_of(clients, listed)
     pipeline = load_pipeline(file, overrides)
-    progress, engines = Progress(), Engines(pipeline)
-    records = Records(pipeline.out)
-    try:
-        records.fetch()
-        lake = Lake(pipeline.home.root, engines.spark)
-        with progress.running():
-            done = erase(pipeline, records, lake, ids, keep=engines.keeper.keep, progress=progress, dry_run=dry_run)
-    finally:
-        engines.release()
-        engines.stop()
+    progress = Progress()
+    with at_lake(pipeline) as (engines, records, lake), progress.running():
+        done = erase(pipeline, records, lake, ids, keep=engines.keeper.keep, progress=progress, dry_run=dry_run)
     for line in done.lines():
         progress.say(line)
     return 0

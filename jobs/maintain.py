@@ -5,12 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
-from ledgerlm.runs.engines import Engines
+from ledgerlm.runs.engines import at_lake
 from ledgerlm.runs.maintenance import maintained
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.record import Records
 
 
 def maintain(
@@ -39,26 +37,19 @@ def maintain(
         ConfigError: there is something to prune or to compact, and a run is at work on the lake.
     """
     pipeline = load_pipeline(file, overrides)
-    progress, engines = Progress(), Engines(pipeline)
-    records = Records(pipeline.out)
-    try:
-        records.fetch()
-        lake = Lake(pipeline.home.root, engines.spark)
-        with progress.running():
-            done = maintained(
-                pipeline,
-                records,
-                lake,
-                most=most,
-                days=days,
-                keep=engines.keeper.keep,
-                progress=progress,
-                prune=prune,
-                dry_run=dry_run,
-            )
-    finally:
-        engines.release()
-        engines.stop()
+    progress = Progress()
+    with at_lake(pipeline) as (engines, records, lake), progress.running():
+        done = maintained(
+            pipeline,
+            records,
+            lake,
+            most=most,
+            days=days,
+            keep=engines.keeper.keep,
+            progress=progress,
+            prune=prune,
+            dry_run=dry_run,
+        )
     for line in done.lines():
         progress.say(line)
     return 0

@@ -11,14 +11,12 @@ from rich.console import Console
 
 from ledgerlm.config import nearest
 from ledgerlm.errors import ConfigError
-from ledgerlm.lake.lake import Lake
 from ledgerlm.planning import told
 from ledgerlm.planning.conf import PlanConf, load_plan
 from ledgerlm.planning.measured import Sample, sample_of
 from ledgerlm.planning.plans import plans_of
-from ledgerlm.runs.engines import Engines
+from ledgerlm.runs.engines import at_lake
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.record import Records
 
 Form = Literal["text", "json", "markdown"]
 
@@ -65,13 +63,8 @@ def tell_plan(
 def _sample(named: str, conf: PlanConf) -> Sample:
     file, *overrides = named.split(",")
     pipeline = load_pipeline(file, overrides)
-    engines = Engines(pipeline)
-    try:
-        records = Records(pipeline.out)
-        records.fetch()
-        return sample_of(pipeline, records, Lake(pipeline.home.root, engines.spark), conf.sample_cores)
-    finally:
-        engines.stop()
+    with at_lake(pipeline) as (_, records, lake):
+        return sample_of(pipeline, records, lake, conf.sample_cores)
 
 
 if __name__ == "__main__":

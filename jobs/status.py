@@ -8,11 +8,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from ledgerlm.lake.lake import Lake
-from ledgerlm.runs.engines import Engines
+from ledgerlm.runs.engines import at_lake
 from ledgerlm.runs.hashes import Hashes
 from ledgerlm.runs.pipeline import load_pipeline
-from ledgerlm.runs.record import Records
 from ledgerlm.runs.standing import Standing, standing
 
 
@@ -28,14 +26,9 @@ def tell_status(file: str, overrides: Sequence[str] = (), *, as_json: bool = Fal
         Exit code.
     """
     pipeline = load_pipeline(file, overrides)
-    engines = Engines(pipeline)
-    try:
-        records = Records(pipeline.out)
-        records.fetch()
-        hashes = Hashes(pipeline.out / "runs" / "hashes.json", lambda: engines.spark)
-        found = standing(pipeline, records, Lake(pipeline.home.root, engines.spark), hashes.found)
-    finally:
-        engines.stop()
+    with at_lake(pipeline) as (_, records, lake):
+        hashes = Hashes(pipeline.out / "runs" / "hashes.json", lambda: lake.spark)
+        found = standing(pipeline, records, lake, hashes.found)
     console = Console(highlight=False, soft_wrap=True)
     if as_json:
         console.print_json(json.dumps(found.facts(), default=str))

@@ -17,6 +17,7 @@ from pyspark.sql import functions as F
 from ledgerlm.engines.frames import Keeper
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.batch_rules import Held
+from ledgerlm.events.erased import empty_payloads, named_aside, patterns_of
 from ledgerlm.events.ingesting import IngestConf, ingest_files
 from ledgerlm.jobs.cli import main
 from ledgerlm.jobs.erase import erase_clients
@@ -208,7 +209,7 @@ def test_an_id_is_found_however_a_file_writes_it(spark: SparkSession, tmp_path: 
         "'ingest' stage", "'bad' reason", "NULL detail", "'f' source_file", "payload", "now() quarantined_at"
     )
     lake.write("quarantine", rows, by=by)
-    assert erasures.named_aside(lake, erasing.patterns_of(client)) == 1
+    assert named_aside(lake, patterns_of(client)) == 1
 
 
 @pytest.mark.parametrize("session", ["spark", "serverless"])
@@ -228,7 +229,7 @@ def test_rows_and_texts_go_whatever_the_session_takes(
     states = {name: lake.history.state(name) for name in ("clients", "quarantine")}
     other = Author(attempt="2", stage="bank/erase", run_id="e")
     erasures.take_away(lake, "clients", people.limit(1).select("client_id"), by=other)
-    erasures.empty_payloads(lake, erasing.patterns_of("ann"), by=other)
+    empty_payloads(lake, patterns_of("ann"), by=other)
     assert [row["client_id"] for row in lake.read("clients").collect()] == ["anna"]
     left = [(row["payload"], row["detail"]) for row in lake.read("quarantine").collect()]
     assert sorted(left, key=str) == sorted([("2,anna,x", None), *[(None, None)] * 4], key=str)

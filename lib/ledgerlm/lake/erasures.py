@@ -6,8 +6,6 @@ before that one show the client, so nobody reads them any more, and their files 
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
@@ -20,17 +18,8 @@ if TYPE_CHECKING:
     from ledgerlm.lake.history import Author
     from ledgerlm.lake.lake import Lake
 
-_INVISIBLE = "".join(one for one in map(chr, range(0x10000)) if unicodedata.category(one) == "Cf")
 NEVER_SHOWN = 0
 """In place of a publication: the erasing has come to its end, and no publication shows the client."""
-QUARANTINE = "quarantine"
-"""The table without a column of clients in whose texts their ids may stand."""
-_TEXTS = ("detail", "payload")
-# Damaged bytes are kept in base64; each byte is read as a sign, which no id of plain letters minds.
-_BYTES = "decode(try_to_binary(regexp_replace(substr(payload, 8), '[ \\r\\n]', ''), 'base64'), 'ISO-8859-1')"
-_SEARCHED = (
-    f"translate(concat_ws(' ', detail, payload, if(payload LIKE 'base64:%', {_BYTES}, NULL)), '{_INVISIBLE}', '')"
-)
 
 
 def digest(client: Column) -> Column:
@@ -70,15 +59,6 @@ def counted(lake: Lake, clients: DataFrame) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-def named_aside(lake: Lake, patterns: Sequence[str]) -> int:
-    """How many rows that were set aside have a text in which a pattern matches."""
-    if not lake.exists(QUARANTINE):
-        return 0
-    sought = lake.spark.createDataFrame([(list(patterns),)], "_patterns array<string>")
-    rows = lake.read(QUARANTINE).crossJoin(F.broadcast(sought))
-    return rows.where(f"exists(_patterns, one -> {_SEARCHED} RLIKE one)").count()
-
-
 def unfinished(lake: Lake, clients: DataFrame) -> bool:
     """Whether erasing one of the clients was begun and has not come to its end."""
     if not lake.exists(ERASURES.name):
@@ -98,15 +78,3 @@ def take_away(lake: Lake, table: str, clients: DataFrame, *, by: Author) -> None
         by: who does so.
     """
     lake.prune(table, clients, by=by, key=("client_id",))
-
-
-def empty_payloads(lake: Lake, patterns: Sequence[str], *, by: Author) -> None:
-    """Empties what was set aside as it came, where an id stands in it; the row stays, with its reason.
-
-    Args:
-        lake: its tables.
-        patterns: regular expressions of the ids.
-        by: who does so.
-    """
-    if lake.exists(QUARANTINE):
-        lake.blank(QUARANTINE, _TEXTS, _SEARCHED, patterns, by=by)

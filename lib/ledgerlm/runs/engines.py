@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from ledgerlm.engines.spark import Session
+    from ledgerlm.lake.lake import Lake
     from ledgerlm.runs.pipeline import Pipeline
+    from ledgerlm.runs.record import Records
 
 
 class Engines:
@@ -91,3 +93,18 @@ class Engines:
             with suppress(ConnectionError, EOFError, Py4JError):  # of a JVM that has ended before
                 self._session.close()
             self._session = None
+
+
+@contextmanager
+def at_lake(pipeline: Pipeline) -> Iterator[tuple[Engines, Records, Lake]]:
+    """A pipeline's lake with its newest records, for a command that is no run; what was started ends with the block."""
+    from ledgerlm.lake.lake import Lake
+    from ledgerlm.runs.record import Records
+
+    engines, records = Engines(pipeline), Records(pipeline.out)
+    try:
+        records.fetch()
+        yield engines, records, Lake(pipeline.home.root, engines.spark)
+    finally:
+        engines.release()
+        engines.stop()

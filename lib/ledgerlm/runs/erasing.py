@@ -7,9 +7,7 @@ learns again, and is named.
 from __future__ import annotations
 
 import datetime as dt
-import json
 import re
-import unicodedata
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,17 +20,15 @@ from pyspark.sql import functions as F
 from ledgerlm.applications.gates import PublishConf
 from ledgerlm.engines.frames import small_frame
 from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.events.erased import QUARANTINE, empty_payloads, named_aside, patterns_of
 from ledgerlm.events.identity import in_one_form
 from ledgerlm.events.quality import pseudonymised
 from ledgerlm.files import remove
 from ledgerlm.lake.differences import CHANGE, INSERT, UPDATE
 from ledgerlm.lake.erasures import (
     NEVER_SHOWN,
-    QUARANTINE,
     counted,
     digest,
-    empty_payloads,
-    named_aside,
     tables_of_clients,
     take_away,
     unfinished,
@@ -302,20 +298,6 @@ def _show_again(pipeline: Pipeline, lake: Lake, seen: Publication, shown: Sequen
     if all(plan.stage.conf.views for plan in pipeline.plans if isinstance(plan.stage.conf, PublishConf)):
         show_latest(lake, again)
     return number
-
-
-def patterns_of(client: str) -> list[str]:
-    """Regular expressions for an id that stands as a word of its own, as files may write it.
-
-    Letters composed or not, escaped as in JSON, quotes doubled as in CSV, UTF-8 whose bytes were each taken for a sign,
-    blanks of any kind and number.
-    """
-    composed = [unicodedata.normalize(form, client) for form in ("NFC", "NFD")]
-    escaped = [json.dumps(one, ensure_ascii=plain)[1:-1] for one in composed for plain in (True, False)]
-    bytewise = [one.encode().decode("latin-1") for one in composed]
-    written = [client, *composed, *escaped, client.replace('"', '""'), *bytewise]
-    words = [r"[\s\p{Z}]+".join(map(re.escape, one.split())) for one in dict.fromkeys(written)]
-    return [rf"(?<![\p{{L}}\p{{N}}]){one}(?![\p{{L}}\p{{N}}])" for one in dict.fromkeys(words)]
 
 
 def _named(folder: Path, ids: Sequence[str]) -> Iterator[str]:
