@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from ledgerlm.config import shipped
 from ledgerlm.events.simulator.deliveries import DeliveriesConf, deliveries
 from ledgerlm.events.spec import load_spec
@@ -43,7 +45,7 @@ def write_deliveries(folder: str, conf: DeliveriesConf) -> int:
     finally:
         engines.stop()
         logs.cleanup()
-    Progress().say(
+    Progress(Console(highlight=False)).say(
         f"{root}: deliveries/history.csv up to {made.as_of}, labels.csv, and {len(made.files) - 1} files in nights/, "
         "which are still to be delivered"
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from rich.console import Console
+
 from ledgerlm.progress import Progress
 from ledgerlm.runs.engines import at_lake
 from ledgerlm.runs.erasing import erase, ids_of
@@ -37,7 +39,7 @@ def erase_clients(
     """
     ids = ids_of(clients, listed)
     pipeline = load_pipeline(file, overrides)
-    progress = Progress()
+    progress = Progress(Console(highlight=False))
     with at_lake(pipeline) as (engines, records, lake), progress.running():
         done = erase(pipeline, records, lake, ids, keep=engines.keeper.keep, progress=progress, dry_run=dry_run)
     for line in done.lines():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from rich.console import Console
+
 from ledgerlm.progress import Progress
 from ledgerlm.runs.engines import at_lake
 from ledgerlm.runs.maintenance import maintained
@@ -37,7 +39,7 @@ def maintain(
         ConfigError: there is something to prune or to compact, and a run is at work on the lake.
     """
     pipeline = load_pipeline(file, overrides)
-    progress = Progress()
+    progress = Progress(Console(highlight=False))
     with at_lake(pipeline) as (engines, records, lake), progress.running():
         done = maintained(
             pipeline,

@@ -6,6 +6,8 @@ import datetime as dt
 import sys
 from collections.abc import Sequence
 
+from rich.console import Console
+
 from ledgerlm.errors import ConfigError
 from ledgerlm.events.clock import aware, instant
 from ledgerlm.jobs.run import show_plan
@@ -36,7 +38,7 @@ def rescore(
     """
     pipeline = load_pipeline(file, overrides)
     _refuse_unpublished(pipeline)
-    progress = Progress()
+    progress = Progress(Console(highlight=False))
     night = aware(as_of, pipeline.spec.time.zone)
     runner = Runner(pipeline, progress, night)
     present = instant(as_of, pipeline.spec.time.zone)

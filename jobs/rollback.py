@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Sequence
 
 from pyspark.sql import functions as F
+from rich.console import Console
 
 from ledgerlm.applications.gates import PublishConf
 from ledgerlm.lake.differences import CHANGE, INSERT
@@ -38,7 +39,7 @@ def roll_back(file: str, overrides: Sequence[str] = (), *, to: int | None = None
         DataError: there is no such publication.
     """
     pipeline = load_pipeline(file, overrides)
-    progress, engines = Progress(), Engines(pipeline)
+    progress, engines = Progress(Console(highlight=False)), Engines(pipeline)
     try:
         lake, attempt = Lake(pipeline.home.root, engines.spark), uuid.uuid4().hex
         by = Author(attempt=attempt, stage=f"{pipeline.name}/rollback", run_id=f"rollback-{attempt[:12]}")

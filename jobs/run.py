@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from rich.console import Console
 from rich.markup import escape
 
 from ledgerlm.config import without_secrets
@@ -30,7 +31,7 @@ def run_pipeline(
         Exit code.
     """
     pipeline = load_pipeline(file, overrides)
-    progress = Progress()
+    progress = Progress(Console(highlight=False))
     runner = Runner(pipeline, progress)
     progress.say(f"[bold]{pipeline.name}[/bold]: {pipeline.spec.title}; results in {pipeline.place}")
     try:

@@ -110,10 +110,15 @@ class Task:
 
 
 class Progress:
-    """What a run shows while it works."""
+    """What a run shows while it works.
+
+    Args:
+        console: where to. A command's is its standard output, as its log; without one, standard error, since what a
+            caller of the library prints is the caller's.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(stderr=True, highlight=False)
         self.live = self.console.is_terminal or (self.console.is_jupyter and _has_widgets())
         self.open: list[Task] = []
         self.bars = Bars(
