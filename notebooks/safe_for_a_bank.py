@@ -64,7 +64,7 @@ odd[["client_id", "event_id", "event_time", "note"]]
 # COMMAND ----------
 os.environ["BANK_KEY"] = secrets.token_hex(32)
 spec = load_yaml(shipped("datasets/deliveries.yaml"))
-spec["pseudonymise"] = {"key_env": "BANK_KEY", "keep_payload": False}
+spec["pseudonymise"] = {"key_env": "BANK_KEY"}
 spec["source"]["path"] = str(out / "bank")
 (out / "bank.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
 pipeline = {
@@ -110,8 +110,8 @@ print(f"readers see publication {published(lake).number}, as of {published(lake)
 
 # COMMAND ----------
 # MAGIC %md
-# MAGIC What could not be read was set aside with reason and file. Of its raw row nothing is kept, which `keep_payload: false`
-# MAGIC asks for, since it holds the client's own id. The card in the other note is masked.
+# MAGIC What could not be read was set aside with reason and file. Its raw row holds the client's own id, so the row's hash under
+# MAGIC the secret stands in its place: whoever has file and secret finds it. The card in the other note is masked.
 
 # COMMAND ----------
 code = list_quarantine(str(file))

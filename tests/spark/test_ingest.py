@@ -22,7 +22,7 @@ from ledgerlm.events.ingest import IngestCounts, damaged_attributes, dictionarie
 from ledgerlm.events.labels import client_attributes, first_events, labels_of
 from ledgerlm.events.masks import masked
 from ledgerlm.events.quality import pseudonymised, without_client
-from ledgerlm.events.spec import DataSetSpec, EventIdSpec, Mask, SplitSpec
+from ledgerlm.events.spec import DataSetSpec, EventIdSpec, Mask, PseudonymSpec, SplitSpec
 from ledgerlm.events.spec_times import TimeSpec
 from ledgerlm.events.splits import with_split
 from ledgerlm.events.times import time_of
@@ -339,13 +339,13 @@ def test_pseudonyms_replace_ids_everywhere_and_payloads_can_be_left_out(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TEST_KEY", "secret")
-    (tmp_path / "events.csv").write_bytes(HEADER + GOOD[0] + DAMAGE[8][1])
+    (tmp_path / "events.csv").write_bytes(HEADER + GOOD[0] + DAMAGE[8][1] + DAMAGE[8][1].replace(b"10;", b"11;"))
     (tmp_path / "labels.csv").write_text("client,flag,city\nanna,1,Brno\n")
     file = {"glob": "labels.csv"}
     label = {"name": "churn", "kind": "binary", "file": file, "id": "client", "column": "flag"}
     spec = spec_of(
         tmp_path,
-        pseudonymise={"key_env": "TEST_KEY", "fields": ["mcc"], "keep_payload": False},
+        pseudonymise={"key_env": "TEST_KEY", "fields": ["mcc"]},
         labels=[label],
         clients=[{"file": file, "id": "client", "attributes": {"city": "city"}}],
     )
@@ -353,7 +353,14 @@ def test_pseudonyms_replace_ids_everywhere_and_payloads_can_be_left_out(
     result = ingest_events(spark, spec)
     events = result.events.cache()
     assert [(row.client_id, row.mcc) for row in events.collect()] == [(anna, mcc)]
-    assert [(row.payload, row.detail) for row in result.quarantine.collect()] == [(None, None)]
+    raw = [line.strip() for line in (tmp_path / "events.csv").read_bytes().splitlines()[2:]]
+    hidden = sorted(hmac.new(b"secret", line, "sha256").hexdigest() for line in raw)
+    assert len(set(hidden)) == 2, "two bad rows are two, though neither can be read"
+    assert sorted((row.payload, row.detail) for row in result.quarantine.collect()) == [(one, None) for one in hidden]
+    shown = spec.model_copy(update={"pseudonymise": PseudonymSpec(key_env="TEST_KEY", keep_payload=True)})
+    again = ingest_events(spark, shown)
+    assert len(again.events.collect()) == 1
+    assert {row.payload.encode() for row in again.quarantine.collect()} == set(raw)
     firsts = first_events(events)
     assert [row.client_id for row in labels_of(spark, spec, firsts).labels.collect()] == [anna]
     assert [tuple(row) for row in client_attributes(spark, spec, firsts).collect()] == [(anna, "Brno")]

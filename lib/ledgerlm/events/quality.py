@@ -59,12 +59,16 @@ class Reason(StrEnum):
 
 
 def aside(rows: DataFrame, spec: DataSetSpec) -> DataFrame:
-    """The judged rows that have a reason, as quarantine takes them; without the raw row if the spec wants that."""
-    keep = spec.pseudonymise is None or spec.pseudonymise.keep_payload
-    payload = F.col("payload") if keep else F.lit(None).cast("string")
-    detail = F.col("detail") if keep else F.lit(None).cast("string")
-    bad = filtered_last(rows).where(F.col("reason").isNotNull())
-    return bad.select("reason", detail.alias("detail"), FILE, payload.alias("payload"))
+    """The judged rows that have a reason, as quarantine takes them.
+
+    Of a data set with pseudonyms a row's keyed hash stands for the raw row, which holds real ids, and nothing for the
+    detail, unless the spec wants both: so a row that comes again is known, and whoever has file and key finds it.
+    """
+    bad = filtered_last(rows).where(F.col("reason").isNotNull()).select("reason", "detail", FILE, "payload")
+    if spec.pseudonymise is None or spec.pseudonymise.keep_payload:
+        return bad
+    hidden = pseudonymised(bad, ("payload",), spec.pseudonymise.key_env)
+    return hidden.select("reason", F.lit(None).cast("string").alias("detail"), FILE, "payload")
 
 
 def first_fault(*faults: tuple[Column, Reason, Column]) -> Column:

@@ -297,12 +297,17 @@ class LabelSpec(SpecPart):
 class PseudonymSpec(SpecPart):
     """Replaces client ids by a keyed HMAC-SHA256, and in texts of a client its own id by `[client]`.
 
-    Ids of fewer than four signs stay in texts. Quarantine keeps raw rows unless told otherwise.
+    Ids of fewer than four signs stay in texts. Quarantine has the same hash of a raw row in its place, unless told
+    otherwise.
     """
 
     key_env: str = Field("LEDGERLM_PSEUDONYM_KEY", description="environment variable that holds the secret key")
     fields: tuple[str, ...] = Field((), description="categorical fields (account numbers) to replace as well")
-    keep_payload: bool = Field(True, description="whether quarantine keeps raw rows, which hold the real ids")
+    keep_payload: bool = Field(
+        False,
+        description="whether quarantine keeps raw rows and what is wrong with them, which hold the real ids; without, "
+        "it has each row's keyed hash, its file and the reason",
+    )
 
 
 class SplitSpec(SpecPart):
