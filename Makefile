@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test suite test-fast test-connect test-slow lint format bench scale notebooks lock release clean
+.PHONY: help setup demo test suite test-fast test-connect test-slow lint format bench scale notebooks docs lock release clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -70,6 +70,11 @@ lock: setup  ## resolve pyproject.toml anew into requirements.lock (hashes, no a
 
 notebooks: setup  ## run the notebooks and write pages with their outputs: build/notebooks/ (NAME=quick_start for one)
 	@$(BIN)/python -m tests.notebooks $(NAME)
+
+docs: setup  ## a site of docs, README and the six verbs: build/site/index.html
+	@rm -rf build/site
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -d build/doctrees --fresh-env docs build/site
+	@echo build/site/index.html
 
 release: setup  ## wheel and source archive of this commit in dist/: the same bytes wherever they are built
 	@test -z "$$(git status --porcelain)" || { echo "there are changes that no commit has: commit them first"; exit 1; }

@@ -100,7 +100,7 @@ def ingest(
     Args:
         data: the rows as they are. They are first written to a folder of this machine, so a cluster's frame is refused:
             there a spec names the Delta table that holds it.
-        spec: file, or its content; `source` is not needed, nor are the `file`s of the labels that are given.
+        spec: file, or its content; `source` is not needed, nor is the `file` of labels that are given.
         labels: task -> rows with the columns that the spec names.
         **settings: of `IngestConf`.
 
