@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
     from xdist.scheduler import LoadScopeScheduling
 
-    from ledgerlm.engines.ray import RayEngine
 
 # Before any engine or numeric library starts its threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -155,14 +154,3 @@ def nothing_is_kept_beyond_a_module() -> Iterator[None]:
     if session is not None:
         gc.collect()  # frames that only a cycle holds
         session.catalog.clearCache()
-
-
-@pytest.fixture(scope="session")
-def ray_engine() -> Iterator[RayEngine]:
-    """A local Ray of two cores."""
-    from ledgerlm.engines.ray import RayConf, RayEngine
-
-    engine = RayEngine(RayConf(cpus=2, object_store_gb=0.3))
-    engine.start()
-    yield engine
-    engine.stop()
