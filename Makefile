@@ -9,7 +9,7 @@ export TOKENIZERS_PARALLELISM ?= false
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test suite test-fast test-connect test-slow lint format bench scale notebooks docs lock release clean
+.PHONY: help setup demo test suite test-fast test-connect test-slow lint format bench scale gpu notebooks docs lock release clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -63,6 +63,10 @@ bench: setup  ## speed as ratios of two ways in one run: build/bench/bench.json 
 EVENTS ?= 300_000
 scale: setup  ## from files to scores at a size, and a night on top: build/scale/ (EVENTS=3_000_000)
 	@$(BIN)/python -m tests.benchmarks.scale --events $(EVENTS)
+
+OUT ?= build/gpu.jsonl
+gpu: setup  ## one GPU in nine minutes, a JSON line a part (OUT=build/gpu.jsonl; TINY=--tiny on a processor)
+	@$(BIN)/python -m tests.benchmarks.gpu $(OUT) $(TINY)
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock (hashes, no addresses)
 	@$(BIN)/uv pip compile --quiet --generate-hashes --no-emit-find-links --no-emit-index-url --no-header \

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,19 +46,39 @@ class Group:
     padding: Tensor | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Layout:
     """Where the windows of a row stand; made once per pack and used by every layer.
 
     Attributes:
         cu_seqlens: bounds of the windows on the model's device, int32 [S + 1].
-        longest: tokens of the longest window.
-        groups: batches of neighbouring windows, in the order of the row.
+        lengths: tokens of each window, on the host, int [S].
     """
 
     cu_seqlens: Tensor
-    longest: int
-    groups: tuple[Group, ...]
+    lengths: NDArray[np.integer]
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest window."""
+        return int(self.lengths.max())
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Batches of neighbouring windows, in the order of the row; a kernel for windows of any length needs none."""
+        groups: list[Group] = []
+        start = 0
+        while start < len(self.lengths):
+            shortest = longest = int(self.lengths[start])
+            stop = start + 1
+            while stop < len(self.lengths):
+                low, high = min(shortest, int(self.lengths[stop])), max(longest, int(self.lengths[stop]))
+                if high > max(low * _GROUP_GROWTH, low + _GROUP_SLACK):
+                    break
+                shortest, longest, stop = low, high, stop + 1
+            groups.append(_group(self.lengths[start:stop], self.cu_seqlens.device))
+            start = stop
+        return tuple(groups)
 
 
 def layout(cu_seqlens: NDArray[np.integer], device: torch.device | str = "cpu") -> Layout:
@@ -68,21 +88,8 @@ def layout(cu_seqlens: NDArray[np.integer], device: torch.device | str = "cpu") 
         cu_seqlens: bounds of the windows [S + 1]; sorted by length they make the fewest groups.
         device: where the model is.
     """
-    lengths = np.diff(cu_seqlens)
-    groups: list[Group] = []
-    start = 0
-    while start < len(lengths):
-        shortest = longest = int(lengths[start])
-        stop = start + 1
-        while stop < len(lengths):
-            low, high = min(shortest, int(lengths[stop])), max(longest, int(lengths[stop]))
-            if high > max(low * _GROUP_GROWTH, low + _GROUP_SLACK):
-                break
-            shortest, longest, stop = low, high, stop + 1
-        groups.append(_group(lengths[start:stop], device))
-        start = stop
     bounds = torch.from_numpy(np.asarray(cu_seqlens, dtype=np.int32)).to(device)
-    return Layout(cu_seqlens=bounds, longest=int(lengths.max()), groups=tuple(groups))
+    return Layout(cu_seqlens=bounds, lengths=np.diff(cu_seqlens))
 
 
 def model_inputs(pack: Pack, device: torch.device | str = "cpu") -> dict[str, Any]:

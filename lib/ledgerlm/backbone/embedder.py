@@ -107,6 +107,45 @@ class Axes:
         return (states - self._center) @ self._axes.T
 
 
+class PackReader:
+    """A model that reads packs, and adds up what their tokens give under a definition.
+
+    Args:
+        causal: the model with its output head, on its device.
+        definition: a resolved definition.
+        axes: what states are projected on before they are added up.
+    """
+
+    def __init__(self, causal: PreTrainedModel, definition: EmbeddingDefinition, axes: Axes | None = None) -> None:
+        self.device = causal.device
+        self.model: PreTrainedModel = causal.base_model
+        self.head = _output_weights(causal) if "surprise" in definition.parts else None
+        self._layer_mean = LayerMean(self.model, definition)
+        self._axes = axes
+
+    def add(self, tokens: PackTokens, sums: DocumentSums, surprise: SurpriseSums) -> None:
+        """Runs the model over one pack, and adds its states and the surprise of its tokens to the sums."""
+        ids = self._tensor(tokens.pack.input_ids).long()
+        final = run_pack(self.model, tokens.pack, self.device)
+        states = self._layer_mean.take()
+        document, age = self._tensor(tokens.document), self._tensor(tokens.age)
+        last, weight = self._tensor(tokens.last), self._tensor(tokens.weight)
+        pooled = states[self._tensor(tokens.pooled)]
+        sums.add(pooled if self._axes is None else self._axes(pooled), document, age, last, weight)
+        if self.head is None:
+            return
+        at = self._tensor(tokens.scored)
+        surprise.add(
+            token_surprise(final[at - 1], ids[at], self.head),
+            self._tensor(tokens.scored_document),
+            self._tensor(tokens.scored_field),
+            self._tensor(tokens.scored_age).long(),
+        )
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
 class Embedder:
     """A backbone opened for embedding under one definition.
 
@@ -153,18 +192,17 @@ class Embedder:
         logging.disable_progress_bar()  # a bar per worker would flood the log
         causal = load_backbone(folder, torch.bfloat16 if definition.dtype == "bf16" else torch.float32).eval()
         causal = causal.to(self._device)
-        self._model: PreTrainedModel = causal.base_model
-        self._head = _output_weights(causal) if "surprise" in definition.parts else None
-        self._layer_mean = LayerMean(self._model, definition)
-        self._axes = None if projection is None else Axes(Projection.load(projection), self._device)
-        self.width: int = self._model.config.hidden_size if self._axes is None else self._axes.size
+        axes = None if projection is None else Axes(Projection.load(projection), self._device)
+        self._reader = PackReader(causal, definition, axes)
+        self._scores = self._reader.head is not None
+        self.width: int = causal.config.hidden_size if axes is None else axes.size
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Embedded:
         """Embeds documents; memory grows with their tokens, so give a bounded number at once."""
         buffer, sums, surprise = self._read(texts)
         results = sums.result()
-        if self._head is not None:
+        if self._scores:
             results["surprise"] = surprise.profile()
         parts: dict[str, NDArray[np.float32]] = {part: results[part].cpu().numpy() for part in self.definition.parts}
         reasons = _reasons(list(parts.values()), buffer.pooled_count)
@@ -181,7 +219,7 @@ class Embedder:
         """
         layout = StateLayout(self.definition, self.width)
         buffer, sums, surprise = self._read(texts)
-        blocks = sums.blocks() | (surprise.blocks() if self._head is not None else {})
+        blocks = sums.blocks() | (surprise.blocks() if self._scores else {})
         packed = layout.packed(blocks).astype(np.float32)
         reasons = _reasons([packed], buffer.pooled_count)
         packed[[reason is not None for reason in reasons]] = 0.0
@@ -194,29 +232,8 @@ class Embedder:
         sums = DocumentSums(len(texts), self.width, definition.parts, definition.recent_half_life, self._device)
         surprise = SurpriseSums(len(texts), len(definition.fields), definition.surprise_events, self._device)
         for members in buffer.plan(self._pack_tokens):
-            self._add(buffer.pack(members), sums, surprise)
+            self._reader.add(buffer.pack(members), sums, surprise)
         return buffer, sums, surprise
-
-    def _add(self, tokens: PackTokens, sums: DocumentSums, surprise: SurpriseSums) -> None:
-        ids = self._tensor(tokens.pack.input_ids).long()
-        final = run_pack(self._model, tokens.pack, self._device)
-        states = self._layer_mean.take()
-        document, age = self._tensor(tokens.document), self._tensor(tokens.age)
-        last, weight = self._tensor(tokens.last), self._tensor(tokens.weight)
-        pooled = states[self._tensor(tokens.pooled)]
-        sums.add(pooled if self._axes is None else self._axes(pooled), document, age, last, weight)
-        if self._head is None:
-            return
-        at = self._tensor(tokens.scored)
-        surprise.add(
-            token_surprise(final[at - 1], ids[at], self._head),
-            self._tensor(tokens.scored_document),
-            self._tensor(tokens.scored_field),
-            self._tensor(tokens.scored_age).long(),
-        )
-
-    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(array).to(self._device)
 
     def embed_batches(
         self, batches: Iterable[pa.RecordBatch], *, buffer_rows: int = 2048, buffer_chars: int = 16_000_000
