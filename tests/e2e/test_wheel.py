@@ -185,6 +185,7 @@ sys.exit(main({argv!r}))
 _HEAVY = {"torch", "transformers", "tokenizers", "peft", "accelerate", "ray", "deepspeed", "lightgbm", "openai"}
 
 
+@pytest.mark.slow  # tests/unit/test_extras.py holds the imports of each stage
 def test_tables_and_texts_import_no_model_library(tmp_path: Path) -> None:
     bank = write_bank(tmp_path / "bank", "\n".join(PIPELINE.splitlines()[:-2]))
     code = _BLOCKED.format(names=_HEAVY, argv=["run", str(bank / "run.yaml")])

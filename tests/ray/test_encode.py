@@ -78,6 +78,7 @@ def write_lake(spark: SparkSession, folder: Path) -> int:
     return len(clients)
 
 
+@pytest.mark.slow  # two encoders; tests/unit/test_sequence.py holds what they learn
 def test_job_leaves_vectors_card_and_facts_and_is_not_done_twice(
     spark: SparkSession, ray_engine: RayEngine, tmp_path: Path
 ) -> None:

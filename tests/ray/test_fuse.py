@@ -22,6 +22,8 @@ from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Run, Runner
 from tests.small_lake import BEFORE
 
+pytestmark = pytest.mark.slow  # two trainings; tests/unit/test_alimn.py holds the network, test_learn.py Ray and ranks
+
 AS_OF = datetime(2018, 1, 1, tzinfo=UTC)
 CLIENTS = 700
 AUC = metrics_of("binary")[0]
