@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+import pytest
 from pyspark.sql import Row, SparkSession
 from pyspark.sql import functions as F
 
