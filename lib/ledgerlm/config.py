@@ -234,8 +234,16 @@ _FROM_ENVIRONMENT: dict[str, str] = {}
 _ENVIRONMENT = re.compile(r"\$\{oc\.env:")
 _SHORTEST = 6  # characters: replacing each `1` or `true` would spoil what is written, and hide nothing
 _REDACTED = "*********(redacted)"  # Spark's own word
-# Spark's pattern (spark.redaction.regex) and the words for such things in other clients; `max_tokens` is none of them.
-_SECRET_KEY = re.compile(r"(?i)secret|passw|credential|api[._-]?key|access[._-]?key|private[._-]?key|(^|[._-])token$")
+# Spark's pattern (spark.redaction.regex) and the words for such things in other clients, Azure's storage among them;
+# `max_tokens` is none of them.
+_SECRET_KEY = re.compile(
+    r"(?i)secret|passw|credential|(api|access|account|private)[._-]?key|(^|[._-])sas($|[._-])|(^|[._-])token($|\.)"
+)
+# What stands in an address: Connect's token, a signature that lends a file, a password before the host.
+_SECRET_VALUE = re.compile(
+    r"(?i)((?<=[;?&])(?:token|access_token|sig|signature|password|x-amz-(?:signature|security-token))=)[^;&\s\"']+"
+    r"|(://[^/\s:@]+:)[^/\s@]+(?=@)"
+)
 
 
 def _environment_values(written: Any, resolved: Any) -> dict[str, str]:
@@ -256,7 +264,8 @@ def _environment_values(written: Any, resolved: Any) -> dict[str, str]:
 def without_secrets(value: Any) -> Any:
     """JSON values as they may be written down: references in place of what the environment gave, secrets redacted.
 
-    A text under a key that speaks of a secret (a password, a token, an API key) is replaced by Spark's word for it.
+    A text under a key that speaks of a secret (a password, a token, an API key) is replaced by Spark's word for it, and
+    so is what an address has of the kind.
     """
     if isinstance(value, Mapping):
         return {str(key): _redacted(str(key), without_secrets(one)) for key, one in value.items()}
@@ -265,6 +274,7 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, str):
         for given, reference in _FROM_ENVIRONMENT.items():
             value = value.replace(given, reference) if given in value else value
+        return _SECRET_VALUE.sub(lambda found: f"{found[1] or found[2]}{_REDACTED}", value)
     return value
 
 

@@ -19,6 +19,8 @@ from ledgerlm.runs.hashes import Hashes
         ("dbfs:/bank/lake", "dbfs:/bank/lake/events", "delta.`dbfs:/bank/lake/events`"),
         ("file:/data/my%20lake", "file:///data/my%20lake/events", "delta.`file:///data/my%20lake/events`"),
         ("main.bank", "main.bank.events", "`main`.`bank`.`events`"),
+        ("prod-eu.bank-dev", "prod-eu.bank-dev.events", "`prod-eu`.`bank-dev`.`events`"),
+        ("`prod-eu`.bank", "prod-eu.bank.events", "`prod-eu`.`bank`.`events`"),
     ],
 )
 def test_a_home_is_read_from_its_text(text: str, path: str, identifier: str) -> None:

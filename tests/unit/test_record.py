@@ -79,6 +79,10 @@ def test_what_the_environment_gave_is_written_as_a_reference(tmp_path: Path, mon
         ("password", True),
         ("api_key", True),
         ("auth.token", True),
+        ("spark.hadoop.fs.azure.account.key.bank.dfs.core.windows.net", True),
+        ("spark.hadoop.fs.azure.sas.fixed.token.bank.dfs.core.windows.net", True),
+        ("token_format", False),
+        ("sasquatch", False),
         ("tokenizer", False),
         ("batch_tokens", False),
         ("primary_key", False),
@@ -88,6 +92,20 @@ def test_secrets_in_the_clear_are_redacted(key: str, hidden: bool) -> None:
     shown = without_secrets({"spark": {key: "abc", "n": 1}})["spark"]
     assert (shown[key] != "abc") is hidden
     assert shown["n"] == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("sc://host:443/;token=dapi123;use_ssl=true", "sc://host:443/;token=*********(redacted);use_ssl=true"),
+        ("https://a.blob/x?sv=1&sig=abc%3D&se=2", "https://a.blob/x?sv=1&sig=*********(redacted)&se=2"),
+        ("hdfs://anna:hunter2@name:8020/bank", "hdfs://anna:*********(redacted)@name:8020/bank"),
+        ("s3://bank/out?versionId=7", "s3://bank/out?versionId=7"),
+        ("days|signature=none at 10:30", "days|signature=none at 10:30"),
+    ],
+)
+def test_secrets_in_addresses_are_redacted(address: str, shown: str) -> None:
+    assert without_secrets({"out": [address]}) == {"out": [shown]}
 
 
 def test_record_of_an_earlier_form_is_none(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from urllib.parse import unquote, urlparse
 from ledgerlm.config import SCHEME
 from ledgerlm.files import url_of
 
-_CATALOG = re.compile(r"^[A-Za-z_]\w*\.[A-Za-z_]\w*$")
+_PART = r"[A-Za-z_][\w-]*"
+_CATALOG = re.compile(rf"^(?:{_PART}|`{_PART}`)\.(?:{_PART}|`{_PART}`)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Home:
         that records and tables cannot part. A folder called `a.b` is written `./a.b`.
         """
         if _CATALOG.match(text):
-            return Home(text)
+            return Home(text.replace("`", ""))
         if SCHEME.match(text):
             return Home(text.rstrip("/"))
         return Home(str(Path(text).expanduser().absolute()))
