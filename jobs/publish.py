@@ -7,6 +7,7 @@ import sys
 from ledgerlm.applications.gates import PublishConf
 from ledgerlm.applications.publishing import publication
 from ledgerlm.errors import DataError
+from ledgerlm.lake.champions import champions
 from ledgerlm.lake.latest import show_latest
 from ledgerlm.lake.publications import PUBLICATIONS, PUBLISHED, publications, published
 from ledgerlm.runs.context import Context
@@ -25,6 +26,7 @@ def run(ctx: Context, conf: PublishConf) -> StageResult:
         # A study scores labelled clients as of their labels; only a night scores everybody, and can be judged.
         heads=[] if ctx.night is None else [head for stage in ctx.stages_of("score") for head in ctx.heads(stage)],
         known=[] if before is None else publications(ctx.lake, before),
+        champions={task: one.head_id for task, one in champions(ctx.lake).items()},
         keep=ctx.keep,
     )
     result = ctx.publish(made.made)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-import uuid
 from collections.abc import Sequence
 
 from pyspark.sql import functions as F
 from rich.console import Console
 
-from ledgerlm.applications.gates import PublishConf
 from ledgerlm.lake.differences import CHANGE, INSERT
-from ledgerlm.lake.history import Author
-from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.latest import show_latest
-from ledgerlm.lake.leases import Holder, leased
 from ledgerlm.lake.publications import PUBLICATIONS, publications, published, shown_before
 from ledgerlm.progress import Progress
-from ledgerlm.runs.engines import Engines
-from ledgerlm.runs.lock import held, identity
+from ledgerlm.runs.engines import at_lake
+from ledgerlm.runs.lock import at_work
 from ledgerlm.runs.pipeline import load_pipeline
 
 
@@ -39,23 +34,16 @@ def roll_back(file: str, overrides: Sequence[str] = (), *, to: int | None = None
         DataError: there is no such publication.
     """
     pipeline = load_pipeline(file, overrides)
-    progress, engines = Progress(Console(highlight=False)), Engines(pipeline)
-    try:
-        lake, attempt = Lake(pipeline.home.root, engines.spark), uuid.uuid4().hex
-        by = Author(attempt=attempt, stage=f"{pipeline.name}/rollback", run_id=f"rollback-{attempt[:12]}")
-        with held(pipeline.out, pipeline.name):
-            holder = Holder(pipeline=pipeline.name, run_id=by.run_id, folder=identity(pipeline.out))
-            with leased(lake, holder, pipeline.conf.lease_minutes * 60) as lease:
-                now = published(lake)
-                wanted = published(lake, to if to is not None else shown_before(lake, now.number))
-                again = wanted.again(publications(lake)[0].number + 1, dt.datetime.now(dt.UTC))
-                lease.check()
-                lake.apply(PUBLICATIONS, again.row(lake.spark).withColumn(CHANGE, F.lit(INSERT)), by=by)
-                if all(plan.stage.conf.views for plan in pipeline.plans if isinstance(plan.stage.conf, PublishConf)):
-                    lease.check()
-                    show_latest(lake, again)
-    finally:
-        engines.stop()
+    progress = Progress(Console(highlight=False))
+    with at_lake(pipeline) as (_, _, lake), at_work(pipeline, lake, "rollback") as (by, lease):
+        now = published(lake)
+        wanted = published(lake, to if to is not None else shown_before(lake, now.number))
+        again = wanted.again(publications(lake)[0].number + 1, dt.datetime.now(dt.UTC))
+        lease.check()
+        lake.apply(PUBLICATIONS, again.row(lake.spark).withColumn(CHANGE, F.lit(INSERT)), by=by)
+        if pipeline.shows_views:
+            lease.check()
+            show_latest(lake, again)
     progress.say(
         f"Publication [bold]{again.number}[/bold]: the tables of publication {wanted.number}, as of "
         f"{wanted.as_of.isoformat(sep=' ')}; {now.number} is kept"

@@ -10,7 +10,8 @@ from rich.markup import escape
 
 from ledgerlm.config import without_secrets
 from ledgerlm.progress import Progress
-from ledgerlm.runs.obstacles import missing, unwritable
+from ledgerlm.runs.keys import other_key
+from ledgerlm.runs.obstacles import missing, untold, unwritable
 from ledgerlm.runs.pipeline import load_pipeline
 from ledgerlm.runs.runner import Runner
 
@@ -49,8 +50,9 @@ def run_pipeline(
 
 def show_plan(runner: Runner, only: str | None, progress: Progress, but: str | None = None) -> int:
     """Prints a line for each stage, setting and obstacle; the exit code is 1 when a run would stumble."""
-    obstacles = unwritable(runner.pipeline)
-    for plan, stands in runner.outlook(only, but):
+    obstacles, outlook = unwritable(runner.pipeline), runner.outlook(only, but)
+    obstacles += untold(runner.pipeline) + other_key(runner.pipeline, runner.records)
+    for plan, stands in outlook:
         found = [] if stands else missing(plan, runner.pipeline)
         obstacles += found
         progress.say(

@@ -35,5 +35,6 @@ with DAG(
         task_id="maintain",
         cwd=BANK,
         bash_command=f"{LEDGERLM} maintain {BANK}/nightly.yaml --keep 30 --days 30",
+        trigger_rule="all_done",  # a night that was refused leaves files behind as well
     )
     rescore >> maintain

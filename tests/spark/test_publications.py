@@ -6,7 +6,8 @@ import datetime as dt
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from ledgerlm.applications.publishing import Judged, publication
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.evaluation.explanation import as_page, as_text, explained
 from ledgerlm.heads.vectors import newest_vectors
+from ledgerlm.jobs.promote import promote
 from ledgerlm.jobs.rescore import rescore
 from ledgerlm.jobs.rollback import roll_back
+from ledgerlm.lake.champions import champions, promotions
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.latest import latest, show_latest
@@ -55,7 +58,7 @@ def scores(spark: SparkSession, clients: int, night: dt.datetime, shift: float =
         F.lit(HEAD).alias("head_id"),
         F.array(1 - p, p).alias("probabilities"),
         F.lit(1.0).alias("prediction"),
-        F.lit(3).alias("decile"),
+        (10 - F.floor(F.col("id") * 10 / clients)).cast("int").alias("decile"),
         F.array(F.struct(F.lit("since_last_days").alias("feature"), F.lit(0.5).alias("contribution"))).alias("reasons"),
     )
 
@@ -70,9 +73,22 @@ class Bank:
         )
         self.lake.write("clients", ids, by=by("clients"))
 
-    def night(self, day: int, clients: int = 100, shift: float = 0.0, **limits: float | None) -> Judged:
+    def night(
+        self,
+        day: int,
+        clients: int = 100,
+        shift: float = 0.0,
+        *,
+        heads: Sequence[str] = (HEAD,),
+        **limits: float | None,
+    ) -> Judged:
+        """A night of heads, each of which says a twentieth more than the one before it."""
         time = NIGHT + dt.timedelta(days=day)
-        self.lake.write("scores", scores(self.spark, clients, time, shift), by=by(f"scores-{day}"))
+        rows = [
+            scores(self.spark, clients, time, shift + place / 20).withColumn("head_id", F.lit(head))
+            for place, head in enumerate(heads)
+        ]
+        self.lake.write("scores", reduce(DataFrame.unionByName, rows), by=by(f"scores-{day}"))
         conf = PublishConf.model_validate(limits)
         judged = publication(
             self.lake,
@@ -80,8 +96,9 @@ class Bank:
             conf,
             pipeline="bank",
             as_of=time,
-            heads=[HEAD],
+            heads=heads,
             known=publications(self.lake),
+            champions={task: one.head_id for task, one in champions(self.lake).items()},
             keep=DataFrame.cache,
         )
         self.lake.apply(PUBLICATIONS, judged.made.tables[PUBLICATIONS].frame, by=by(f"night-{day}"))
@@ -287,6 +304,68 @@ def test_a_study_shows_the_newest_scores_of_each_head(spark: SparkSession, tmp_p
         tables=versions(bank.lake),
     )
     assert days(latest(bank.lake, "scores", study)) == {(1, "01-02"): 3}
+
+
+def heads_shown(bank: Bank, number: int | None = None) -> set[str]:
+    rows = latest(bank.lake, "scores", published(bank.lake, number))
+    return {row["head_id"] for row in rows.select("head_id").distinct().collect()}
+
+
+def test_readers_get_a_new_head_once_it_is_promoted(
+    bank: Bank, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.csv").write_text("id,who,at\n1,a,2024-01-01\n")
+    spec = {
+        "name": "bank",
+        "client": "who",
+        "source": {"path": str(tmp_path), "files": [{"glob": "*.csv"}]},
+        "time": {"column": "at", "format": "yyyy-MM-dd"},
+        "event_id": {"columns": ["id"]},
+        "fields": [{"name": "id"}],
+        "as_of": "2024-02-01",
+    }
+    place = {"pipeline": "nightly", "out": str(tmp_path / "out"), "lake": str(tmp_path / "bank")}
+    file = tmp_path / "nightly.yaml"
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))
+    content = {**place, "data": "spec.yaml", "stages": {"ingest": {}, "publish": {}}}
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def call(**how: str) -> str:
+        assert promote(str(file), **how) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    bank.night(1, heads=("h1", "h2"))
+    assert heads_shown(bank) == {"h1", "h2"}, "nobody has said which"
+    listed = call()
+    assert (
+        "churn h1 100 clients, mean 0.4950 churn h2 100 clients, mean 0.5440 against h1: correlation 1.000, shift 0.055"
+        in listed
+    )
+    assert "100% of the highest tenth in common" in listed and "champion" not in listed
+    for head, reason, who, why in (
+        ("h3", "a", "b", "--head h3 has scored nobody in publication 2.* there are h1 .churn., h2 .churn."),
+        ("h2", " ", "b", "--reason is empty"),
+        ("h2", "a", "", "--by is empty"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            promote(str(file), head=head, reason=reason, by=who)
+    assert promotions(bank.lake) == []
+    assert call(head="h1", reason="the first", by="Anna") == "Champion of churn: h1"
+    assert heads_shown(bank) == {"h1"}, "at once, without a night"
+    with pytest.raises(ConfigError, match="h1 is the champion of churn already"):
+        promote(str(file), head="h1", reason="again", by="Anna")
+    # What has learnt anew does not reach readers unseen: its night is refused until it is promoted.
+    refused = bank.night(2, heads=("h2",))
+    assert refused.refusal is not None and "champion/churn: h1 has not scored, but h2; promote one" in refused.refusal
+    told = call(head="h2", reason="it knows the summer", by="Anna")
+    assert told == "Champion of churn: h2, in place of h1"
+    assert heads_shown(bank) == {"h2"} and published(bank.lake).number == 2, "which it had scored beside h1"
+    assert bank.night(3, heads=("h1", "h2")).refusal is None
+    assert heads_shown(bank) == {"h2"}
+    assert heads_shown(bank, 1) == {"h1"}, "a publication from before it shows what it has"
+    newest = promotions(bank.lake)[0]
+    assert (newest.promotion, newest.replaced, newest.publication) == (2, "h1", 3)
+    assert (newest.reason, newest.promoted_by) == ("it knows the summer", "Anna")
 
 
 @pytest.mark.slow

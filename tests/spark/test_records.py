@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
 
+from ledgerlm.config import load_yaml, parse, shipped
+from ledgerlm.engines.settings import SparkConf
+from ledgerlm.engines.spark import Session, open_session
+from ledgerlm.errors import ConfigError, LedgerError
+from ledgerlm.jobs.erase import erase_clients
+from ledgerlm.jobs.run import run_pipeline
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.hashes import Hashes
@@ -123,6 +130,50 @@ def test_the_session_that_is_there_is_used_and_left_as_it_was(small: Small, spar
         spark.conf.set("spark.sql.shuffle.partitions", "4")
     events = Lake(str(small.folder / "out" / "lake"), spark).read("events")
     assert events.selectExpr("cast(min(event_time) AS string) AS first").collect()[0]["first"] == "2024-01-01 00:00:00"
+
+
+def test_the_session_of_another_thread_is_used_and_left(spark: SparkSession) -> None:
+    """Spark calls a session active in the thread that made it, and a program's workers are other threads."""
+    profile = parse(SparkConf, load_yaml(shipped("engines/laptop.yaml"))["spark"], source="engines/laptop.yaml")
+
+    def joined() -> Session:
+        session = open_session(profile)
+        session.close()
+        return session
+
+    with ThreadPoolExecutor(1) as workers:
+        assert not workers.submit(joined).result().own
+    assert spark.range(3).count() == 3
+
+
+def test_another_key_of_pseudonyms_is_refused_before_anything_is_read(
+    small: Small, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = small.folder / "spec.yaml"
+    spec.write_text(spec.read_text() + "pseudonymise: {key_env: BANK_KEY}\n")
+    monkeypatch.setenv("BANK_KEY", "a key that is wrong, and finds no file")
+    (small.folder / "events.csv").rename(small.folder / "kept")
+    with pytest.raises(LedgerError):
+        small.run()
+    (small.folder / "kept").rename(small.folder / "events.csv")
+    monkeypatch.setenv("BANK_KEY", "the key of this bank")
+    assert small.run() == ["ingest", "split", "serialize"], "nothing was made under the wrong one"
+    record = (small.folder / "out" / "runs" / "stages" / "ingest.json").read_text()
+    assert '"pseudonyms"' in record and "the key of this bank" not in record
+    monkeypatch.setenv("BANK_KEY", "the key of another")
+    small.say("fuel")
+    for fresh in (False, True):
+        with pytest.raises(ConfigError, match="BANK_KEY holds another key than the one under which stage ingest"):
+            small.run(fresh=fresh)
+    assert run_pipeline(str(small.folder / "p.yaml"), dry_run=True) == 1
+    assert "holds another key" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ConfigError, match="holds another key"):
+        erase_clients(str(small.folder / "p.yaml"), clients=["c1"])
+    monkeypatch.delenv("BANK_KEY")
+    assert run_pipeline(str(small.folder / "p.yaml"), dry_run=True) == 1
+    assert "the environment variable BANK_KEY is not set" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setenv("BANK_KEY", "the key of this bank")
+    assert small.run() == ["ingest", "split", "serialize"]
 
 
 def test_files_of_another_file_system_are_known_by_what_it_tells_of_them(spark: SparkSession, tmp_path: Path) -> None:

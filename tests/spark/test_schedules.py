@@ -349,7 +349,8 @@ def test_a_task_fails_where_a_shell_would_see_a_failure(monkeypatch: pytest.Monk
 class Operator:
     """What a DAG holds."""
 
-    def __init__(self, *, task_id: str, bash_command: str, cwd: str) -> None:
+    def __init__(self, *, task_id: str, bash_command: str, cwd: str, trigger_rule: str = "all_success") -> None:
+        assert trigger_rule in {"all_success", "all_done"}
         self.task_id, self.bash_command, self.cwd = task_id, bash_command, cwd
         self.after: list[Operator] = []
         assert Dag.open is not None, "a task belongs to the DAG that is open"

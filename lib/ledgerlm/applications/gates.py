@@ -74,10 +74,38 @@ def judge(
     return found
 
 
+def judge_champions(scores: DataFrame, champions: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Whether a task that is scored is scored by its champion: what has learnt anew is to be promoted first.
+
+    Args:
+        scores: rows of `scores` as of tonight, of tonight's heads.
+        champions: task -> head.
+
+    Returns:
+        As `judge`: `champion/TASK` -> `found`, the heads that have scored, `limit`, the champion, and `passed`.
+    """
+    if not champions:
+        return {}
+    heads = scores.groupBy("task").agg(F.sort_array(F.collect_set("head_id")).alias("heads")).collect()
+    return {
+        f"champion/{row['task']}": {
+            "found": row["heads"],
+            "limit": champions[row["task"]],
+            "passed": champions[row["task"]] in row["heads"],
+        }
+        for row in heads
+        if row["task"] in champions
+    }
+
+
 def refused(gates: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The gates that did not pass, in words."""
     return [
-        f"{name} is {one['found']}, and the limit is {one['limit']}" for name, one in gates.items() if not one["passed"]
+        f"{name}: {one['limit']} has not scored, but {', '.join(one['found'])}; promote one of these, or let that score"
+        if isinstance(one["found"], list)
+        else f"{name} is {one['found']}, and the limit is {one['limit']}"
+        for name, one in gates.items()
+        if not one["passed"]
     ]
 
 
@@ -91,10 +119,10 @@ def stability(before: DataFrame, now: DataFrame) -> dict[str, float]:
         before: head_id, probabilities, prediction.
         now: the same.
     """
-    borders = before.groupBy("head_id").agg(F.percentile_approx(_value(), _SHARES, 10_000).alias("borders"))
+    borders = before.groupBy("head_id").agg(F.percentile_approx(value_of(), _SHARES, 10_000).alias("borders"))
     tenth = F.size(F.filter("borders", lambda border: F.col("value") > border))
     sides = [
-        rows.select("head_id", _value().alias("value"))
+        rows.select("head_id", value_of().alias("value"))
         .join(borders, "head_id")
         .groupBy("head_id", tenth.alias("tenth"))
         .agg(F.count(F.lit(1)).alias(name))
@@ -113,7 +141,7 @@ def _share(side: str) -> Column:
     return F.greatest(F.coalesce(side, F.lit(0)) / F.col(f"_{side}"), F.lit(_LEAST))
 
 
-def _value() -> Column:
+def value_of() -> Column:
     """One number of a score that grows with it: of two classes the second one's probability, else the prediction."""
     two = F.size("probabilities") == 2
     return F.when(two, F.element_at("probabilities", 2).cast("double")).otherwise(F.col("prediction"))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
 
-from ledgerlm.applications.gates import PublishConf, judge, refused
+from ledgerlm.applications.gates import PublishConf, judge, judge_champions, refused
 from ledgerlm.engines.frames import settled
 from ledgerlm.lake.differences import CHANGE, INSERT
 from ledgerlm.lake.made import Made, Rows
@@ -44,6 +45,7 @@ def publication(
     as_of: dt.datetime,
     heads: Sequence[str],
     known: Sequence[Publication],
+    champions: Mapping[str, str] = MappingProxyType({}),
     keep: Keep,
 ) -> Judged:
     """Judges the scores and makes the row.
@@ -56,6 +58,7 @@ def publication(
         as_of: tonight.
         heads: ids of the heads whose scores are published; none: there is nothing to judge.
         known: the publications before this one, newest first.
+        champions: task -> the head whose scores readers get; of a task that is scored, it must be among the heads.
         keep: computes a frame once.
 
     Returns:
@@ -69,6 +72,7 @@ def publication(
         if last is not None and "scores" in last.tables:
             before = _of(last.read(lake, "scores"), heads, last.as_of)
         gates = judge(scores, lake.rows("clients", tables["clients"]), before, heads, conf)
+        gates |= judge_champions(scores, champions)
     failed = refused(gates)
     found = Publication(
         number=known[0].number + 1 if known else 1,

@@ -12,6 +12,8 @@ EXTRAS = {
     "embed": ("torch", "transformers", "peft"),
     "train": ("ray", "torch", "transformers", "peft", "deepspeed"),
     "endpoint": ("openai",),
+    "mlflow": ("mlflow",),
+    "smollm2": ("gguf", "torch", "transformers"),
 }
 
 # What the packages of extras bring with them, and ledgerlm imports.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from socketserver import BaseServer
 
+from pyspark import SparkContext
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
@@ -77,7 +78,7 @@ def open_session(settings: SparkConf, *, log: Path | None = None, schemes: Colle
     Raises:
         EngineError: Java or the Delta jars are missing, the session that is there knows no Delta, or refuses a setting.
     """
-    there = SparkSession.getActiveSession()
+    there = _there()
     if there is None:
         return Session(spark=start(settings, log=log, schemes=schemes), own=True)
     _quiet()
@@ -97,6 +98,18 @@ def open_session(settings: SparkConf, *, log: Path | None = None, schemes: Colle
             + f" and {delta_package()}, or stop it and let ledgerlm start one"
         )
     return session
+
+
+def _there() -> SparkSession | None:
+    """The session that somebody else made; None where there is none.
+
+    Spark tells the active one to the thread that made it alone, and Databricks makes one for a task before its code.
+    """
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        return active
+    made = os.environ.get("DATABRICKS_RUNTIME_VERSION") or SparkContext._active_spark_context is not None
+    return SparkSession.builder.getOrCreate() if made else None
 
 
 def open_here() -> Session:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pyspark.errors import PySparkException
 
 from ledgerlm.errors import DataError
+from ledgerlm.lake.champions import champions, shown
 from ledgerlm.lake.publications import published
 from ledgerlm.lake.schemas import TABLES
 from ledgerlm.lake.slices import literal
@@ -31,9 +32,9 @@ def latest(lake: Lake, table: str, seen: Publication | None = None) -> DataFrame
 
     Args:
         lake: its tables.
-        table: `scores`: those of the publication's heads as of its night (of a study, which names no heads: the newest
-            of each client, task and head); `embeddings`, `features`: each client's newest vector of a kind, which
-            serves until an event comes.
+        table: `scores`: those of the publication's heads as of its night, of a task with a champion those of that head
+            alone (of a study, which names no heads: the newest of each client, task and head); `embeddings`,
+            `features`: each client's newest vector of a kind, which serves until an event comes.
         seen: the publication; left out, the one that readers see.
 
     Returns:
@@ -74,7 +75,7 @@ def show_latest(lake: Lake, seen: Publication) -> list[str]:
     for table in LATEST:
         view = f"{table}_latest"
         name = lake.home.identifier(view)
-        about = f"publication {seen.number} of {seen.pipeline}; made by ledgerlm publish and rollback"
+        about = f"publication {seen.number} of {seen.pipeline}; made by ledgerlm publish, promote and rollback"
         try:
             if table in seen.tables:
                 query = _query(lake, seen, table)
@@ -99,7 +100,11 @@ def _query(lake: Lake, seen: Publication, table: str) -> str:
     night = _instant(seen.as_of)
     if table == "scores" and seen.heads:
         heads = ", ".join(literal(head) for head in seen.heads)
-        return f"SELECT {columns} FROM {source} WHERE as_of = {night} AND head_id IN ({heads})"
+        own = "".join(
+            f" AND (task != {literal(task)} OR head_id = {literal(head)})"
+            for task, head in shown(champions(lake), seen.heads).items()
+        )
+        return f"SELECT {columns} FROM {source} WHERE as_of = {night} AND head_id IN ({heads}){own}"
     of_one = ", ".join(name for name in TABLES[table].key if name != "as_of")
     newest = f"row_number() OVER (PARTITION BY {of_one} ORDER BY as_of DESC)"
     placed = f"SELECT {', '.join(names)}, {newest} AS _place FROM {source} WHERE as_of <= {night}"

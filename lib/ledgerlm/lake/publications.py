@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.lake.erasures import unseen_before
-from ledgerlm.lake.schemas import ERASURES, TABLES
+from ledgerlm.lake.schemas import CHAMPIONS, ERASURES, TABLES
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ledgerlm.lake.lake import Lake
 
 PUBLICATIONS = "publications"
-PUBLISHED = tuple(name for name in TABLES if name not in (PUBLICATIONS, ERASURES.name))
+PUBLISHED = tuple(name for name in TABLES if name not in (PUBLICATIONS, ERASURES.name, CHAMPIONS.name))
 """Tables that a publication may name."""
 Status = Literal["published", "refused", "rolled_back"]
 _SCHEMA = (

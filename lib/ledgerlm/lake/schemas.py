@@ -167,6 +167,20 @@ ERASURES = Table(
     ),
     key=("digest",),
 )
+CHAMPIONS = Table(
+    name="champions",
+    columns=(
+        _required("promotion", T.LongType()),
+        _required("task", STRING),
+        _required("head_id", STRING),
+        _optional("replaced", STRING),
+        _required("reason", STRING),
+        _required("promoted_by", STRING),
+        _required("promoted_at", T.TimestampType()),
+        _required("publication", T.LongType()),
+    ),
+    key=("promotion",),
+)
 QUARANTINE = Table(
     name="quarantine",
     columns=(
@@ -550,6 +564,7 @@ TABLES: dict[str, Table] = {
         DELETIONS,
         PUBLICATIONS,
         ERASURES,
+        CHAMPIONS,
         DICTIONARIES,
         CLIENTS,
         SPLITS,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F
 
-from ledgerlm.applications.gates import PublishConf
 from ledgerlm.engines.frames import small_frame
 from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.events.erased import QUARANTINE, empty_payloads, named_aside, patterns_of
@@ -35,10 +33,10 @@ from ledgerlm.lake.erasures import (
 )
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.latest import show_latest
-from ledgerlm.lake.leases import Holder, leased
 from ledgerlm.lake.publications import PUBLICATIONS, Publication, publications
 from ledgerlm.lake.schemas import ERASURES
-from ledgerlm.runs.lock import held, identity
+from ledgerlm.runs.keys import refuse_other_key
+from ledgerlm.runs.lock import at_work
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -159,13 +157,14 @@ def erase(
         dry_run: say what would be done.
 
     Raises:
-        ConfigError: a run is at work on the lake.
+        ConfigError: a run is at work on the lake, or the key of pseudonyms is another than it was.
         DataError: readers see other rows than the newest, so that they cannot be shown the newest without these.
     """
     if pipeline.spec.client in ids:
         raise ConfigError(
             f"--clients: {pipeline.spec.client!r} is the name of the column; leave the head of the file out"
         )
+    refuse_other_key(pipeline, records)
     known = known_as(lake.spark, pipeline.spec, ids)
     clients = keep(known.select("client_id").distinct())
     if dry_run:
@@ -173,31 +172,27 @@ def erase(
         if seen is not None:
             _shown(lake, seen)
         return _found(pipeline, records, lake, known, ids)
-    attempt = uuid.uuid4().hex
-    by = Author(attempt=attempt, stage=f"{pipeline.name}/erase", run_id=f"erase-{attempt[:12]}")
-    with held(pipeline.out, pipeline.name):
-        holder = Holder(pipeline=pipeline.name, run_id=by.run_id, folder=identity(pipeline.out))
-        with leased(lake, holder, pipeline.conf.lease_minutes * 60) as lease:
-            found = _found(pipeline, records, lake, known, ids)
-            seen = next((one for one in publications(lake) if one.readable), None)
-            shown = [] if seen is None else _shown(lake, seen)
-            if not (found.rows or found.aside or unfinished(lake, clients)):
-                _note(lake, clients, NEVER_SHOWN, found.learnt, by)
-                return replace(found, done=True)  # what was published stays readable
-            _note(lake, clients, None, found.learnt, by)
-            patterns = [one for client in ids for one in patterns_of(client)]
-            with progress.task("Rows of erased clients", total=len(found.rows) + 1) as bar:
-                for work in [
-                    *(partial(take_away, lake, table, clients, by=by) for table in found.rows),
-                    partial(empty_payloads, lake, patterns, by=by),
-                ]:
-                    lease.check()
-                    work()
-                    bar.advance()
-            lease.check()
-            number = None if seen is None else _show_again(pipeline, lake, seen, shown, by=by)
-            _note(lake, clients, NEVER_SHOWN if number is None else number, found.learnt, by)
-            remove(pipeline.out / "staging")
+    with at_work(pipeline, lake, "erase") as (by, lease):
+        found = _found(pipeline, records, lake, known, ids)
+        seen = next((one for one in publications(lake) if one.readable), None)
+        shown = [] if seen is None else _shown(lake, seen)
+        if not (found.rows or found.aside or unfinished(lake, clients)):
+            _note(lake, clients, NEVER_SHOWN, found.learnt, by)
+            return replace(found, done=True)  # what was published stays readable
+        _note(lake, clients, None, found.learnt, by)
+        patterns = [one for client in ids for one in patterns_of(client)]
+        with progress.task("Rows of erased clients", total=len(found.rows) + 1) as bar:
+            for work in [
+                *(partial(take_away, lake, table, clients, by=by) for table in found.rows),
+                partial(empty_payloads, lake, patterns, by=by),
+            ]:
+                lease.check()
+                work()
+                bar.advance()
+        lease.check()
+        number = None if seen is None else _show_again(pipeline, lake, seen, shown, by=by)
+        _note(lake, clients, NEVER_SHOWN if number is None else number, found.learnt, by)
+        remove(pipeline.out / "staging")
     return replace(found, publication=number, done=True)
 
 
@@ -295,7 +290,7 @@ def _show_again(pipeline: Pipeline, lake: Lake, seen: Publication, shown: Sequen
     versions = {name: lake.version(name) for name in shown}
     again = seen.without_erased(number, dt.datetime.now(dt.UTC), versions)
     lake.apply(PUBLICATIONS, again.row(lake.spark).withColumn(CHANGE, F.lit(INSERT)), by=by)
-    if all(plan.stage.conf.views for plan in pipeline.plans if isinstance(plan.stage.conf, PublishConf)):
+    if pipeline.shows_views:
         show_latest(lake, again)
     return number
 

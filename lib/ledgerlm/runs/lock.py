@@ -12,13 +12,19 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from ledgerlm.errors import ConfigError
 from ledgerlm.files import Place, create, drop, place_of
 from ledgerlm.runs.record import now
+
+if TYPE_CHECKING:
+    from ledgerlm.lake.history import Author
+    from ledgerlm.lake.lake import Lake
+    from ledgerlm.lake.leases import Lease
+    from ledgerlm.runs.pipeline import Pipeline
 
 LOCK = "runs.lock"
 _IDENTITY = "runs.id"
@@ -66,6 +72,32 @@ def identity(out: Path) -> str:
     if not file.exists():
         file.write_text(uuid.uuid4().hex, encoding="utf-8")
     return f"{file.read_text(encoding='utf-8')} {out}"
+
+
+@contextmanager
+def at_work(pipeline: Pipeline, lake: Lake, verb: str) -> Iterator[tuple[Author, Lease]]:
+    """Lets a command, which is no run, write to a lake on which nobody else works meanwhile.
+
+    Args:
+        pipeline: whose lake it is.
+        lake: its tables.
+        verb: name of the command.
+
+    Yields:
+        Who writes, and the lease, to be checked before each write.
+
+    Raises:
+        ConfigError: a run is at work there.
+    """
+    from ledgerlm.lake.history import Author
+    from ledgerlm.lake.leases import Holder, leased
+
+    attempt = uuid.uuid4().hex
+    by = Author(attempt=attempt, stage=f"{pipeline.name}/{verb}", run_id=f"{verb}-{attempt[:12]}")
+    with held(pipeline.out, pipeline.name):
+        holder = Holder(pipeline=pipeline.name, run_id=by.run_id, folder=identity(pipeline.out))
+        with leased(lake, holder, pipeline.conf.lease_minutes * 60) as lease:
+            yield by, lease
 
 
 @contextmanager

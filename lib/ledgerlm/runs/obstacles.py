@@ -14,6 +14,7 @@ from ledgerlm.events.columns_there import column_faults
 from ledgerlm.events.sources import source_places
 from ledgerlm.runs.hashes import matches
 from ledgerlm.runs.job import Scope
+from ledgerlm.runs.keys import key_of
 from ledgerlm.runs.pipeline import Pipeline
 from ledgerlm.runs.plan import StagePlan
 
@@ -38,6 +39,13 @@ def _refused(place: Path) -> str | None:
     return None if os.access(there, os.W_OK | os.X_OK) else f"{there} is not yours to write to"
 
 
+def untold(pipeline: Pipeline) -> list[str]:
+    """A line where runs are to be told to MLflow, which is not installed here."""
+    if pipeline.conf.mlflow is None or not lacking(["mlflow"]):
+        return []
+    return [f"mlflow is not installed here, which the pipeline's mlflow needs: {install(['mlflow'])}"]
+
+
 def unequipped(plan: StagePlan, pipeline: Pipeline) -> list[str]:
     """A line where a stage's work imports packages that are not installed here; none of them is imported."""
     stage = plan.stage
@@ -51,8 +59,8 @@ def unequipped(plan: StagePlan, pipeline: Pipeline) -> list[str]:
 
 
 def missing(plan: StagePlan, pipeline: Pipeline) -> list[str]:
-    """A line for each package, source, column and model folder that a stage lacks; no other machine is asked."""
-    stage, source = plan.stage, pipeline.spec.source
+    """A line for each package, source, column, key and model folder that a stage lacks; no other machine is asked."""
+    stage, source, pseudonyms = plan.stage, pipeline.spec.source, pipeline.spec.pseudonymise
     scope = Scope(name=stage.name, conf=stage.conf, spec=pipeline.spec)
     lines = []
     places = stage.job.sources(scope) if stage.job.sources else ()
@@ -62,6 +70,11 @@ def missing(plan: StagePlan, pipeline: Pipeline) -> list[str]:
             lines.append(f"stages.{stage.name}: nothing at {place}; {hint or 'give the path of files that are there'}")
     if not lines and {*places} & {*source_places(pipeline.spec)}:
         lines += [f"stages.{stage.name}: {fault}" for fault in column_faults(pipeline.spec)]
+    if places and pseudonyms is not None and key_of(pipeline.spec) is None:
+        lines.append(
+            f"stages.{stage.name}: pseudonymise.key_env: the environment variable {pseudonyms.key_env} is not set; put "
+            "the secret key there"
+        )
     lines += unequipped(plan, pipeline)
     for name, folder in plan.folders.items():
         if not folder.is_dir():

@@ -13,6 +13,7 @@ from ledgerlm.config import SCHEME, Conf, find_file, load_yaml, nearest, parse, 
 from ledgerlm.engines.ray import RayConf
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.errors import ConfigError
+from ledgerlm.evaluation.tracking import MlflowConf
 from ledgerlm.events.clock import in_zone
 from ledgerlm.events.spec import DataSetSpec, load_spec
 from ledgerlm.files import place_of, unreadable, working_copy
@@ -55,6 +56,9 @@ class PipelineConf(Conf):
     engine: str = Field("laptop", description="engine profile: a name in conf/engines/ or a YAML file")
     spark: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="Spark settings that win over the engine profile's"
+    )
+    mlflow: MlflowConf | None = Field(
+        None, description="the experiment of MLflow that whole runs are told to, with settings, figures and report"
     )
     data: str = Field(description="data set spec: a YAML file")
     source: dict[str, Any] = Field(default_factory=dict, description="values that win over the spec's `source`")
@@ -102,6 +106,11 @@ class Pipeline:
     def publishes(self) -> bool:
         """Whether readers are shown what it makes, so that one run at a time may work on its lake."""
         return any(stage.job.name == "publish" for stage in self.stages)
+
+    @property
+    def shows_views(self) -> bool:
+        """Whether views of a catalog's schema are to show what is published."""
+        return all(getattr(stage.conf, "views", True) for stage in self.stages if stage.job.name == "publish")
 
     @property
     def place(self) -> str:

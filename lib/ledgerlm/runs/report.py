@@ -18,8 +18,13 @@ from ledgerlm.runs.runner import Finished, Run, Runner
 def write_report(runner: Runner, run: Run) -> str:
     """Writes `report.json`, `report.html` and `leaderboard.{csv,json,md,tex}` below the pipeline's folder.
 
+    Where the pipeline names an experiment of MLflow, that is told of it as well.
+
     Returns:
         Path or URL of the page.
+
+    Raises:
+        EngineError: MLflow does not take it; the report is written.
     """
     pipeline = runner.pipeline
     out, place = pipeline.out, pipeline.place
@@ -30,8 +35,13 @@ def write_report(runner: Runner, run: Run) -> str:
 
         write_leaderboard(leaderboard_table(rows, facts["published"].get("rows", [])), out)
     (out / "report.html").write_text(render(facts), encoding="utf-8")
-    for one in (*out.glob("leaderboard.*"), out / "report.json", out / "report.html"):
+    files = [*sorted(out.glob("leaderboard.*")), out / "report.json", out / "report.html"]
+    for one in files:
         push(one)
+    if pipeline.conf.mlflow is not None:
+        from ledgerlm.evaluation.tracking import track
+
+        track(facts, pipeline.conf.mlflow, files)
     return f"{place}/report.html"
 
 

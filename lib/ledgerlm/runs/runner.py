@@ -26,8 +26,9 @@ from ledgerlm.runs.faults import as_ledger_error
 from ledgerlm.runs.given import Given, answer, origin
 from ledgerlm.runs.hashes import Hashes
 from ledgerlm.runs.job import Scope, StageResult
+from ledgerlm.runs.keys import KEY, key_fact, refuse_other_key
 from ledgerlm.runs.lock import held, identity
-from ledgerlm.runs.obstacles import unequipped
+from ledgerlm.runs.obstacles import unequipped, untold
 from ledgerlm.runs.pipeline import Pipeline
 from ledgerlm.runs.plan import StagePlan
 from ledgerlm.runs.record import (
@@ -106,13 +107,14 @@ class Runner:
 
         Raises:
             ConfigError: another process runs this pipeline, or another run that publishes is at work on its lake;
-                nothing can be written to `out`, or no stage has the verb.
+                nothing can be written to `out`, no stage has the verb, or the key of pseudonyms is another than it was.
             DataError: such a run took the lake over, since this one had not been heard of in time.
             EngineError: a stage that is to work imports packages that are not installed here.
         """
         with held(self.pipeline.out, self.pipeline.name), self.progress.running(), ExitStack() as at_end:
             self._at_end, self._lease = at_end, None
             self.records.fetch()
+            refuse_other_key(self.pipeline, self.records)
             return self._run(self.chosen(only, but), fresh=fresh)
 
     def _run(self, chosen: Sequence[StagePlan], *, fresh: bool) -> Run:
@@ -145,7 +147,7 @@ class Runner:
         Raises:
             EngineError: with the packages, and how to install them.
         """
-        lines = [
+        lines = untold(self.pipeline) + [
             line
             for plan in chosen
             for line in unequipped(plan, self.pipeline)
@@ -262,12 +264,14 @@ class Runner:
         same, so that what it has committed is found and not done again; any other start is a new attempt.
         """
         stage, definition = plan.stage, self.definition(plan)
+        key = key_fact(plan, self.pipeline.spec)
         last = self.records.load(stage.name)
         if last is not None and not last.done and last.definition != definition:
             # Settings were tried, and taken back: what was finished under these ones may stand.
             last = self.records.finished(stage.name) or last
         since = None if fresh else self._since(plan, last, definition)
-        if last is not None and not last.done and last.definition == definition and self._consumed_stands(plan, last):
+        cut_off = last is not None and not last.done and last.definition == definition
+        if last is not None and cut_off and last.facts.get(KEY) == key.get(KEY) and self._consumed_stands(plan, last):
             goes_on = last.origin if since is not None else last.attempt
             record = replace(last, run_id=self.run_id, since=since, origin=goes_on, failure="")
         else:
@@ -287,6 +291,7 @@ class Runner:
                     self._not_followed(plan, last) if last is not None and follows else Inputs(),
                     files=self._files(plan),
                 ),
+                facts=key,
             )
         self.records.save(record)
         return record
@@ -477,7 +482,7 @@ class _Attempt:
             batch=result.facts.get("batch", self.context.batch),
             tables=self.tables.written,
             artefacts=[self._relative(one) for one in result.artefacts],
-            facts=dict(result.facts),
+            facts={**self.record.facts, **result.facts},
             finished_at=now(),
         )
 

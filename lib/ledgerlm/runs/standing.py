@@ -12,6 +12,7 @@ from ledgerlm.events.arrivals import event_files
 from ledgerlm.events.ingesting import IngestConf
 from ledgerlm.events.nightly import Taken
 from ledgerlm.events.table_changes import newest_versions
+from ledgerlm.lake.champions import Champion, champions
 from ledgerlm.lake.leases import Holding, holding
 from ledgerlm.lake.publications import Publication, publications
 from ledgerlm.lake.upkeep import TableSize, sizes
@@ -32,6 +33,7 @@ class Standing:
 
     Attributes:
         publications: newest first.
+        champions: by task.
         newest_event: time of the newest event up to now; None without events.
         batch: number of the newest batch; None where files are not taken in by batches.
         taken_at: when it came.
@@ -46,6 +48,7 @@ class Standing:
     """
 
     publications: Sequence[Publication]
+    champions: Mapping[str, Champion]
     newest_event: dt.datetime | None
     batch: int | None
     taken_at: dt.datetime | None
@@ -86,7 +89,10 @@ class Standing:
         if newest is not None and newest.status == "refused":
             failed = ", ".join(name for name, one in newest.gates.items() if not one["passed"])
             lines.append(f"publication {newest.number}, as of {_time(newest.as_of)}, was refused by {failed}")
-        return lines
+        return lines + [
+            f"champion of {task}: {one.head_id}, promoted {_time(one.promoted_at)} by {one.promoted_by}: {one.reason}"
+            for task, one in self.champions.items()
+        ]
 
     def _fresh(self) -> list[str]:
         newest = "no event" if self.newest_event is None else f"newest event {_time(self.newest_event)}"
@@ -126,6 +132,7 @@ def standing(pipeline: Pipeline, records: Records, lake: Lake, content: Callable
     reflected = {name: record.batch for name, record in done.items() if record.batch is not None}
     return Standing(
         publications=publications(lake),
+        champions=champions(lake),
         newest_event=_newest_event(lake),
         batch=batch,
         taken_at=taken_at,
