@@ -15,6 +15,7 @@ import hmac
 import os
 import secrets
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,9 +29,11 @@ from ledgerlm.errors import DataError
 from ledgerlm.events.simulator.deliveries import DeliveriesConf
 from ledgerlm.jobs.deliveries import write_deliveries
 from ledgerlm.jobs.erase import erase_clients
+from ledgerlm.jobs.promote import promote
 from ledgerlm.jobs.quarantine import list_quarantine
 from ledgerlm.jobs.rescore import rescore
 from ledgerlm.jobs.run import run_pipeline
+from ledgerlm.lake.champions import promotions
 from ledgerlm.lake.erasures import tables_of_clients
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.latest import latest
@@ -145,12 +148,23 @@ plt.show()
 
 # COMMAND ----------
 # MAGIC %md
-# MAGIC It is promoted: the same night once more, which finds it scored, holds it against the gates and publishes it.
+# MAGIC It is published: the same night once more, which finds it scored and holds it against the gates.
 
 # COMMAND ----------
 rescore(str(file), as_of=dt.datetime(2025, 1, 2))
 seen = published(lake)
 pd.DataFrame([{"gate": name.split("/")[0], "head": name.split("/")[1][:8], **one} for name, one in seen.gates.items()])
+
+# COMMAND ----------
+# MAGIC %md
+# MAGIC Which heads have scored it; and one is made the champion of its task. Readers get its scores alone, and a head that learns
+# MAGIC anew is shown to nobody before somebody promotes it and says why.
+
+# COMMAND ----------
+code = promote(str(file))
+head = lake.read("scores").where("task = 'churn'").first()["head_id"]
+code = promote(str(file), head=head, reason="validated on last year's clients", by="model risk")
+pd.DataFrame([asdict(one) for one in promotions(lake)]).T
 
 # COMMAND ----------
 # MAGIC %md
