@@ -32,7 +32,7 @@ SHOWN: dict[str, tuple[int, tuple[str, ...]]] = {
     ),
     "safe_for_a_bank": (
         1,
-        ("in none", "bad_time", "most_shift", "those before it are read no more", "rows to take away", "[card]"),
+        ("in none", "bad_time", "[card]", "Champion of churn", "most_shift", "rows to take away", "are read no more"),
     ),
     "what_is_a_good_embedding": (3, ("embedding", "both", "6/6 evaluate")),
     "next_category": (1, ("tuned model", "bayes", "grocery")),
