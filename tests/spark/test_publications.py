@@ -352,6 +352,11 @@ def test_readers_get_a_new_head_once_it_is_promoted(
     assert promotions(bank.lake) == []
     assert call(head="h1", reason="the first", by="Anna") == "Champion of churn: h1"
     assert heads_shown(bank) == {"h1"}, "at once, without a night"
+    lines = as_text(explained(bank.lake, published(bank.lake), "c7"))
+    assert [line.split("head ")[1] for line in lines if "head h" in line] == [
+        "h1, the champion",
+        "h2, beside the champion",
+    ]
     with pytest.raises(ConfigError, match="h1 is the champion of churn already"):
         promote(str(file), head="h1", reason="again", by="Anna")
     # What has learnt anew does not reach readers unseen: its night is refused until it is promoted.

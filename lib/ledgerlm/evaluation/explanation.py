@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 from ledgerlm.errors import DataError
 from ledgerlm.evaluation.report.blocks import Card, Extract, Section, folded, table, texts
 from ledgerlm.evaluation.report.page import page
+from ledgerlm.lake.champions import champions, shown
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -61,7 +62,7 @@ def explained(lake: Lake, seen: Publication, client_id: str, *, events: int = 20
             "status": seen.status,
         },
         "attributes": attributes.asDict(),
-        "scores": _scores(of("scores"), seen),
+        "scores": _scores(of("scores"), seen, shown(champions(lake), seen.heads)),
         "embeddings": _embeddings(of("embeddings"), seen),
         "texts": _texts(of("windows"), of("documents"), seen, windows),
         "events": _events(of("events"), seen, events),
@@ -73,7 +74,8 @@ def _before(rows: DataFrame, column: str, seen: Publication) -> DataFrame:
     return rows.where(F.col(column) < F.lit(seen.as_of.isoformat(sep=" ")).cast("timestamp"))
 
 
-def _scores(rows: DataFrame | None, seen: Publication) -> list[dict[str, Any]]:
+def _scores(rows: DataFrame | None, seen: Publication, champions: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The scores of all heads; `champion` says of a task that has one whether readers get this head."""
     if rows is None:
         return []
     tonight = rows.where(F.col("as_of") == F.lit(seen.as_of.isoformat(sep=" ")).cast("timestamp"))
@@ -82,6 +84,7 @@ def _scores(rows: DataFrame | None, seen: Publication) -> list[dict[str, Any]]:
         {
             "task": row["task"],
             "head_id": row["head_id"],
+            "champion": row["head_id"] == champions[row["task"]] if row["task"] in champions else None,
             "prediction": row["prediction"],
             "probabilities": [round(one, 6) for one in row["probabilities"]],
             "decile": row["decile"],
@@ -162,6 +165,11 @@ def as_page(found: Mapping[str, Any]) -> str:
     return page(f"Client {found['client']}", subtitle, _sections(found), cards)
 
 
+def _head(score: Mapping[str, Any]) -> str:
+    role = {None: "", True: ", the champion", False: ", beside the champion"}[score["champion"]]
+    return f"{score['head_id']}{role}"
+
+
 def _numbers(probabilities: Sequence[float]) -> str:
     return ", ".join(f"{one:.4f}" for one in probabilities)
 
@@ -173,7 +181,7 @@ def _sections(found: Mapping[str, Any]) -> list[Section]:
             one["prediction"],
             ", ".join(f"{p:.4f}" for p in one["probabilities"]),
             one["decile"],
-            one["head_id"],
+            _head(one),
         ]
         for one in found["scores"]
     ]
@@ -224,8 +232,8 @@ def as_text(found: Mapping[str, Any]) -> list[str]:
     publication = found["publication"]
     lines = [f"client {found['client']}, publication {publication['number']}, as of {publication['as_of']}"]
     for one in found["scores"]:
-        shown = _numbers(one["probabilities"]) or f"{one['prediction']:.4f}"
-        lines.append(f"{one['task']}: {shown}, tenth {one['decile']}, head {one['head_id']}")
+        said = _numbers(one["probabilities"]) or f"{one['prediction']:.4f}"
+        lines.append(f"{one['task']}: {said}, tenth {one['decile']}, head {_head(one)}")
         lines += [f"    {reason['contribution']:+.3f}  {reason['feature']}" for reason in one["reasons"]]
     lines += [
         f"embedding of {one['events_read']} events ({one['tokens']} tokens) as of {one['as_of']}, backbone "
