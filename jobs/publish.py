@@ -17,6 +17,7 @@ from ledgerlm.runs.job import Job, StageResult
 def run(ctx: Context, conf: PublishConf) -> StageResult:
     """Judges the scores as of tonight and writes the publication; refused by a gate, readers stay with the last."""
     before = ctx.tables.version_before(PUBLICATIONS)
+    scored = [head for stage in ctx.stages_of("score") for head in ctx.heads(stage)]
     made = publication(
         ctx.lake,
         {name: version for name in PUBLISHED if (version := ctx.pin(name)) is not None},
@@ -24,7 +25,8 @@ def run(ctx: Context, conf: PublishConf) -> StageResult:
         pipeline=ctx.pipeline.name,
         as_of=ctx.end(None),
         # A study scores labelled clients as of their labels; only a night scores everybody, and can be judged.
-        heads=[] if ctx.night is None else [head for stage in ctx.stages_of("score") for head in ctx.heads(stage)],
+        heads=[] if ctx.night is None else scored,
+        scored=scored,
         known=[] if before is None else publications(ctx.lake, before),
         champions={task: one.head_id for task, one in champions(ctx.lake).items()},
         keep=ctx.keep,

@@ -29,7 +29,7 @@ def tell_status(file: str, overrides: Sequence[str] = (), *, as_json: bool = Fal
     with at_lake(pipeline) as (_, records, lake):
         hashes = Hashes(pipeline.out / "runs" / "hashes.json", lambda: lake.spark)
         found = standing(pipeline, records, lake, hashes.found)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     if as_json:
         console.print_json(json.dumps(found.facts(), default=str))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
 import os
@@ -23,7 +24,7 @@ from ledgerlm.heads.vectors import newest_vectors
 from ledgerlm.jobs.promote import promote
 from ledgerlm.jobs.rescore import rescore
 from ledgerlm.jobs.rollback import roll_back
-from ledgerlm.lake.champions import champions, promotions
+from ledgerlm.lake.champions import Champion, champions, promotions
 from ledgerlm.lake.history import Author
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.latest import latest, show_latest
@@ -36,6 +37,7 @@ from ledgerlm.lake.publications import (
     shown_before,
     versions,
 )
+from ledgerlm.lake.schemas import CHAMPIONS
 from ledgerlm.lake.upkeep import hours_kept, keep_log, kept, log_days_needed, sizes
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
@@ -304,6 +306,37 @@ def test_a_study_shows_the_newest_scores_of_each_head(spark: SparkSession, tmp_p
         tables=versions(bank.lake),
     )
     assert days(latest(bank.lake, "scores", study)) == {(1, "01-02"): 3}
+    # Of two heads the champion alone is shown; a study without it shows what it has, and is refused when it ends.
+    beside = both.unionByName(both.withColumn("head_id", F.lit("h2")))
+    bank.lake.write("scores", beside, by=by("two heads"))
+    two = dataclasses.replace(study, tables=versions(bank.lake))
+    assert days(latest(bank.lake, "scores", two)) == {(1, "01-02"): 6}
+    chosen = Champion(
+        promotion=1,
+        task="churn",
+        head_id="h2",
+        replaced=None,
+        reason="better",
+        promoted_by="Anna",
+        promoted_at=NIGHT,
+        publication=1,
+    )
+    bank.lake.apply(CHAMPIONS.name, chosen.row(spark).withColumn("_change", F.lit("insert")), by=by("promotion"))
+    assert days(latest(bank.lake, "scores", two)) == days(latest(bank.lake, "scores", study)) == {(1, "01-02"): 3}
+    for heads, refusal in ((("h1", "h2"), None), (("h1",), "champion/churn: h2 has not scored, but h1")):
+        ended = publication(
+            bank.lake,
+            versions(bank.lake),
+            PublishConf(),
+            pipeline="bank",
+            as_of=NIGHT,
+            heads=(),
+            scored=heads,
+            known=(),
+            champions={"churn": "h2"},
+            keep=DataFrame.cache,
+        )
+        assert ended.refusal is None if refusal is None else refusal in str(ended.refusal)
 
 
 def heads_shown(bank: Bank, number: int | None = None) -> set[str]:

@@ -169,8 +169,8 @@ def promoted(
         task=one.task,
         head_id=head_id,
         replaced=before,
-        reason=reason.strip(),
-        promoted_by=by.strip(),
+        reason=" ".join(reason.split()),
+        promoted_by=" ".join(by.split()),
         promoted_at=dt.datetime.now(dt.UTC),
         publication=publication,
     )

@@ -44,6 +44,7 @@ def publication(
     pipeline: str,
     as_of: dt.datetime,
     heads: Sequence[str],
+    scored: Sequence[str] = (),
     known: Sequence[Publication],
     champions: Mapping[str, str] = MappingProxyType({}),
     keep: Keep,
@@ -56,7 +57,8 @@ def publication(
         conf: gates.
         pipeline: its name.
         as_of: tonight.
-        heads: ids of the heads whose scores are published; none: there is nothing to judge.
+        heads: ids of the heads whose scores as of tonight are published; none: there is nothing to judge.
+        scored: ids of the heads of a study, whose scores are as of their labels.
         known: the publications before this one, newest first.
         champions: task -> the head whose scores readers get; of a task that is scored, it must be among the heads.
         keep: computes a frame once.
@@ -73,6 +75,9 @@ def publication(
             before = _of(last.read(lake, "scores"), heads, last.as_of)
         gates = judge(scores, lake.rows("clients", tables["clients"]), before, heads, conf)
         gates |= judge_champions(scores, champions)
+    elif scored and "scores" in tables:
+        studied = lake.read("scores", tables["scores"]).where(F.col("head_id").isin(list(scored)))
+        gates = judge_champions(studied, champions)
     failed = refused(gates)
     found = Publication(
         number=known[0].number + 1 if known else 1,

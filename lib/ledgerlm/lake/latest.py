@@ -98,17 +98,26 @@ def _query(lake: Lake, seen: Publication, table: str) -> str:
     columns = ", ".join([*names, f"{seen.number}L AS publication"])
     source = f"{lake.home.identifier(table)} VERSION AS OF {version}"
     night = _instant(seen.as_of)
+    own = _of_champions(lake, seen, source) if table == "scores" else ""
     if table == "scores" and seen.heads:
         heads = ", ".join(literal(head) for head in seen.heads)
-        own = "".join(
-            f" AND (task != {literal(task)} OR head_id = {literal(head)})"
-            for task, head in shown(champions(lake), seen.heads).items()
-        )
         return f"SELECT {columns} FROM {source} WHERE as_of = {night} AND head_id IN ({heads}){own}"
     of_one = ", ".join(name for name in TABLES[table].key if name != "as_of")
     newest = f"row_number() OVER (PARTITION BY {of_one} ORDER BY as_of DESC)"
-    placed = f"SELECT {', '.join(names)}, {newest} AS _place FROM {source} WHERE as_of <= {night}"
+    placed = f"SELECT {', '.join(names)}, {newest} AS _place FROM {source} WHERE as_of <= {night}{own}"
     return f"SELECT {columns} FROM ({placed}) WHERE _place = 1"
+
+
+def _of_champions(lake: Lake, seen: Publication, source: str) -> str:
+    """Leaves of a task with a champion that head's scores alone, unless the publication is without the champion."""
+    if seen.heads:
+        found = shown(champions(lake), seen.heads)
+        return "".join(f" AND (task != {literal(task)} OR head_id = {literal(head)})" for task, head in found.items())
+    there = f"SELECT head_id FROM {source}"  # a study names no heads
+    return "".join(
+        f" AND (task != {literal(task)} OR head_id = {(head := literal(one.head_id))} OR {head} NOT IN ({there}))"
+        for task, one in champions(lake).items()
+    )
 
 
 def _instant(time: dt.datetime) -> str:
