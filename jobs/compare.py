@@ -20,6 +20,7 @@ def run(ctx: Context, conf: CompareConf) -> StageResult:
         heads={method: ctx.heads(source) for method, source in conf.methods.items()},
         name=ctx.stage,
         bayes=ctx.maybe("bayes"),
+        reachable=ctx.maybe("reachable"),
         seed=ctx.seed,
         progress=ctx.progress,
     )
@@ -32,7 +33,7 @@ JOB = Job(
     conf=CompareConf,
     run=run,
     finds=True,
-    reads=("labels", "clients", "scores", "bayes?"),
+    reads=("labels", "clients", "scores", "bayes?", "reachable?"),
     writes=lambda stage: {"leaderboard": {"stage": (stage.name,)}},
     learns=True,
 )

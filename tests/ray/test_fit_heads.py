@@ -119,7 +119,7 @@ def lake(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     p = generator.uniform(0.02, 0.98, 240)
     y = (generator.uniform(size=240) < p).astype(float)
     noise = generator.normal(size=(240, 4))
-    clients, labels, features, embeddings, bayes = [], [], [], [], []
+    clients, labels, features, embeddings, bayes, reachable = [], [], [], [], [], []
     for n in range(240):
         key = (f"{n}", AS_OF)
         clients.append((key[0], "test" if n % 10 == 0 else "train"))
@@ -127,6 +127,8 @@ def lake(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
         features.append((*key, "agg", {"count": float(y[n] * 0.5 + noise[n, 0]), "dept=A:count": float(noise[n, 1])}))
         embeddings.append((*key, "bb", "dd", {"mean": [float(3 * p[n] + noise[n, 2] * 0.1), float(noise[n, 3])]}))
         bayes.append((key[0], "default", AS_OF, [float(1 - p[n]), float(p[n])]))
+        seen = float(np.clip(p[n] + 0.2 * noise[n, 2], 0, 1))
+        reachable.append((key[0], "default", AS_OF, [1 - seen, seen]))
     embedded = spark.createDataFrame(
         embeddings,
         "client_id string, as_of timestamp, backbone_id string, definition_id string, parts map<string,array<float>>",
@@ -143,6 +145,9 @@ def lake(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "embeddings": embedded.select("*", *(F.lit(v).alias(name) for name, v in known.items())),
         "bayes": spark.createDataFrame(
             bayes, "client_id string, task string, as_of timestamp, probabilities array<double>"
+        ),
+        "reachable": spark.createDataFrame(
+            reachable, "client_id string, task string, as_of timestamp, probabilities array<double>"
         ),
     }
     store = Lake(str(folder / "lake"), spark)
@@ -189,9 +194,10 @@ def test_evaluate_finds_the_better_representation(spark: SparkSession, ray_engin
     facts = stage.record.facts
     assert stage.record.rows_in == 240
     rows = {(r["method"], r["metric"], r["split"]): r for r in table(spark, lake, "leaderboard").collect()}
-    assert {method for method, *_ in rows} == {"agg", "llm4es", "llm4es+agg", "bayes", "majority"}
-    auc = {method: rows[method, "roc_auc", "cross_validation"] for method in ("agg", "llm4es", "llm4es+agg", "bayes")}
+    assert {method for method, *_ in rows} == {"agg", "llm4es", "llm4es+agg", "bayes", "reachable", "majority"}
+    auc = {method: rows[method, "roc_auc", "cross_validation"] for method in ("agg", "llm4es", "bayes", "reachable")}
     assert auc["agg"]["mean"] < auc["llm4es"]["mean"] <= auc["bayes"]["mean"] + 0.01
+    assert auc["agg"]["mean"] < auc["reachable"]["mean"] < auc["bayes"]["mean"]
     assert auc["llm4es"]["delta_low"] > 0
     assert (auc["llm4es"]["folds"], auc["llm4es"]["seeds"], auc["llm4es"]["baseline"]) == (3, 2, "agg")
     assert ("llm4es", "roc_auc", "test") in rows
@@ -202,7 +208,10 @@ def test_evaluate_finds_the_better_representation(spark: SparkSession, ray_engin
     task = facts["tasks"]["default"]
     assert (task["development_rows"], task["test_rows"], task["classes"]) == (216, 24, ["no", "yes"])
     assert task["importance"]["llm4es+agg"]["features"][0]["feature"] == "mean:0"
-    assert set(task["roc"]) == set(task["calibration"]) == {"agg", "llm4es", "llm4es+agg", "bayes"}
+    assert set(task["roc"]) == set(task["calibration"]) == {"agg", "llm4es", "llm4es+agg", "bayes", "reachable"}
+    assert (task["way"]["bound"], task["way"]["metric"]) == ("reachable", "roc_auc")
+    whole = auc["reachable"]["mean"] - 0.5
+    assert task["way"]["shares"]["agg"] == pytest.approx((auc["agg"]["mean"] - 0.5) / whole)
     assert facts["map"]["method"] == "llm4es"
     assert len(facts["map"]["x"]) == 240
     assert len(json.dumps(facts)) < 300_000

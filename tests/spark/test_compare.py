@@ -128,6 +128,43 @@ def test_figures_are_those_of_the_rows_that_all_methods_scored(spark: SparkSessi
     assert headings == ["Methods", "Difference to poor", "Share of the reachable"]
 
 
+def test_the_way_ends_at_what_can_be_reached_where_that_is_known(spark: SparkSession) -> None:
+    p, _ = draws()
+    frames = tables(spark, said("one", 0.5 * p + 0.5 / 3))
+    nearer = spark.createDataFrame(
+        [(f"c{n:03d}", "next", AS_OF, row.tolist()) for n, row in enumerate(0.7 * p + 0.3 / 3)],
+        "client_id string, task string, as_of timestamp, probabilities array<double>",
+    )
+    conf = CompareConf(methods={"m": "heads"}, tasks=("next",), baseline="m", bootstrap=100)
+
+    def judged(reachable: DataFrame | None) -> tuple[dict[str, Any], str]:
+        made = compare(
+            frames["labels"],
+            frames["clients"],
+            frames["scores"],
+            [TASK],
+            conf,
+            heads={"m": ["one"]},
+            bayes=frames["bayes"],
+            reachable=reachable,
+            seed=7,
+        )
+        [note] = [one["note"] for one in made.report[0]["blocks"] if one["heading"] == "Share of the reachable"]
+        return made.facts["compared"][0], note
+
+    near, far = judged(nearer), judged(None)
+    assert (near[0]["bound"], far[0]["bound"]) == ("reachable", "bayes")
+    assert "other simulated clients" in near[1] and "hidden traits" in far[1]
+    assert set(near[0]["reached"]) == {"m"}
+    assert far[0]["reached"]["m"]["log_loss"] < near[0]["reached"]["m"]["log_loss"] < 1
+    losses = {one["method"]: one["mean"] for one in near[0]["figures"] if one["metric"] == "log_loss"}
+    assert losses["bayes"] < losses["reachable"] < losses["m"]
+    # A bound that lacks a row of the task is none.
+    assert judged(nearer.where("client_id <> 'c001'"))[0]["bound"] == "bayes"
+    with pytest.raises(ValueError, match="'reachable' is taken by a bound"):
+        CompareConf(methods={"reachable": "heads"}, tasks=("next",), baseline="reachable")
+
+
 def test_probabilities_of_exactly_0_and_1_are_judged_and_rows_of_zeros_are_refused(spark: SparkSession) -> None:
     _, y = draws()
     sure = np.eye(3)[np.where(np.arange(CLIENTS) % 5 == 1, (y + 1) % 3, y)]

@@ -16,7 +16,7 @@ from ledgerlm.errors import DataError
 from ledgerlm.evaluation.leaderboard import leaderboard, paired_tests
 from ledgerlm.evaluation.pictures import calibration_bins, confusion, importances, pooled, projection, roc_points
 from ledgerlm.evaluation.protocol import (
-    bayes_probabilities,
+    bound_probabilities,
     central_predictions,
     constant_predictions,
     group_predictions,
@@ -243,7 +243,7 @@ def test_what_only_tells_groups_apart_is_worth_nothing_within_them() -> None:
     assert abs(board["cross_validation within south"] - 0.5) < 0.1
 
 
-def test_bayes_probabilities_are_matched_by_client_and_widened() -> None:
+def test_bound_probabilities_are_matched_by_client_and_widened() -> None:
     labels, matrix = _world(50)
     sample = make_sample(TASK, labels, matrix)
     known = pd.DataFrame(
@@ -254,10 +254,10 @@ def test_bayes_probabilities_are_matched_by_client_and_widened() -> None:
             "probabilities": [[int(one) / 100] for one in matrix.client_ids],
         }
     )
-    p = bayes_probabilities(sample, matrix, known)
+    p = bound_probabilities(sample, matrix, known)
     assert p is not None
     assert p[:, 1] == pytest.approx([int(one) / 100 for one in matrix.client_ids[sample.rows]])
-    assert bayes_probabilities(sample, matrix, known.iloc[1:]) is None
+    assert bound_probabilities(sample, matrix, known.iloc[1:]) is None
 
 
 def test_pictures_are_small_and_true() -> None:

@@ -167,6 +167,18 @@ def test_best_method_is_marked_and_the_bound_is_not(facts: dict[str, Any]) -> No
     best = text[text.index('<tr class="best">') :]
     assert best.index("llm4es+agg") < best.index("</tr>")
     assert "roc_auc of income, llm4es+agg" in text
+    assert "share of the way" not in text
+
+
+@pytest.mark.parametrize(("bound", "why"), [("reachable", "other simulated clients"), ("bayes", "hidden traits")])
+def test_the_board_says_to_which_bound_the_way_goes(facts: dict[str, Any], bound: str, why: str) -> None:
+    way = {"bound": bound, "metric": "roc_auc", "shares": {"agg": 0.375, "llm4es+agg": 0.5}}
+    facts["details"]["evaluate"]["tasks"]["income"]["way"] = way
+    facts["leaderboard"].append(row("income", "reachable", "roc_auc", 0.95))
+    text = render(facts)
+    assert f"share of the way to {bound}" in text and why in text
+    best = text[text.index('<tr class="best">') :]
+    assert best.index("llm4es+agg") < best.index("50%") < best.index("</tr>")
 
 
 @pytest.fixture

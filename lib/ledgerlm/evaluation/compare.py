@@ -10,7 +10,7 @@ import numpy as np
 
 from ledgerlm.errors import DataError
 from ledgerlm.evaluation.intervals import interval, resamples
-from ledgerlm.evaluation.leaderboard import BAYES, Entry
+from ledgerlm.evaluation.leaderboard import BOUNDS, Entry
 from ledgerlm.evaluation.protocol import bounded
 from ledgerlm.events.condition import Condition
 from ledgerlm.heads.metrics import COMPARED, Metric, by_class, metrics_of, value
@@ -33,7 +33,7 @@ class Compared:
         slice: name of the slice.
         y: class index of each row.
         clients: number of each row's client, from 0.
-        p: method -> rows x classes; with `bayes` where the simulator's own probabilities of all rows are known.
+        p: method -> rows x classes; with `bayes` and `reachable` where these bounds are known of all rows.
         left_out: rows of the slice that some method has not scored.
     """
 
@@ -64,7 +64,7 @@ def comparison_rows(
     labels: DataFrame,
     clients: DataFrame,
     scores: DataFrame,
-    bayes: DataFrame | None,
+    bounds: Mapping[str, DataFrame],
     *,
     heads: Mapping[str, Sequence[str]],
     slices: Mapping[str, Condition],
@@ -76,13 +76,13 @@ def comparison_rows(
         labels: the `labels` table, of the tasks wanted.
         clients: the `clients` table.
         scores: the `scores` table.
-        bayes: the `bayes` table, if there is one.
+        bounds: the tables `bayes` and `reachable`, as far as they are there.
         heads: method -> ids of its heads.
         slices: name -> SQL condition over the columns of clients and labels.
         max_rows: bound on the rows, about; whole clients are left out above it.
 
     Returns:
-        client_id, as_of, task, label, `in` array<boolean> (one for each slice), then for each method and for `bayes`,
+        client_id, as_of, task, label, `in` array<boolean> (one for each slice), then for each method and bound,
         numbered in order, `p0`, `p1` ... array<double>, null where it has no score.
 
     Raises:
@@ -97,22 +97,27 @@ def comparison_rows(
     marked = known.select(*_KEY, "label", F.array(*inside).alias("in")).where(F.exists("in", lambda one: one))
     rows = bounded(marked, max_rows)
     said = [scores.where(F.col("head_id").isin(list(ids))) for ids in heads.values()]
-    for place, frame in enumerate([*said, *([bayes] if bayes is not None else [])]):
+    for place, frame in enumerate([*said, *bounds.values()]):
         told = frame.select(*_KEY, F.col("probabilities").cast("array<double>").alias(f"p{place}"))
         rows = rows.join(told, on=list(_KEY), how="left")
     return rows
 
 
 def judged_slices(
-    frame: pd.DataFrame, tasks: Sequence[Task], methods: Sequence[str], slices: Sequence[str]
+    frame: pd.DataFrame,
+    tasks: Sequence[Task],
+    methods: Sequence[str],
+    slices: Sequence[str],
+    bounds: Sequence[str] = (),
 ) -> Iterator[Compared]:
     """Splits the rows by task and slice, and keeps those that every method has scored.
 
     Args:
         frame: `comparison_rows`, read to this machine.
         tasks: tasks wanted.
-        methods: in the order of the columns `p0`, `p1` ...; a last column more is `bayes`.
+        methods: in the order of the columns `p0`, `p1` ...
         slices: names, in the order of `in`.
+        bounds: names of the columns that follow those of the methods.
 
     Raises:
         DataError: when a method scored a row twice or with another number of classes, or no row is left.
@@ -127,10 +132,10 @@ def judged_slices(
         for place, name in enumerate(slices):
             own = placed[inside[:, place] & (placed["task"] == task.name)]
             if len(own):
-                yield _compared(task, name, own, methods)
+                yield _compared(task, name, own, methods, bounds)
 
 
-def _compared(task: Task, name: str, own: pd.DataFrame, methods: Sequence[str]) -> Compared:
+def _compared(task: Task, name: str, own: pd.DataFrame, methods: Sequence[str], bounds: Sequence[str]) -> Compared:
     import pandas as pd
 
     columns = [f"p{place}" for place in range(len(methods))]
@@ -141,9 +146,9 @@ def _compared(task: Task, name: str, own: pd.DataFrame, methods: Sequence[str]) 
             f"task {task.name}, slice {name}: none of {len(own)} labelled rows was scored by every method"
             + (f"; no scores at all from {missing}" if missing else "")
         )
-    bayes = f"p{len(methods)}"
     named = dict(zip(methods, columns, strict=True))
-    named |= {BAYES: bayes} if bayes in full and full[bayes].notna().all() else {}
+    known = {bound: f"p{place}" for place, bound in enumerate(bounds, len(methods))}
+    named |= {bound: column for bound, column in known.items() if full[column].notna().all()}
     return Compared(
         task=task,
         slice=name,
@@ -249,19 +254,25 @@ def _known(number: float | None) -> float | None:
     return None if number is None or np.isnan(number) else float(number)
 
 
+def bound_of(compared: Compared) -> str | None:
+    """The bound that methods are measured by: what can be reached from the events where it is known, else `bayes`."""
+    return next((name for name in BOUNDS if name in compared.p), None)
+
+
 def reached(compared: Compared) -> dict[str, dict[str, float]]:
-    """Share of the reachable: gain over knowing only how frequent the classes are, against the gain of bayes.
+    """Share of the reachable: gain over knowing only how frequent the classes are, against the gain of `bound_of`.
 
     Returns:
-        Method -> metric -> share (1 is all that anyone can reach); empty without `bayes`. Metrics that bayes itself
+        Method -> metric -> share (1 is all that anyone can reach); empty without a bound. Metrics that the bound itself
         does not improve are left out.
     """
-    if BAYES not in compared.p:
+    bound = bound_of(compared)
+    if bound is None:
         return {}
     constant = np.tile(compared.shares, (len(compared.y), 1))
-    found: dict[str, dict[str, float]] = {method: {} for method in compared.p if method != BAYES}
+    found: dict[str, dict[str, float]] = {method: {} for method in compared.p if method not in BOUNDS}
     for metric in metrics_compared(compared.task.kind):
-        start, best = value(metric, compared.y, constant), value(metric, compared.y, compared.p[BAYES])
+        start, best = value(metric, compared.y, constant), value(metric, compared.y, compared.p[bound])
         gain = best - start
         if metric.name == "calibration_error" or np.isnan(gain) or gain * (1 if metric.higher_is_better else -1) <= 0:
             continue

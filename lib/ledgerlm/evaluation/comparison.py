@@ -11,8 +11,16 @@ from pyspark.sql import functions as F
 from ledgerlm.config import Conf, HeadRef
 from ledgerlm.engines.collect import collectable
 from ledgerlm.errors import ConfigError
-from ledgerlm.evaluation.compare import Compared, comparison_rows, entries_of, figures_of, judged_slices, reached
-from ledgerlm.evaluation.leaderboard import BAYES, Entry, published_board
+from ledgerlm.evaluation.compare import (
+    Compared,
+    bound_of,
+    comparison_rows,
+    entries_of,
+    figures_of,
+    judged_slices,
+    reached,
+)
+from ledgerlm.evaluation.leaderboard import BAYES, BOUNDS, REACHABLE, Entry, published_board
 from ledgerlm.evaluation.report.comparison import section
 from ledgerlm.events.condition import Condition
 from ledgerlm.heads.tasks import Task
@@ -48,8 +56,8 @@ class CompareConf(Conf):
     def _known_baseline(self) -> CompareConf:
         if self.baseline not in self.methods:
             raise ValueError(f"baseline: no method '{self.baseline}'")
-        if BAYES in self.methods:
-            raise ValueError(f"methods: the name '{BAYES}' is taken by the simulator's own probabilities")
+        if taken := [name for name in BOUNDS if name in self.methods]:
+            raise ValueError(f"methods: the name '{taken[0]}' is taken by a bound of simulated banks; choose another")
         return self
 
 
@@ -63,6 +71,7 @@ def compare(
     heads: Mapping[str, Sequence[str]],
     name: str = "compare",
     bayes: DataFrame | None = None,
+    reachable: DataFrame | None = None,
     seed: int,
     progress: Progress | None = None,
 ) -> Made:
@@ -77,6 +86,7 @@ def compare(
         heads: method -> ids of its heads, one for each task.
         name: of the stage, for the rows of the leaderboard.
         bayes: the simulator's own probabilities, if they are known.
+        reachable: what the best that sees the events says, if it is known.
         seed: of the bootstrap.
         progress: what the user sees.
 
@@ -90,19 +100,20 @@ def compare(
     """
     if quantities := [task.name for task in tasks if task.kind == "regression"]:
         raise ConfigError(f"compare judges classes, but {', '.join(quantities)} is a quantity; leave it out of tasks")
+    bounds = {name: one for name, one in ((BAYES, bayes), (REACHABLE, reachable)) if one is not None}
     rows = comparison_rows(
         labels.where(F.col("task").isin([task.name for task in tasks])),
         clients,
         scores,
-        bayes,
+        bounds,
         heads=heads,
         slices=conf.slices,
-        max_rows=min(conf.max_rows, _most_rows(labels, tasks, len(heads) + 1)),
+        max_rows=min(conf.max_rows, _most_rows(labels, tasks, len(heads) + len(bounds))),
     )
     frame: pd.DataFrame = rows.toArrow().to_pandas()
     entries: list[Entry] = []
     report, facts = [], []
-    slices = list(judged_slices(frame, tasks, tuple(heads), tuple(conf.slices)))
+    slices = list(judged_slices(frame, tasks, tuple(heads), tuple(conf.slices), tuple(bounds)))
     with (progress or Progress()).task("Resampling clients", total=sum(len(one.p) for one in slices)) as bar:
         for compared in slices:
             figures = {}
@@ -140,4 +151,5 @@ def _facts(compared: Compared, entries: Sequence[Entry], shares: Mapping[str, An
         "left_out": compared.left_out,
         "figures": [entry.row() for entry in entries],
         "reached": shares,
+        "bound": bound_of(compared),
     }

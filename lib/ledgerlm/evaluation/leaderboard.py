@@ -11,7 +11,7 @@ import numpy as np
 from ledgerlm.evaluation.intervals import Predictions, bootstrap, corrected_t_test, fold_values, interval
 from ledgerlm.heads.metrics import Metric, metrics_of
 from ledgerlm.heads.samples import Sample
-from ledgerlm.heads.tasks import Floats
+from ledgerlm.heads.tasks import Floats, Task
 from ledgerlm.lake.made import Made, Rows
 from ledgerlm.lake.schemas import LEADERBOARD
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 # Method -> split -> predictions of each fold.
 Judged = Mapping[str, Mapping[str, Sequence[Predictions]]]
 MAJORITY = "majority"
-BAYES = "bayes"
+BAYES, REACHABLE = "bayes", "reachable"
+BOUNDS = (REACHABLE, BAYES)
+"""Rows that are no method: what the best that sees the events says, and what the hidden traits say; nearest first."""
+CHANCE = 0.5  # ROC-AUC, of one class against the rest too, of who says the same of everybody
 MEAN, MEDIAN = "constant_mean", "constant_median"
 
 
@@ -138,6 +141,25 @@ def leaderboard(
             if not np.isnan(figures[name].values).all()
         ]
     return entries
+
+
+def way_gone(entries: Sequence[Entry], task: Task) -> dict[str, Any]:
+    """How far each method is on the way from knowing nothing of a client to the nearest bound, by the main metric.
+
+    Returns:
+        `bound` (its name), `metric` and `shares` (method -> share); empty without a bound.
+    """
+    main = metrics_of(task.kind)[0]
+    means = {
+        one.method: one.mean
+        for one in entries
+        if (one.task, one.metric, one.split) == (task.name, main.name, "cross_validation")
+    }
+    bound = next((name for name in BOUNDS if name in means), None)
+    if bound is None or means[bound] <= CHANCE:
+        return {}
+    shares = {name: (mean - CHANCE) / (means[bound] - CHANCE) for name, mean in means.items() if name not in BOUNDS}
+    return {"bound": bound, "metric": main.name, "shares": shares}
 
 
 def count_figures(sample: Sample, judged: Judged) -> int:

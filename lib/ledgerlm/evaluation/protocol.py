@@ -163,31 +163,31 @@ def constant_predictions(sample: Sample, folds: Sequence[Fold], p: Floats) -> Ma
     return {"cross_validation": held, "test": test if len(sample.test) else []}
 
 
-def read_bayes(bayes: DataFrame, keys: DataFrame) -> pd.DataFrame:
-    """Reads the simulator's own probabilities of labelled clients.
+def read_bound(bound: DataFrame, keys: DataFrame) -> pd.DataFrame:
+    """Reads what a bound says of labelled clients.
 
     Args:
-        bayes: the `bayes` table.
+        bound: the `bayes` table, the simulator's own probabilities, or `reachable`.
         keys: client_id, as_of of the labelled clients.
 
     Returns:
         client_id, as_of, task, probabilities.
     """
-    found = bayes.join(keys.distinct(), on=["client_id", "as_of"], how="inner")
+    found = bound.join(keys.distinct(), on=["client_id", "as_of"], how="inner")
     frame: pd.DataFrame = found.select("client_id", "as_of", "task", "probabilities").toArrow().to_pandas()
     frame["as_of"] = frame["as_of"].dt.tz_localize(None).astype("datetime64[us]")
     return frame
 
 
-def bayes_probabilities(sample: Sample, matrix: Matrix, bayes: pd.DataFrame) -> Floats | None:
-    """The simulator's probabilities of each row of a sample; None when a row lacks them.
+def bound_probabilities(sample: Sample, matrix: Matrix, bound: pd.DataFrame) -> Floats | None:
+    """The probabilities of a bound for each row of a sample; None when a row lacks them.
 
     Returns:
         Rows x classes; one number for two classes is read as the probability of the second one.
     """
     import pandas as pd
 
-    own = bayes[bayes["task"] == sample.task.name]
+    own = bound[bound["task"] == sample.task.name]
     keys = pd.DataFrame({"client_id": matrix.client_ids[sample.rows], "as_of": matrix.as_of[sample.rows]})
     found = keys.merge(own, on=["client_id", "as_of"], how="left")["probabilities"]
     if own.empty or found.isna().any():

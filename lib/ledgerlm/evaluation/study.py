@@ -22,26 +22,29 @@ from ledgerlm.evaluation.choosing import (
 )
 from ledgerlm.evaluation.leaderboard import (
     BAYES,
+    BOUNDS,
     MAJORITY,
     MEAN,
     MEDIAN,
+    REACHABLE,
     Entry,
     Judged,
     count_figures,
     leaderboard,
     paired_tests,
     published_board,
+    way_gone,
 )
 from ledgerlm.evaluation.pictures import calibration_bins, confusion, importances, pooled, projection, roc_points
 from ledgerlm.evaluation.protocol import (
     Material,
     ProtocolConf,
-    bayes_probabilities,
+    bound_probabilities,
     central_predictions,
     constant_predictions,
     group_predictions,
     majority_predictions,
-    read_bayes,
+    read_bound,
     read_material,
 )
 from ledgerlm.heads.parallel import FitStore, run_fits
@@ -85,7 +88,7 @@ class EvaluateConf(ProtocolConf, HeadsConf):
     def _known_methods(self) -> EvaluateConf:
         if self.map_of is not None and self.map_of not in self.representations:
             raise ValueError(f"map_of: no representation '{self.map_of}'")
-        for name in (MAJORITY, BAYES, MEAN, MEDIAN):
+        for name in (MAJORITY, *BOUNDS, MEAN, MEDIAN):
             if name in self.representations:
                 raise ValueError(f"the name '{name}' is taken by a row of the leaderboard")
         read = {source.stage for chosen in self.representations.values() for source in chosen}
@@ -135,6 +138,7 @@ def evaluate(
     *,
     name: str = "evaluate",
     bayes: DataFrame | None = None,
+    reachable: DataFrame | None = None,
     facts: Callable[[str], Mapping[str, Any]],
     seed: int,
     keep: Keep,
@@ -151,6 +155,7 @@ def evaluate(
         conf: settings.
         name: of the stage, for the rows of the leaderboard.
         bayes: the simulator's own probabilities, if they are known.
+        reachable: what the best that sees the events says, if it is known.
         facts: gives the facts of a finished stage by its name, or by its job's, for embeddings whose backbone the
             sources leave open.
         seed: of folds and trees unless `conf` has others, and of the bootstrap.
@@ -159,8 +164,8 @@ def evaluate(
         store: finished fits of an earlier attempt.
 
     Returns:
-        `leaderboard`; the facts `baseline`, `leaderboard`, `tasks` (curves, calibration, confusion, importances) and
-        `map`. rows_in: labels read.
+        `leaderboard`; the facts `baseline`, `leaderboard`, `tasks` (curves, calibration, confusion, importances, the
+        way to a bound) and `map`. rows_in: labels read.
 
     Raises:
         ConfigError: trainings of one method have vectors of different length.
@@ -182,17 +187,19 @@ def evaluate(
     )
     _refuse_other_widths(conf, material.matrices)
     matrix = next(iter(material.matrices.values()))
-    truth = None if bayes is None else read_bayes(bayes, material.keys)
+    there = {BAYES: bayes, REACHABLE: reachable}
+    bounds = {name: read_bound(one, material.keys) for name, one in there.items() if one is not None}
     plans = [_plan(task, material, conf, conf.seeds_or(seed)) for task in tasks]
     fitted = _fit(plans, material.matrices, store, bars)
     said = [
         {name: shown(plan.sample, plan.folds, one) for name, one in results.items()}
         for plan, results in zip(plans, fitted, strict=True)
     ]
-    judged = [_judged(plan, of_task, matrix, truth) for plan, of_task in zip(plans, said, strict=True)]
+    judged = [_judged(plan, of_task, matrix, bounds) for plan, of_task in zip(plans, said, strict=True)]
     entries = _entries(plans, judged, conf, seed, bars)
     of_tasks = {
         plan.sample.task.name: _task_facts(plan, of_task, found, material.matrices, conf.baseline)
+        | {"way": way_gone(entries, plan.sample.task)}
         for plan, of_task, found in zip(plans, said, judged, strict=True)
     }
     mapped = conf.map_of or _first_embedding(conf)
@@ -263,11 +270,12 @@ def _entries(
 
 
 def _judged(
-    plan: _Plan, said: Mapping[str, Shown], matrix: Matrix, bayes: pd.DataFrame | None
+    plan: _Plan, said: Mapping[str, Shown], matrix: Matrix, bounds: Mapping[str, pd.DataFrame]
 ) -> dict[str, Mapping[str, Any]]:
     judged = {name: one.best for name, one in said.items()}
-    if bayes is not None and (p := bayes_probabilities(plan.sample, matrix, bayes)) is not None:
-        judged[BAYES] = constant_predictions(plan.sample, plan.folds, p)
+    for name, bound in bounds.items():
+        if (p := bound_probabilities(plan.sample, matrix, bound)) is not None:
+            judged[name] = constant_predictions(plan.sample, plan.folds, p)
     if plan.sample.task.kind != "regression":
         judged[MAJORITY] = majority_predictions(plan.sample, plan.folds)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pyspark.sql import types as T
 
@@ -375,6 +375,7 @@ BAYES = Table(
     ),
     key=("client_id", "task", "as_of"),
 )
+REACHABLE = replace(BAYES, name="reachable")
 LEADERBOARD = Table(
     name="leaderboard",
     columns=(
@@ -579,6 +580,7 @@ TABLES: dict[str, Table] = {
         FEATURES,
         SCORES,
         BAYES,
+        REACHABLE,
         LEADERBOARD,
         RECOMMENDATIONS,
         CAMPAIGN_LISTS,

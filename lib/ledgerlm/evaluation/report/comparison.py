@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ledgerlm.evaluation.compare import Compared, metrics_compared
-from ledgerlm.evaluation.leaderboard import BAYES, Entry
+from ledgerlm.evaluation.compare import Compared, bound_of, metrics_compared
+from ledgerlm.evaluation.leaderboard import BOUNDS, Entry
 from ledgerlm.evaluation.pictures import calibration_bins, confusion
 
 # The figures that a reader looks at first; the others stand in the table `leaderboard`.
@@ -41,7 +41,7 @@ def section(
         + (f"; {compared.left_out:,} rows that some method lacks are left out" if compared.left_out else "")
         + ". Brackets are 95 % bootstrap intervals over clients."
     )
-    blocks = [_board(compared, by), _differences(compared, by, baseline), _reached(shares)]
+    blocks = [_board(compared, by), _differences(compared, by, baseline), _reached(shares, bound_of(compared))]
     if details:
         blocks += [_small(compared, by), _classes(compared, by), _curves(compared), _matrices(compared)]
     return {
@@ -67,17 +67,17 @@ def _board(compared: Compared, by: Mapping[tuple[str, str], Entry]) -> dict[str,
 
 
 def _lowest_loss(compared: Compared, by: Mapping[tuple[str, str], Entry]) -> list[int]:
-    """Place of the method with the lowest log loss; the simulator's truth is a bound and not a method."""
+    """Place of the method with the lowest log loss; a bound is not a method."""
     losses = {
         place: by[method, "log_loss"].mean
         for place, method in enumerate(compared.p)
-        if method != BAYES and (method, "log_loss") in by
+        if method not in BOUNDS and (method, "log_loss") in by
     }
     return [min(losses, key=losses.__getitem__)] if losses else []
 
 
 def _differences(compared: Compared, by: Mapping[tuple[str, str], Entry], baseline: str) -> dict[str, Any] | None:
-    others = [method for method in compared.p if method not in (baseline, BAYES)]
+    others = [method for method in compared.p if method not in (baseline, *BOUNDS)]
     if baseline not in compared.p or not others:
         return None
     metrics = _there(_SHOWN, compared, by)
@@ -91,15 +91,20 @@ def _differences(compared: Compared, by: Mapping[tuple[str, str], Entry], baseli
     }
 
 
-def _reached(shares: Mapping[str, Mapping[str, float]]) -> dict[str, Any] | None:
-    if not shares:
+_MEANS = {
+    "bayes": "bayes, which knows the hidden traits: nobody who sees events alone gets there",
+    "reachable": "reachable, what a fit on many other simulated clients gets out of the same events",
+}
+
+
+def _reached(shares: Mapping[str, Mapping[str, float]], bound: str | None) -> dict[str, Any] | None:
+    if not shares or bound is None:
         return None
     metrics = [name for name in (*_SHOWN, *_SMALL) if any(name in one for one in shares.values())]
     return {
         "kind": "table",
         "heading": "Share of the reachable",
-        "note": "Gain over knowing only how frequent each class is, as a share of the gain of the simulator's own "
-        "probabilities; 1 is all that anyone can reach.",
+        "note": f"Gain over knowing only how frequent each class is, as a share of the gain of {_MEANS[bound]}.",
         "columns": ["method", *metrics],
         "rows": [[method, *(one.get(name) for name in metrics)] for method, one in shares.items()],
     }
@@ -116,7 +121,7 @@ def _small(compared: Compared, by: Mapping[tuple[str, str], Entry]) -> dict[str,
 
 
 def _classes(compared: Compared, by: Mapping[tuple[str, str], Entry]) -> dict[str, Any]:
-    methods = [method for method in compared.p if method != BAYES]
+    methods = [method for method in compared.p if method not in BOUNDS]
     rows: list[list[Any]] = []
     for k, name in enumerate(compared.task.class_names):
         mark = f"{name} (minority)" if k in compared.minority else name
@@ -153,7 +158,7 @@ def _matrices(compared: Compared) -> dict[str, Any]:
             "caption": method,
         }
         for method, p in compared.p.items()
-        if method != BAYES
+        if method not in BOUNDS
     ]
     small = len(names) <= _SMALL_MATRIX
     return {"kind": "figures", "heading": "Confusion matrices", "figures": drawings, "small": small}

@@ -12,8 +12,17 @@ Facts = Mapping[str, Any]
 
 # The metric that a task's methods are ordered by.
 _MAIN = {"binary": "roc_auc", "multiclass": "roc_auc_ovr", "regression": "mae"}
-# Rows that are no method of ours: a bound, and what says the same to everybody.
-_REFERENCES = ("bayes", "majority", "constant_mean", "constant_median")
+# Rows that are no method of ours: bounds, and what says the same to everybody.
+_BOUNDS = ("reachable", "bayes")
+_REFERENCES = (*_BOUNDS, "majority", "constant_mean", "constant_median")
+
+
+_WAY = {
+    "reachable": "The way begins where everybody is told the same, and ends with reachable: what a fit on many other "
+    "simulated clients gets out of the same events.",
+    "bayes": "The way begins where everybody is told the same, and ends with bayes, which knows the hidden traits: "
+    "nobody who sees events alone gets there.",
+}
 
 
 def sections(facts: Facts) -> list[Section]:
@@ -55,7 +64,11 @@ def _task(name: str, task: Facts, stage: Facts, facts: Facts) -> Section:
         "Mean and deviation over folds and seeds; brackets are 95 % bootstrap intervals over clients; the difference "
         f"to {stage['baseline']} is paired: the same clients, folds and resamples."
     ) + _many_columns(task)
-    blocks = [_board(rows, metric), _forests(rows, metric, stage["baseline"]), _heads(task, metric)]
+    blocks = [
+        _board(rows, metric, task.get("way") or {}),
+        _forests(rows, metric, stage["baseline"]),
+        _heads(task, metric),
+    ]
     blocks += [_test_board(_ordered(facts["leaderboard_test"], name, metric), metric), _published(name, facts)]
     blocks.append(_within(_ordered(facts["leaderboard"], name, metric), metric))
     blocks += [*_curves(task), _all_metrics(_cross_validated(facts), name), *_importance(task)]
@@ -66,7 +79,7 @@ def _span(row: Mapping[str, Any], low: str, high: str) -> str:
     return "" if row.get(low) is None else f"[{row[low]:.3f}, {row[high]:.3f}]"
 
 
-def _board(rows: Sequence[Mapping[str, Any]], metric: str) -> Block:
+def _board(rows: Sequence[Mapping[str, Any]], metric: str, way: Facts) -> Block:
     cells = [
         [
             row["method"],
@@ -81,7 +94,13 @@ def _board(rows: Sequence[Mapping[str, Any]], metric: str) -> Block:
     ]
     best = next((place for place, row in enumerate(rows) if row["method"] not in _REFERENCES), None)
     columns = ["method", metric, "deviation", "interval", "difference", "interval of the difference", "fits"]
-    return table(columns, cells, heading="Leaderboard", best=[] if best is None else [best])
+    note = ""
+    if way:
+        columns.append(f"share of the way to {way['bound']}")
+        for row, cell in zip(rows, cells, strict=True):
+            cell.append("" if (share := way["shares"].get(row["method"])) is None else f"{share:.0%}")
+        note = _WAY[way["bound"]]
+    return table(columns, cells, heading="Leaderboard", note=note, best=[] if best is None else [best])
 
 
 def _heads(task: Facts, metric: str) -> Block | None:
@@ -181,7 +200,7 @@ def _curves(task: Facts) -> list[Block | None]:
     curves = {name: one[0] for name, one in task["roc"].items() if one} if binary else {}
     drawings = [Drawing(svg=roc(curves), caption="ROC of held-out predictions")] if curves else []
     drawings.append(Drawing(svg=calibration(task["calibration"]), caption="Calibration of held-out predictions"))
-    matrices = [(name, one) for name, one in task["confusion"].items() if name != "bayes"]
+    matrices = [(name, one) for name, one in task["confusion"].items() if name not in _BOUNDS]
     if matrices and not binary:
         name, one = matrices[-1]
         drawing = heatmap(one["classes"], one["classes"], one["matrix"])

@@ -133,6 +133,11 @@ def ring_place(world: World, bank: Bank, code: Column) -> Column:
     return (F.array_position(codes, code) - 1).cast("int")
 
 
+def goal_shares(world: World) -> list[list[float]]:
+    """How the purchases that prepare each goal fall on the categories, in ring order."""
+    return [_shares(row, len(world.categories)) for row in _goal_slots(world)]
+
+
 def _goal_slots(world: World) -> list[list[int]]:
     keys = world.category_keys
     return [_filled([keys.index(key) for key in goal.categories]) for goal in world.tasks.next_goal.classes.values()]

@@ -80,7 +80,7 @@ def _timed(trips: DataFrame, calendar: Calendar, part: Part) -> DataFrame:
     wandered = F.abs(trip + F.lit(0.5) + wander * (uniform(key, part.prefix + "/when", trip) - 0.5))
     share = (F.col("trips") - F.abs(F.col("trips") - wandered)) / F.col("trips")
     even = add(trips, {"share": _declined(share) if part.past else share})
-    day = F.lit(part.first) + floor_int(clip(_seasonal(F.col("share"), calendar, part), 0.0, 1 - 1e-9) * part.days)
+    day = F.lit(part.first) + floor_int(clip(seasonal(F.col("share"), calendar, part), 0.0, 1 - 1e-9) * part.days)
     dated = add(even, {"day": day})
     broke = F.lit(0.5) * sigmoid(F.lit(1.2) * (trait("risk") - F.lit(0.5) * trait("regular")))
     soon = floor_int(F.lit(8.0) * F.pow(uniform(key, part.prefix + "/soon", trip), F.lit(2.0)))
@@ -107,7 +107,7 @@ def _declined(share: Column) -> Column:
     return F.when(mass < before, mass).otherwise(before + (mass - before) / rate)
 
 
-def _seasonal(share: Column, calendar: Calendar, part: Part) -> Column:
+def seasonal(share: Column, calendar: Calendar, part: Part) -> Column:
     """A smooth, monotone warp of [0, 1] onto itself that makes days around 15 December denser."""
     years = part.days / YEAR
     start = calendar.days[part.first].timetuple().tm_yday
