@@ -94,6 +94,7 @@ def test_names_of_merchants_differ_early_enough_for_a_terminal() -> None:
     assert {bank: prefix_length(load_world(), bank) for bank in ("A", "B")} == {"A": 4, "B": 4}
 
 
+@pytest.mark.slow
 def test_what_can_be_reached_lies_between_the_class_shares_and_the_truth(
     people: DataFrame, spark: SparkSession
 ) -> None:
@@ -128,6 +129,7 @@ def test_mistakes_are_told(people: DataFrame, monkeypatch: pytest.MonkeyPatch) -
         reach(events, attributes, [BANK], ReachConf())
 
 
+@pytest.mark.slow
 def test_the_job_says_it_of_two_banks_and_needs_a_simulated_one(spark: SparkSession, tmp_path: Path) -> None:
     banks = [{"bank": "A", "clients": 12, "purchases": 10, "months": 3}]
     banks.append({"bank": "B", "clients": 8, "purchases": 10, "months": 3})
