@@ -81,8 +81,10 @@ def test_each_trait_shows_in_its_sums(people: DataFrame, sums: pd.DataFrame) -> 
         "package": sums["package"],
     }
     found = {name: shown[name].corr(traits[f"trait_{name}"], method="spearman") for name in shown}
-    weakest = {"regular": 0.1, "stress": 0.25, "leave": 0.3, "risk": 0.3, "age": 0.5, "wealth": 0.5, "interest": 0.5}
-    assert {name: round(value, 2) for name, value in found.items() if value < weakest.get(name, 0.6)} == {}
+    least = {"plan": 0.9, "decline": 0.9, "wealth": 0.7, "price": 0.8, "digital": 0.8, "age": 0.75, "kids": 0.6}
+    least |= {"save": 0.65, "risk": 0.45, "stress": 0.45, "interest": 0.7, "leave": 0.6, "regular": 0.3}
+    least |= {"tenure": 0.95, "package": 0.9}
+    assert {name: round(value, 2) for name, value in found.items() if value < least[name]} == {}
 
 
 def test_features_are_finite_for_who_has_no_event_too(sums: pd.DataFrame) -> None:
