@@ -13,6 +13,7 @@ from rich.markup import escape
 from ledgerlm.config import load_yaml, shipped
 from ledgerlm.engines.settings import SparkConf
 from ledgerlm.engines.spark import open_session
+from ledgerlm.errors import DataError
 from ledgerlm.events.checking import Entry, Reasons, look_at
 from ledgerlm.events.spec import DataSetSpec, load_spec
 
@@ -28,12 +29,12 @@ def check(file: str, overrides: Sequence[str] = (), *, rows: int = 10_000) -> in
         rows: rows of each entry that are looked at.
 
     Returns:
-        Exit code: 1 when rows would be set aside, else 0.
+        Exit code: that of refused data when rows would be set aside, else 0.
     """
     entries = looked_at(load_spec(file, overrides), rows=rows)
     for entry in entries:
         tell(entry)
-    return 1 if any(entry.reasons for entry in entries) else 0
+    return DataError.exit_code if any(entry.reasons for entry in entries) else 0
 
 
 def looked_at(spec: DataSetSpec, *, rows: int) -> list[Entry]:

@@ -322,7 +322,11 @@ def quarantine(file: str, overrides: tuple[str, ...], reason: str | None, exampl
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 well, 1 an error the user can act on, 2 wrong usage."""
+    """Runs the command line and returns its exit code.
+
+    0: done. 1: an engine or the machine failed, or a fault; trying again may go well. 2: the command, a file or a
+    setting is to be changed first. 3: data or a gate refused. 75: another run is at work there. 130: stopped.
+    """
     try:
         code = app.main(args=list(sys.argv[1:] if argv is None else argv), prog_name="ledgerlm", standalone_mode=False)
     except LedgerError as error:
@@ -362,7 +366,7 @@ def _told(error: LedgerError) -> int:
     """Says in one line what went wrong; messages of engines within it may have several."""
     click.secho(f"{type(error).__name__}: ", fg="red", bold=True, err=True, nl=False)
     click.echo(" ".join(str(error).split()), err=True)
-    return 1
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ledgerlm.config import without_secrets
+from ledgerlm.errors import ConfigError
 from ledgerlm.progress import Progress
 from ledgerlm.runs.keys import other_key
 from ledgerlm.runs.obstacles import missing, untold, unwritable
@@ -49,7 +50,7 @@ def run_pipeline(
 
 
 def show_plan(runner: Runner, only: str | None, progress: Progress, but: str | None = None) -> int:
-    """Prints a line for each stage, setting and obstacle; the exit code is 1 when a run would stumble."""
+    """Prints a line for each stage, setting and obstacle; 2 where a run would stumble."""
     obstacles, outlook = unwritable(runner.pipeline), runner.outlook(only, but)
     obstacles += untold(runner.pipeline) + other_key(runner.pipeline, runner.records)
     for plan, stands in outlook:
@@ -64,7 +65,7 @@ def show_plan(runner: Runner, only: str | None, progress: Progress, but: str | N
             progress.say(f"      [bold]expected[/bold] {line}")
     for line in obstacles:
         progress.say(f"[red]missing[/red] {escape(line)}")
-    return 1 if obstacles else 0
+    return ConfigError.exit_code if obstacles else 0
 
 
 if __name__ == "__main__":

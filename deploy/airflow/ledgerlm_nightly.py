@@ -1,7 +1,7 @@
 """A DAG of Airflow 3: a bank is rescored every night, and upkeep follows. Put it into the folder of the DAGs.
 
 The tasks call the command line where the workers run; where Spark is reached by `spark-submit`, put
-`spark-submit … jobs/rescore.py` in place of `ledgerlm rescore`. A gate that refuses ends with exit code 1, so the task
+`spark-submit … jobs/rescore.py` in place of `ledgerlm rescore`. A gate that refuses ends with exit code 3, so the task
 fails and readers stay with the night before.
 """
 

@@ -79,7 +79,7 @@ def test_second_run_skips_every_stage(finished: Tiny) -> None:
 
 
 def test_spec_error_stops_before_anything_starts(finished: Tiny) -> None:
-    done = finished.command("run", str(finished.file), "--set", "stages.serialize.fromat=json", expect=1)
+    done = finished.command("run", str(finished.file), "--set", "stages.serialize.fromat=json", expect=2)
     assert "stages.serialize" in done.stderr
     assert "did you mean 'format'" in done.stderr
     assert "Traceback" not in done.stderr

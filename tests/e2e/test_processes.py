@@ -52,7 +52,7 @@ def test_spark_submit_on_two_executors(copied: Tiny, finished: Tiny, job: str) -
 
 def test_spark_submit_tells_failure_by_its_exit_code(copied: Tiny) -> None:
     command = [str(BIN / "spark-submit"), str(REPOSITORY / "jobs" / "serialize.py"), "--conf", str(copied.file)]
-    done = run([*command, "--set", "data=nowhere.yaml"], expect=1, PYSPARK_DRIVER_PYTHON=sys.executable)
+    done = run([*command, "--set", "data=nowhere.yaml"], expect=2, PYSPARK_DRIVER_PYTHON=sys.executable)
     # Spark passes on what the driver program prints as its own output.
     assert "no file nowhere.yaml" in done.stdout + done.stderr
 

@@ -87,13 +87,13 @@ def test_attributes_dictionaries_and_labels_are_looked_at_as_well(spark: SparkSe
 
 
 def test_the_command_says_it_in_lines(spark: SparkSession, spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(spec)]) == 1
+    assert main(["check", str(spec)]) == 3
     said = capsys.readouterr().out
     assert "events.csv: 4 rows looked at" in said
     assert "  clients: 1\n  span: 2024-05-01 10:00 to 2024-05-01 10:00\n" in said
     assert "bad_amount: 2 rows" in said
     assert f"amount: 12.50 | {ROWS[1]}" in said
-    assert main(["check", str(spec), "--set", "source.path=nowhere"]) == 1
+    assert main(["check", str(spec), "--set", "source.path=nowhere"]) == 2
     assert "nothing is there" in capsys.readouterr().err
 
 

@@ -50,7 +50,7 @@ def test_condition_that_spark_cannot_read(
         "mcc + 1": "[DATATYPE_MISMATCH.FILTER_NOT_BOOLEAN]",
     }
     for condition, said in conditions.items():
-        assert main(["run", pipeline, "--set", f'stages.serialize.only="{condition}"']) == 1
+        assert main(["run", pipeline, "--set", f'stages.serialize.only="{condition}"']) == 2
         error = capsys.readouterr().err
         (line,) = error.splitlines()
         assert "Traceback" not in error

@@ -25,6 +25,7 @@ def test_the_promised_ablations_are_there() -> None:
         "ensembles",
         "recipes",
         "projection",
+        "windows",
         "small_backbone",
     }
 

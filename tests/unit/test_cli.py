@@ -12,6 +12,7 @@ from typing import NoReturn
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
 import ledgerlm.jobs.split
 from ledgerlm.jobs.cli import main
@@ -44,8 +45,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs the command line, which must fail with one line, and gives the line."""
 
-    def call(*argv: str) -> str:
-        assert main(list(argv)) == 1
+    def call(*argv: str, code: int = 2) -> str:
+        assert main(list(argv)) == code
         said = capsys.readouterr().err
         assert "Traceback" not in said
         (line,) = said.splitlines()
@@ -58,7 +59,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 def missing(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
     """Makes a dry run and gives its lines about what is missing."""
 
-    def call(*argv: str, code: int = 1) -> list[str]:
+    def call(*argv: str, code: int = 2) -> list[str]:
         assert main(["run", "p.yaml", "--dry-run", *argv]) == code
         lines = capsys.readouterr().out.splitlines()
         return [line.removeprefix("missing ") for line in lines if line.startswith("missing ")]
@@ -199,7 +200,7 @@ def test_damaged_commit_of_a_table(told: Callable[..., str], folder: Path, monke
     log = folder / "out" / "lake" / "clients" / "_delta_log"
     log.mkdir(parents=True)
     (log / f"{0:020d}.json").write_text('{"commitInfo":{"operation"')
-    line = told("run", "p.yaml")
+    line = told("run", "p.yaml", code=3)
     assert f"{log}/{0:020d}.json is damaged" in line
     assert "restore the table from a copy" in line
 
@@ -232,7 +233,13 @@ def test_error_of_the_machine_within_a_stage(
     told: Callable[..., str], monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     failing(monkeypatch, OSError(number, os.strerror(number), "/data/x.parquet"))
-    assert message in told("run", "p.yaml")
+    assert message in told("run", "p.yaml", code=1)
+
+
+def test_a_run_beside_another_says_so_to_a_scheduler(told: Callable[..., str], folder: Path) -> None:
+    (folder / "out").mkdir()
+    with FileLock(folder / "out" / "runs.lock"):
+        assert "is in use by another run" in told("run", "p.yaml", code=75)
 
 
 def test_disk_that_is_full_when_the_run_is_recorded(told: Callable[..., str], folder: Path) -> None:

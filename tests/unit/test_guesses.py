@@ -624,7 +624,7 @@ class TestCommand:
         assert "sure    client: client" in said and "unsure  amount.sign: as_is" in said
         assert f"ledgerlm run {tmp_path / 'my' / 'pipeline.yaml'}" in said
         (tmp_path / "my" / "spec.yaml").write_text("mine")
-        assert main(command) == 1
+        assert main(command) == 2
         assert "--force" in capsys.readouterr().err
         assert (tmp_path / "my" / "spec.yaml").read_text() == "mine"
         assert main([*command, "--force"]) == 0
@@ -636,7 +636,7 @@ class TestCommand:
         assert "first choose" in capsys.readouterr().out
         for command in ("check", "run"):
             file = tmp_path / "my" / ("spec.yaml" if command == "check" else "pipeline.yaml")
-            assert main([command, str(file)]) == 1
+            assert main([command, str(file)]) == 2
             assert "time.format: ??? stands where you must choose" in capsys.readouterr().err
         pipeline = ["run", str(tmp_path / "my" / "pipeline.yaml"), "--dry-run", "--set", f"out={tmp_path / 'out'}"]
         spec = tmp_path / "my" / "spec.yaml"

@@ -432,5 +432,5 @@ class TestCommand:
     def test_no_clients_are_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         file = tmp_path / "plan.yaml"
         file.write_text(yaml.safe_dump(GIVEN | {"population": {}}))
-        assert main(["plan", str(file)]) == 1
+        assert main(["plan", str(file)]) == 2
         assert "population.clients is empty; say how many there will be" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-from ledgerlm.errors import ConfigError, DataError
+from ledgerlm.errors import DataError, InUseError
 from ledgerlm.lake.lake import Lake
 from ledgerlm.lake.schemas import LEASES
 from ledgerlm.lake.slices import literal
@@ -112,7 +112,7 @@ class Lease:
         """Takes it: where nobody has it, where it has run out, or where its holder is known to be dead.
 
         Raises:
-            ConfigError: another run has it.
+            InUseError: another run has it.
         """
         self._table_there()
         now = self._clock()
@@ -122,7 +122,7 @@ class Lease:
             there = self._read()
         if there is None or there.holder.run_id != self._holder.run_id:
             by = there.said() if there is not None else "a run that has just ended"
-            raise ConfigError(
+            raise InUseError(
                 f"{self._lake.home.root} is in use by {by}; wait for it: one run at a time works on a lake, and a run "
                 "that was killed on another machine holds it until then"
             )
@@ -239,7 +239,7 @@ def leased(lake: Lake, holder: Holder, seconds: float, clock: Callable[[], float
         clock: gives the seconds since 1970.
 
     Raises:
-        ConfigError: another run has it.
+        InUseError: another run has it.
     """
     lease, over = Lease(lake, holder, seconds, clock), threading.Event()
     lease.take()

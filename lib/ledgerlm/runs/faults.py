@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from ledgerlm.engines.extras import extra_of, install
-from ledgerlm.errors import DataError, EngineError, LedgerError
+from ledgerlm.errors import ConfigError, EngineError, LedgerError
 from ledgerlm.events.condition import Condition
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def as_ledger_error(error: Exception, stage: Stage) -> LedgerError | None:
         if module := _NO_MODULE.search(str(error)):
             return _executors_lack(module.group(1), stage)
         if any(f"[{name}" in text for name in _OF_A_SETTING):
-            return DataError(
+            return ConfigError(
                 f"stage {stage.name}: Spark cannot read a condition or column of its settings: {text}; look at "
                 f"{_conditions(stage) or f'stages.{stage.name} of the pipeline'} and at the data set spec"
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from ledgerlm.errors import ConfigError
+from ledgerlm.errors import ConfigError, InUseError
 from ledgerlm.files import Place, create, drop, place_of
 from ledgerlm.runs.record import now
 
@@ -39,14 +39,15 @@ def held(out: Path, pipeline: str) -> Iterator[None]:
         pipeline: its name, for messages.
 
     Raises:
-        ConfigError: another run is at work there, or nothing can be written.
+        InUseError: another run is at work there.
+        ConfigError: nothing can be written there.
     """
     lock = FileLock(out / LOCK, timeout=0)
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout as error:
-        raise ConfigError(
+        raise InUseError(
             f"{out} is in use by another run of pipeline {pipeline}; wait for it or give this one another folder with "
             "--set out=FOLDER"
         ) from error
@@ -87,7 +88,7 @@ def at_work(pipeline: Pipeline, lake: Lake, verb: str) -> Iterator[tuple[Author,
         Who writes, and the lease, to be checked before each write.
 
     Raises:
-        ConfigError: a run is at work there.
+        InUseError: a run is at work there.
     """
     from ledgerlm.lake.history import Author
     from ledgerlm.lake.leases import Holder, leased
@@ -110,7 +111,7 @@ def _held_at(place: Place, pipeline: str) -> Iterator[None]:
         drop(place, LOCK)
         owner = json.loads(create(place, LOCK, json.dumps(mine)))
     if owner != mine:
-        raise ConfigError(
+        raise InUseError(
             f"{place.url} is in use by a run of pipeline {pipeline} on {owner['host']} (process {owner['pid']}) since "
             f"{owner['since']}; wait for it, or, if that machine is gone, delete {place.url}/{LOCK}"
         )
