@@ -58,10 +58,10 @@ def run(spark: SparkSession, workdir: Path) -> list[dict[str, Any]]:
     ]
 
 
-def events(spark: SparkSession, until: str = "2025-01-01") -> DataFrame:
+def events(spark: SparkSession, until: str = "2025-01-01", clients: int = CLIENTS) -> DataFrame:
     """As many events of each client, at any hour of the year that ends so."""
-    return spark.range(CLIENTS * EVENTS).selectExpr(
-        f"concat('c', id % {CLIENTS}) AS client_id",
+    return spark.range(clients * EVENTS).selectExpr(
+        f"concat('c', id % {clients}) AS client_id",
         "concat('e', id) AS event_id",
         f"TIMESTAMP '{until}' - make_interval(0, 0, 0, 0, 0, 0, 1 + pmod(xxhash64(id, 1), 366 * 86400)) AS event_time",
         "0L AS event_seq",

@@ -16,8 +16,9 @@ from ledgerlm.backbone.model import backbone_id
 from ledgerlm.backbone.states import fold, state_rows
 from ledgerlm.text.serialize import DocumentConf
 from ledgerlm.text.windows import windows
-from tests.benchmarks.bench_backtests import CLIENTS, EVENTS, SPEC, WINDOWING, backbone, events
+from tests.benchmarks.bench_backtests import EVENTS, SPEC, WINDOWING, backbone, events
 
+SIZES = {300: 2, 3_000: 1}  # clients -> turns: planning and starting weighs less, the more there is to do
 NIGHT = "2025-01-16"  # the middle of a month, whose window is half full
 _KEY = ["client_id", "text_hash"]
 
@@ -39,19 +40,24 @@ class _Night:
     seconds: float
 
 
-def run(spark: SparkSession, workdir: Path, turns: int = 2) -> list[dict[str, Any]]:
+def run(spark: SparkSession, workdir: Path) -> list[dict[str, Any]]:
     """Measures, in alternating turns, medians compared; rows of what, against, ratio, target, better and detail."""
-    before = _kept(events(spark, until=NIGHT), workdir / "events")
+    return [row for clients, turns in SIZES.items() for row in _nights(spark, workdir / str(clients), clients, turns)]
+
+
+def _nights(spark: SparkSession, workdir: Path, clients: int, turns: int) -> list[dict[str, Any]]:
+    workdir.mkdir(parents=True, exist_ok=True)
+    before = _kept(events(spark, NIGHT, clients), workdir / "events")
     told = _kept(_told(before), workdir / "told")
     folder, definition = backbone(told, workdir / "backbone")
-    asked = spark.range(CLIENTS).selectExpr("concat('c', id) AS client_id", f"TIMESTAMP '{NIGHT}' AS as_of")
+    asked = spark.range(clients).selectExpr("concat('c', id) AS client_id", f"TIMESTAMP '{NIGHT}' AS as_of")
     tomorrow = asked.withColumn("as_of", F.expr(f"TIMESTAMP '{NIGHT}' + INTERVAL 1 DAY"))
     # The first pass starts Python workers and opens the backbone in them; its time does not count.
     states, *_ = _pass(told, None, asked, folder, definition, workdir / "first")
     nights = (
-        _Night("60 % with 1 to 3 new ones", _new_events(spark, 60), 0.06, 0.15),
-        _Night("10 % with 1 to 3 new ones", _new_events(spark, 10), 0.01, 0.08),
-        _Night("1 % with a late one of a year ago", _late_events(spark), 0.02, 0.08),
+        _Night("60 % with 1 to 3 new ones", _new_events(spark, clients, 60), 0.06, 0.15),
+        _Night("10 % with 1 to 3 new ones", _new_events(spark, clients, 10), 0.01, 0.08),
+        _Night("1 % with a late one of a year ago", _late_events(spark, clients), 0.02, 0.08),
     )
     rows = []
     for place, night in enumerate(nights):
@@ -70,7 +76,7 @@ def run(spark: SparkSession, workdir: Path, turns: int = 2) -> list[dict[str, An
             began = time.perf_counter()
             _, all_tokens, _ = _pass(_told(now), None, tomorrow, folder, definition, workdir / f"full-{place}")
             all_of_it.append(time.perf_counter() - began)
-        what = f"a night of {CLIENTS} clients with {EVENTS} events in the year, {night.name}"
+        what = f"a night of {clients:,} clients with {EVENTS} events in the year, {night.name}"
         one, other = median(took), median(all_of_it)
         rows += [
             _row(f"{what}, model tokens", read / all_tokens, night.tokens, f"{read:,} against {all_tokens:,} tokens"),
@@ -101,10 +107,10 @@ def _kept(rows: DataFrame, path: Path) -> DataFrame:
     return rows.sparkSession.read.parquet(str(path))
 
 
-def _new_events(spark: SparkSession, share: int) -> DataFrame:
+def _new_events(spark: SparkSession, clients: int, share: int) -> DataFrame:
     """One to three events of a share of the clients, on the day of the night."""
-    clients = spark.range(CLIENTS).where(f"pmod(xxhash64(id, 9), 100) < {share}")
-    each = clients.selectExpr("id", "explode(sequence(1, 1 + pmod(xxhash64(id, 8), 3))) AS n")
+    chosen = spark.range(clients).where(f"pmod(xxhash64(id, 9), 100) < {share}")
+    each = chosen.selectExpr("id", "explode(sequence(1, 1 + pmod(xxhash64(id, 8), 3))) AS n")
     return each.selectExpr(
         "concat('c', id) AS client_id",
         "concat('n', id, '-', n) AS event_id",
@@ -116,9 +122,9 @@ def _new_events(spark: SparkSession, share: int) -> DataFrame:
     )
 
 
-def _late_events(spark: SparkSession) -> DataFrame:
+def _late_events(spark: SparkSession, clients: int) -> DataFrame:
     """An event of a hundredth of the clients, a year before the night."""
-    return spark.range(0, CLIENTS, 100).selectExpr(
+    return spark.range(0, clients, 100).selectExpr(
         "concat('c', id) AS client_id",
         "concat('l', id) AS event_id",
         f"TIMESTAMP '{NIGHT}' - make_interval(0, 0, 0, 360, 0, id, 0) AS event_time",

@@ -180,12 +180,12 @@ def test_standalone_takes_no_python_driver(
 
 
 def embed_on(
-    driver: Environment, shipment: Shipped, cluster: Standalone, tiny: Tiny, **spark: object
+    driver: Environment, shipment: Shipped, cluster: Standalone, tiny: Tiny, expect: int, **spark: object
 ) -> subprocess.CompletedProcess[str]:
     engine = profile(tiny.folder, cluster, **spark)
     words = ("--conf", str(tiny.file), "--set", f"engine={engine}", "--set", "stages.embed.device=cuda", "--fresh")
     command = submitted(driver, shipment, cluster, "embed", *words)
-    return submit(driver, command, at=tiny.folder, expect=1)
+    return submit(driver, command, at=tiny.folder, expect=expect)
 
 
 GPUS: dict[str, Any] = {"spark.executor.resource.gpu.amount": 1, "spark.task.resource.gpu.amount": 1}
@@ -194,7 +194,7 @@ GPUS: dict[str, Any] = {"spark.executor.resource.gpu.amount": 1, "spark.task.res
 def test_workers_that_would_share_a_gpu_are_refused(
     finished: Tiny, driver: Environment, shipment: Shipped, cluster: Standalone, tmp_path: Path
 ) -> None:
-    done = embed_on(driver, shipment, cluster, copied_to(finished, tmp_path / "tiny"))
+    done = embed_on(driver, shipment, cluster, copied_to(finished, tmp_path / "tiny"), expect=2)
     assert "Spark knows of no GPUs" in done.stdout + done.stderr
     assert "spark.task.resource.gpu.amount=1" in done.stdout + done.stderr
 
@@ -203,7 +203,7 @@ def test_a_worker_opens_its_model_on_the_gpu_of_its_task(
     finished: Tiny, driver: Environment, shipment: Shipped, gpu_cluster: Standalone, tmp_path: Path
 ) -> None:
     """There is no card, so it says which one it wanted."""
-    done = embed_on(driver, shipment, gpu_cluster, copied_to(finished, tmp_path / "tiny"), **GPUS)
+    done = embed_on(driver, shipment, gpu_cluster, copied_to(finished, tmp_path / "tiny"), expect=1, **GPUS)
     told = done.stdout + done.stderr
     assert "the model is to be opened on cuda:3" in told or "the model is to be opened on cuda:5" in told
 

@@ -103,6 +103,14 @@ def test_compact_text(texts: dict[str, str]) -> None:
     ]
 
 
+def test_small_letters_where_the_case_is_lower(spark: SparkSession, dictionaries: DataFrame) -> None:
+    """And a special token that only its case made harmless is made harmless."""
+    rows = one_client(spark, 1, note="'Kč ÄPFEL <S> +1H'").withColumn("mcc", F.lit("5411"))
+    conf = DocumentConf(case="lower")
+    text = rows_of(serialize(rows, None, AS_OF, SPEC, conf, dictionaries=dictionaries))["c1"].text
+    assert text.split("\n")[1] == "+0d|Sun|0h|grocery stores, supermarkets|s2|kč äpfel (s) +1h|0|b0"
+
+
 def test_days_may_stand_last(events: DataFrame, dictionaries: DataFrame) -> None:
     """Then an event begins with what it is, before a reader knows when."""
     shown = {"fields": ("mcc", "amount", "days")}

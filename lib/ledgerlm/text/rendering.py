@@ -34,6 +34,7 @@ def render(
     zone: str,
     *,
     max_length: int,
+    lower: bool = False,
     dictionaries: DataFrame | None = None,
     coded: Collection[str] = (),
     carried: Sequence[str] = (),
@@ -46,6 +47,7 @@ def render(
         form: the format.
         zone: that of the data set.
         max_length: characters of a category or free text that are kept.
+        lower: categories and free texts in small letters.
         dictionaries: the dictionaries table; None where no field is coded.
         coded: fields whose codes are shown as their descriptions.
         carried: further columns of `events` that are kept.
@@ -58,7 +60,10 @@ def render(
     kept = (*KEYS, *carried)
     fixed = [one for one in shown if one.kind != "gap"]
     words = [one for one in fixed if one.kind in ("word", "text")]
-    values = [(_word(one, coded) if one in words else _plain(one, form, zone)).alias(f"_{one.name}") for one in fixed]
+    values = [
+        (_word(one, coded, lower=lower) if one in words else _plain(one, form, zone)).alias(f"_{one.name}")
+        for one in fixed
+    ]
     # Columns used more than once get a projection of their own: Spark then computes them once.
     rows = rows.select(*kept, *values)
     rows = rows.withColumn("_clean", _cleaned([F.col(f"_{one.name}") for one in words], form, max_length))
@@ -84,12 +89,12 @@ def _describe(events: DataFrame, dictionaries: DataFrame, fields: Collection[str
     return events
 
 
-def _word(shown: Shown, coded: Collection[str]) -> Column:
+def _word(shown: Shown, coded: Collection[str], *, lower: bool) -> Column:
     """A category or free text as it came, without blanks around; null when nothing is left."""
     value = F.nullif(F.trim(shown.name), F.lit(""))
-    if shown.name not in coded:
-        return value
-    return F.coalesce(f"_of_{shown.name}", F.concat(F.lit("code "), value))
+    if shown.name in coded:
+        value = F.coalesce(f"_of_{shown.name}", F.concat(F.lit("code "), value))
+    return F.lower(value) if lower else value
 
 
 def _plain(shown: Shown, form: Format, zone: str) -> Column:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Sequence
+from typing import Literal
 
 from pydantic import Field
 from pyspark.sql import DataFrame, Window
@@ -49,6 +50,11 @@ class DocumentConf(Conf):
     )
     max_value_length: int = Field(
         48, ge=1, description="characters of a category or free text that are kept; up to 48 can be one token"
+    )
+    case: Literal["kept", "lower"] = Field(
+        "kept",
+        description="letters of categories and free texts; lower: small ones, of which a tokenizer that learnt from "
+        "running text makes fewer tokens than of capitals",
     )
 
 
@@ -184,6 +190,7 @@ def rendered(
         FORMATS[conf.format],
         spec.time.zone,
         max_length=conf.max_value_length,
+        lower=conf.case == "lower",
         dictionaries=dictionaries,
         coded=[one.name for one in shown if one.name in named] if dictionaries is not None else [],
         carried=carried,
