@@ -52,7 +52,7 @@ def run_pipeline(
 def show_plan(runner: Runner, only: str | None, progress: Progress, but: str | None = None) -> int:
     """Prints a line for each stage, setting and obstacle; 2 where a run would stumble."""
     obstacles, outlook = unwritable(runner.pipeline), runner.outlook(only, but)
-    obstacles += untold(runner.pipeline) + other_key(runner.pipeline, runner.records)
+    obstacles += untold(runner.pipeline) + other_key(runner.pipeline, runner.records, runner.history)
     for plan, stands in outlook:
         found = [] if stands else missing(plan, runner.pipeline)
         obstacles += found

@@ -48,11 +48,13 @@ class Author:
         attempt: identity of one attempt of a stage; never given twice.
         stage: PIPELINE/STAGE.
         run_id: run that does the work.
+        key: what identifies the key under which clients have pseudonyms; empty where it makes none.
     """
 
     attempt: str
     stage: str
     run_id: str
+    key: str = ""
 
     def signature(self, part: Slice, *, applied: bool = False, pruned: bool = False) -> str:
         """The text for `userMetadata`.
@@ -63,7 +65,8 @@ class Author:
             pruned: rows are taken away that nobody asks for any more.
         """
         kind = {name: True for name, given in (("applied", applied), ("pruned", pruned)) if given}
-        return json.dumps({"ledgerlm": asdict(self) | {"slice": {name: list(part[name]) for name in part}} | kind})
+        mine = {name: value for name, value in asdict(self).items() if value or name != "key"}
+        return json.dumps({"ledgerlm": mine | {"slice": {name: list(part[name]) for name in part}} | kind})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +90,7 @@ class Commit:
         rows: rows that it wrote.
         applied: it changed rows of the slice, and left the others as they were.
         pruned: it took rows away that nobody asks for any more.
+        key: as in `Author`.
     """
 
     version: int
@@ -97,6 +101,7 @@ class Commit:
     rows: int = 0
     applied: bool = False
     pruned: bool = False
+    key: str = ""
 
     @property
     def state(self) -> State:
@@ -242,6 +247,7 @@ def _commit(version: int, operation: str | None, signature: str | None, metrics:
             neutral=signed.get("pruned", False),
             applied=signed.get("applied", False),
             pruned=signed.get("pruned", False),
+            key=signed.get("key", ""),
         )
     except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's commit
         return Commit(version=version, slice=WHOLE, neutral=operation in _NEUTRAL, rows=rows)

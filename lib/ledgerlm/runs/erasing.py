@@ -164,7 +164,7 @@ def erase(
         raise ConfigError(
             f"--clients: {pipeline.spec.client!r} is the name of the column; leave the head of the file out"
         )
-    refuse_other_key(pipeline, records)
+    refuse_other_key(pipeline, records, lake.history)
     known = known_as(lake.spark, pipeline.spec, ids)
     clients = keep(known.select("client_id").distinct())
     if dry_run:
@@ -280,7 +280,7 @@ def _note(lake: Lake, clients: DataFrame, publication: int | None, learnt: Seque
         }
         new = F.lit(publication is not None) | ~there
         rows = both.where(new).withColumns(first).drop("_old")
-    step = Author(attempt=f"{by.attempt}-{publication}", stage=by.stage, run_id=by.run_id)
+    step = Author(attempt=f"{by.attempt}-{publication}", stage=by.stage, run_id=by.run_id, key=by.key)
     lake.apply(ERASURES.name, rows, by=step)
 
 

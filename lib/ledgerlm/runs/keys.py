@@ -13,6 +13,7 @@ from ledgerlm.errors import ConfigError
 
 if TYPE_CHECKING:
     from ledgerlm.events.spec import DataSetSpec
+    from ledgerlm.lake.history import History
     from ledgerlm.runs.pipeline import Pipeline
     from ledgerlm.runs.plan import StagePlan
     from ledgerlm.runs.record import Records
@@ -34,26 +35,36 @@ def key_fact(plan: StagePlan, spec: DataSetSpec) -> dict[str, str]:
     return {} if key is None else {KEY: key}
 
 
-def other_key(pipeline: Pipeline, records: Records) -> list[str]:
-    """A line where the environment holds another key than the one that the ids in the lake were made with."""
+def other_key(pipeline: Pipeline, records: Records, history: History) -> list[str]:
+    """A line where the environment holds another key than the one that the ids in the lake were made with.
+
+    Args:
+        pipeline: with the name of the variable.
+        records: of its stages.
+        history: of its lake, whose commits are asked where records are lost.
+    """
     key, terms = key_of(pipeline.spec), pipeline.spec.pseudonymise
     if key is None or terms is None:
         return []
-    finished = [(plan.stage.name, records.finished(plan.stage.name)) for plan in pipeline.plans]
+    finished = {plan.stage.name: records.finished(plan.stage.name) for plan in pipeline.plans}
+    known = {name: record.facts[KEY] for name, record in finished.items() if record is not None and KEY in record.facts}
+    if not known:
+        newest = next((one for one in history.commits("clients") if not one.neutral), None)
+        known = {newest.stage.rpartition("/")[2]: newest.key} if newest is not None and newest.key else {}
     return [
         f"pseudonymise.key_env: {terms.key_env} holds another key than the one under which stage {name} made the "
         f"client ids of {pipeline.home.root}, so everybody would be a new client, and who was erased would come back; "
         "put that key back, or begin a lake of its own with another `out`"
-        for name, record in finished
-        if record is not None and record.facts.get(KEY, key) != key
+        for name, made in known.items()
+        if made != key
     ]
 
 
-def refuse_other_key(pipeline: Pipeline, records: Records) -> None:
+def refuse_other_key(pipeline: Pipeline, records: Records, history: History) -> None:
     """Lets nothing be read or erased under another key.
 
     Raises:
         ConfigError: the environment holds another one.
     """
-    for line in other_key(pipeline, records):
+    for line in other_key(pipeline, records, history):
         raise ConfigError(line)

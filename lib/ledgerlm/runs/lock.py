@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from ledgerlm.errors import ConfigError, InUseError
 from ledgerlm.files import Place, create, drop, place_of
+from ledgerlm.runs.keys import key_of
 from ledgerlm.runs.record import now
 
 if TYPE_CHECKING:
@@ -94,7 +95,12 @@ def at_work(pipeline: Pipeline, lake: Lake, verb: str) -> Iterator[tuple[Author,
     from ledgerlm.lake.leases import Holder, leased
 
     attempt = uuid.uuid4().hex
-    by = Author(attempt=attempt, stage=f"{pipeline.name}/{verb}", run_id=f"{verb}-{attempt[:12]}")
+    by = Author(
+        attempt=attempt,
+        stage=f"{pipeline.name}/{verb}",
+        run_id=f"{verb}-{attempt[:12]}",
+        key=key_of(pipeline.spec) or "",
+    )
     with held(pipeline.out, pipeline.name):
         holder = Holder(pipeline=pipeline.name, run_id=by.run_id, folder=identity(pipeline.out))
         with leased(lake, holder, pipeline.conf.lease_minutes * 60) as lease:

@@ -114,7 +114,7 @@ class Runner:
         with held(self.pipeline.out, self.pipeline.name), self.progress.running(), ExitStack() as at_end:
             self._at_end, self._lease = at_end, None
             self.records.fetch()
-            refuse_other_key(self.pipeline, self.records)
+            refuse_other_key(self.pipeline, self.records, self.history)
             return self._run(self.chosen(only, but), fresh=fresh)
 
     def _run(self, chosen: Sequence[StagePlan], *, fresh: bool) -> Run:
@@ -420,7 +420,12 @@ class _Attempt:
         self.record = record
         self._fetched: set[str] = set()
         before = runner.before(plan)
-        author = Author(attempt=record.attempt, stage=f"{runner.pipeline.name}/{record.name}", run_id=runner.run_id)
+        author = Author(
+            attempt=record.attempt,
+            stage=f"{runner.pipeline.name}/{record.name}",
+            run_id=runner.run_id,
+            key=record.facts.get(KEY, ""),
+        )
         self.tables = Tables(
             lake=runner.lake,
             history=runner.history,
