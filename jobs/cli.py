@@ -364,8 +364,10 @@ def task() -> None:
 
 def _told(error: LedgerError) -> int:
     """Says in one line what went wrong; messages of engines within it may have several."""
+    from ledgerlm.config import message_without_secrets
+
     click.secho(f"{type(error).__name__}: ", fg="red", bold=True, err=True, nl=False)
-    click.echo(" ".join(str(error).split()), err=True)
+    click.echo(" ".join(message_without_secrets(str(error)).split()), err=True)
     return error.exit_code
 
 

@@ -274,8 +274,23 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, str):
         for given, reference in _FROM_ENVIRONMENT.items():
             value = value.replace(given, reference) if given in value else value
-        return _SECRET_VALUE.sub(lambda found: f"{found[1] or found[2]}{_REDACTED}", value)
+        return _addresses_redacted(value)
     return value
+
+
+def message_without_secrets(text: str) -> str:
+    """A message for people: what engines and servers say of an address may hold its password.
+
+    What the environment gave stays readable, such as the folder of the data, but for what its name calls a secret.
+    """
+    for given, reference in _FROM_ENVIRONMENT.items():
+        if _SECRET_KEY.search(reference):
+            text = text.replace(given, _REDACTED)
+    return _addresses_redacted(text)
+
+
+def _addresses_redacted(text: str) -> str:
+    return _SECRET_VALUE.sub(lambda found: f"{found[1] or found[2]}{_REDACTED}", text)
 
 
 def _redacted(key: str, value: Any) -> Any:

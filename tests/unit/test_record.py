@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ledgerlm.config import load_yaml, without_secrets
+from ledgerlm.config import load_yaml, message_without_secrets, without_secrets
 from ledgerlm.errors import ArtefactError, ConfigError
 from ledgerlm.lake.history import State
 from ledgerlm.runs.record import Inputs, Records, StageRecord, TableRecord, digest, write_json
@@ -106,6 +106,15 @@ def test_secrets_in_the_clear_are_redacted(key: str, hidden: bool) -> None:
 )
 def test_secrets_in_addresses_are_redacted(address: str, shown: str) -> None:
     assert without_secrets({"out": [address]}) == {"out": [shown]}
+
+
+def test_messages_show_no_secret_and_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAKE_PASSWORD", "hunter22")
+    monkeypatch.setenv("BANK_FOLDER", "/srv/bank")
+    (tmp_path / "p.yaml").write_text("options: {key: '${oc.env:LAKE_PASSWORD}', path: '${oc.env:BANK_FOLDER}'}\n")
+    load_yaml(tmp_path / "p.yaml")
+    said = message_without_secrets("/srv/bank: http://ann:s3cr3t@host/x refused hunter22")
+    assert said == "/srv/bank: http://ann:*********(redacted)@host/x refused *********(redacted)"
 
 
 def test_record_of_an_earlier_form_is_none(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,15 @@ def test_a_run_is_told_once_with_settings_figures_and_report(conf: MlflowConf, t
     again = {**facts(keys=250), "run_id": "later", "finished_at": "2025-01-02T00:00:00+00:00"}
     assert track(again, conf, [page]) == run
     assert track(facts(mean=0.76), conf, [page]) != run
+
+
+def test_a_server_that_is_not_there_is_given_up_soon(conf: MlflowConf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    gone = conf.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    with pytest.raises(EngineError, match=r"mlflow: experiment bank: .*Connection refused"):
+        track(facts(), gone, [])
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "4"
 
 
 def test_a_store_that_takes_nothing_is_told_in_a_line(conf: MlflowConf, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -59,6 +60,8 @@ def track(facts: Mapping[str, Any], conf: MlflowConf, files: Sequence[Path]) -> 
         "ledgerlm.commit": str(facts["commit"] or "none"),
         _CONTENT: _content(facts),
     }
+    # MLflow's own seven retries keep a run that has ended waiting for more than four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
     try:
         client = MlflowClient(conf.tracking_uri)
         known = client.get_experiment_by_name(conf.experiment)

@@ -41,6 +41,7 @@ def write_report(runner: Runner, run: Run) -> str:
     if pipeline.conf.mlflow is not None:
         from ledgerlm.evaluation.tracking import track
 
+        runner.progress.say(f"Telling MLflow's experiment {pipeline.conf.mlflow.experiment} ...")
         track(facts, pipeline.conf.mlflow, files)
     return f"{place}/report.html"
 
