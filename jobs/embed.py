@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 from ledgerlm.backbone.embedding import EmbedConf, document_texts, embed_texts, rewrite_texts
 from ledgerlm.backbone.embedding_windows import Since, embed_windows
 from ledgerlm.backbone.projection import Projected
+from ledgerlm.events.asked import labelled
 from ledgerlm.runs.context import Context
 from ledgerlm.runs.job import Job, StageResult
 from ledgerlm.text.windows import ToldWindows
@@ -19,10 +21,11 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
     if conf.source == "windows":
         stage = conf.serialize or "serialize"
         told = ToldWindows.of(ctx.facts(stage), stage)
-        dirty = ctx.dirty()
+        dirty, labels = ctx.dirty(), ctx.maybe("labels")
+        wanted = told.asked(ctx.read("clients"), labels)
         made = embed_windows(
             ctx.read("windows"),
-            told.asked(ctx.read("clients"), ctx.maybe("labels")),
+            labelled(wanted, labels) if conf.labelled else wanted,
             told,
             conf,
             backbone=ctx.backbone(conf.backbone),
@@ -39,6 +42,8 @@ def run(ctx: Context, conf: EmbedConf) -> StageResult:
         texts = rewrite_texts(ctx.read("enriched_documents"), ctx.read("documents"), conf, facts)
     else:
         texts = document_texts(ctx.read("documents"), conf.format)
+    if conf.labelled:
+        texts = replace(texts, rows=labelled(texts.rows, ctx.read("labels")))
     embedded = embed_texts(
         texts,
         conf,

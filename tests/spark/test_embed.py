@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from ledgerlm.backbone.embedder import Embedder, resolve_definition
 from ledgerlm.backbone.model import backbone_id, new_llama
 from ledgerlm.backbone.settings import LlamaShape
 from ledgerlm.backbone.spark_embed import EmbedSettings, embed
-from ledgerlm.errors import ConfigError
+from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.lake.lake import Lake
 from ledgerlm.progress import Progress
 from ledgerlm.runs.pipeline import load_pipeline
@@ -152,10 +152,25 @@ def test_workers_that_would_share_a_gpu_are_refused_before_anything_is_read(
         embed(documents, **given, settings=EmbedSettings(device="cuda"))  # type: ignore[arg-type]
 
 
-def run_job(folder: Path, backbone: Path) -> Runner:
+def run_job(folder: Path, backbone: Path, *settings: str) -> Runner:
     (folder / "spec.yaml").write_text(SPEC)
     (folder / "run.yaml").write_text(PIPELINE.format(out=folder, backbone=backbone))
-    return Runner(load_pipeline(folder / "run.yaml"), Progress())
+    return Runner(load_pipeline(folder / "run.yaml", settings), Progress())
+
+
+def test_only_histories_that_end_at_a_label_where_reading_is_dear(
+    spark: SparkSession, documents: DataFrame, backbone: Path, tmp_path: Path
+) -> None:
+    lake = Lake(str(tmp_path / "lake"), spark)
+    lake.write("documents", documents, by=BEFORE)
+    with pytest.raises(DataError, match="no table labels"):
+        run_job(tmp_path, backbone, "stages.embed.labelled=true").run()
+    told = [("c05", AS_OF, "churn"), ("c05", AS_OF, "default"), ("c06", AS_OF - timedelta(days=1), "churn")]
+    labels = spark.createDataFrame(told, "client_id string, as_of timestamp, task string")
+    lake.write("labels", labels.selectExpr("*", "1D AS label"), by=BEFORE)
+    record = run_job(tmp_path, backbone, "stages.embed.labelled=true").run().stages[0].record
+    assert (record.rows_in, record.rows_out) == (1, 1)
+    assert [row["client_id"] for row in lake.read("embeddings").collect()] == ["c05"]
 
 
 def test_job_writes_vectors_quarantine_facts_and_component_names(

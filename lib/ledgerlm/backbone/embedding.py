@@ -71,6 +71,11 @@ class EmbedConf(EmbedSettings):
         None,
         description="project stage on whose axes tokens' states are laid; left out, they keep the backbone's width",
     )
+    labelled: bool = Field(
+        False,
+        description="true: histories that end at a client's label, and no others: for studies whose backbone is dear "
+        "to read with; the others have no vector then, and no score",
+    )
     partitions: int | None = Field(None, ge=1, description="Spark tasks; left out, one for each 5,000 documents")
 
     @model_validator(mode="after")
@@ -84,7 +89,8 @@ class EmbedConf(EmbedSettings):
     @property
     def reads(self) -> tuple[str, ...]:
         """The tables that are read."""
-        tables = {"documents": ("documents",), "enriched": ("documents", "enriched_documents")}
+        labels = ("labels",) if self.labelled else ()
+        tables = {"documents": ("documents", *labels), "enriched": ("documents", "enriched_documents", *labels)}
         return tables.get(self.source, ("windows", "clients", "labels?", "changes?"))
 
     @property

@@ -9,6 +9,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from ledgerlm.config import Conf
+from ledgerlm.errors import DataError
 from ledgerlm.lake.differences import CHANGE, DELETE, INSERT, UPDATE
 
 _KEY = ("client_id", "as_of")
@@ -54,6 +55,21 @@ def asked(clients: DataFrame, labels: DataFrame | None, end: dt.datetime, conf: 
     if conf is not None and conf.everyone:
         return own.join(ids, on="client_id", how="leftsemi").unionByName(ids.withColumn("as_of", instant)).distinct()
     return ids.join(own, on="client_id", how="left").withColumn("as_of", F.coalesce("as_of", instant))
+
+
+def labelled(rows: DataFrame, labels: DataFrame | None) -> DataFrame:
+    """Of histories those that end at a label of their client.
+
+    Args:
+        rows: with client_id and as_of.
+        labels: the `labels` table, if there is one.
+
+    Raises:
+        DataError: there are no labels.
+    """
+    if labels is None:
+        raise DataError("labelled: true, and there is no label; leave it out, or add labels to the data set spec")
+    return rows.join(labels.select(*_KEY).distinct(), [*_KEY], how="left_semi")
 
 
 def due(wanted: DataFrame, standing: DataFrame, dirty: DataFrame | None) -> DataFrame:
