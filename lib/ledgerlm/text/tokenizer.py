@@ -20,10 +20,11 @@ BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 # A compact line is cut before each `|` and before its line break, and nowhere else: a field is one chunk, so a frequent
 # value becomes one token. Fields longer than this many characters (free text) and all other text are cut GPT-2 style.
 LONGEST_FIELD = 48
-_CHUNKS = "|".join(
+CELLS = rf"(?:\A|\n)[^|\n]{{0,{LONGEST_FIELD}}}(?=\|)|\|[^|\n]{{0,{LONGEST_FIELD}}}(?=[|\n]|\Z)"
+"""A field of a compact line with the sign before it, as Python's `re` finds it."""
+CHUNKS = "|".join(
     (
-        rf"(?:\A|\n)[^|\n]{{0,{LONGEST_FIELD}}}(?=\|)",
-        rf"\|[^|\n]{{0,{LONGEST_FIELD}}}(?=[|\n]|\z)",
+        CELLS.replace(r"\Z", r"\z"),  # the end, as the tokenizers' regular expressions write it
         r"'(?:[sdmt]|ll|ve|re)",
         r" ?\p{L}+",
         r" ?\p{N}{1,3}",
@@ -50,7 +51,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary_size: int) -> PreTrained
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_CHUNKS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(CHUNKS), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
