@@ -55,7 +55,7 @@ def test_methods_read_stages_that_stand_before_them(name: str) -> None:
 
 PIPELINES = sorted(
     str(path.relative_to(shipped(".")))
-    for pattern in ("*.yaml", "ablations/*.yaml", "leaderboards/*.yaml")
+    for pattern in ("*.yaml", "ablations/*.yaml", "leaderboards/*.yaml", "pretrained/*.yaml")
     for path in shipped(".").glob(pattern)
     if load_yaml(path).get("stages")  # the others are no pipelines
     and path.name != "demo.yaml"  # it is waited for, so it takes the type that is fast here, and says which
