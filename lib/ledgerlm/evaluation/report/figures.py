@@ -118,6 +118,7 @@ def forest(
     axes.set_yticks(range(len(rows)), [row["method"] for row in reversed(rows)])
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_xlabel(label)
+    axes.locator_params(axis="x", nbins=5)  # small differences have long numbers
     if zero is not None:
         axes.axvline(zero, color=COLOURS[1], lw=1, ls="--")
     return _svg(figure)
