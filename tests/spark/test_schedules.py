@@ -337,7 +337,7 @@ def test_databricks_targets(bundle: Bundle) -> None:
 
 def test_a_task_fails_where_a_shell_would_see_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["ledgerlm-task", "rescore", "nowhere.yaml", "--as-of", DAY])
-    with pytest.raises(RuntimeError, match="ledgerlm rescore ended with exit code 1"):
+    with pytest.raises(RuntimeError, match="ledgerlm rescore ended with exit code 2"):
         cli.task()
     monkeypatch.setattr(sys, "argv", ["ledgerlm-task", "--version"])
     cli.task()

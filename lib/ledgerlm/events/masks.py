@@ -53,8 +53,15 @@ _MOVED = (
     r"dauerauftrag|virement|bonifico|transferencia|перевод)"
 )
 _FROM_TO = r"(?iu:from|to|von|an|de|da|para|от)"
+_OF_EMAIL = r"[\p{L}\p{M}\p{N}._%+-]"
 _PATTERNS = {
-    "email": ((r"[\p{L}\p{M}\p{N}._%+-]+@[\p{L}\p{M}\p{N}-]+(?:\.[\p{L}\p{M}\p{N}-]+)+", "[email]"),),
+    # Begun where a word begins and never given back: a long word without an @ is read once, not from each of its letters.
+    "email": (
+        (
+            rf"(?:\G|(?<!{_OF_EMAIL})){_OF_EMAIL}++@[\p{{L}}\p{{M}}\p{{N}}-]+(?:\.[\p{{L}}\p{{M}}\p{{N}}-]+)+",
+            "[email]",
+        ),
+    ),
     "phone": (
         (r"(?<![0-9A-Za-z+])(?:\+|00)[1-9][0-9]{0,2}(?:[ ()./-]{0,2}[0-9]){6,12}(?![0-9])", "[phone]"),
         (r"(?<![0-9-])(?:\([0-9]{3}\) ?|[0-9]{3}[-.])[0-9]{3}[-.][0-9]{4}(?![0-9-])", "[phone]"),
