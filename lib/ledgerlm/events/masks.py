@@ -55,7 +55,7 @@ _MOVED = (
 _FROM_TO = r"(?iu:from|to|von|an|de|da|para|от)"
 _OF_EMAIL = r"[\p{L}\p{M}\p{N}._%+-]"
 _PATTERNS = {
-    # Begun where a word begins and never given back: a long word without an @ is read once, not from each of its letters.
+    # Begun where a word begins and not given back: a long word without an @ is read once, not from each of its letters.
     "email": (
         (
             rf"(?:\G|(?<!{_OF_EMAIL})){_OF_EMAIL}++@[\p{{L}}\p{{M}}\p{{N}}-]+(?:\.[\p{{L}}\p{{M}}\p{{N}}-]+)+",
