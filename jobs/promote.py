@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ledgerlm.applications.promoting import candidates, promoted
-from ledgerlm.errors import DataError
+from ledgerlm.errors import ConfigError, DataError
 from ledgerlm.lake.champions import champions, promotions
 from ledgerlm.lake.differences import CHANGE, INSERT
 from ledgerlm.lake.latest import show_latest
@@ -41,6 +41,8 @@ def promote(
         ConfigError: a run is at work on the lake, or the head cannot be promoted.
         DataError: no night was published or refused yet.
     """
+    if head is None and (reason or by):
+        raise ConfigError("--reason and --by are given, and no --head: nobody would be promoted; name the head")
     pipeline = load_pipeline(file, overrides)
     progress = Progress(Console(highlight=False))
     with at_lake(pipeline) as (engines, _, lake):

@@ -211,8 +211,10 @@ def load_yaml(path: Path, overrides: Sequence[str] = (), changes: Mapping[str, A
             loaded.merge_with(changes)
         for item in overrides:
             key, _, value = item.partition("=")
-            # OmegaConf reads the value as YAML would; the key may lead through lists, as in fields.0.kind.
-            OmegaConf.update(loaded, key, OmegaConf.from_dotlist([f"value={value}"]).value, force_add=True)
+            # OmegaConf reads the value as YAML would; the key may lead through lists, as in fields.0.kind. A reference
+            # stays one until all are resolved, so that what it gives is known as the environment's.
+            read: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)
+            OmegaConf.update(loaded, key, read["value"], force_add=True)
         if left := sorted(OmegaConf.missing_keys(loaded)):
             raise ConfigError(
                 f"{path}: {', '.join(left)}: ??? stands where you must choose; the comment above it says between what"

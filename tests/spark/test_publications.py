@@ -378,6 +378,7 @@ def test_readers_get_a_new_head_once_it_is_promoted(
     for head, reason, who, why in (
         ("h3", "a", "b", "--head h3 has scored nobody in publication 2.* there are h1 .churn., h2 .churn."),
         ("h2", " ", "b", "--reason is empty"),
+        (None, "a", "b", "no --head: nobody would be promoted"),
         ("h2", "a", "", "--by is empty"),
     ):
         with pytest.raises(ConfigError, match=why):

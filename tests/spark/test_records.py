@@ -175,6 +175,15 @@ def test_another_key_of_pseudonyms_is_refused_before_anything_is_read(
     monkeypatch.setenv("BANK_KEY", "the key of this bank")
     assert small.run() == ["ingest", "split", "serialize"]
 
+    hidden = spec.read_text()
+    spec.write_text(hidden.replace("pseudonymise: {key_env: BANK_KEY}\n", ""))
+    for fresh in (False, True):
+        with pytest.raises(ConfigError, match="the spec has no key, and there is the one under which stage ingest"):
+            small.run(fresh=fresh)
+    with pytest.raises(ConfigError, match="the spec has no key"):
+        erase_clients(str(small.folder / "p.yaml"), clients=["c1"])
+    spec.write_text(hidden)
+
     shutil.rmtree(small.folder / "out" / "runs")  # the tables know it as well, whoever wrote to them last
     for erased in (False, True):
         if erased:

@@ -65,6 +65,11 @@ def test_what_the_environment_gave_is_written_as_a_reference(tmp_path: Path, mon
     (tmp_path / "p.yaml").write_text("options: {key: '${oc.env:BANK_KEY}', url: 'https://x/?k=${oc.env:BANK_KEY}'}\n")
     content = load_yaml(tmp_path / "p.yaml")
     assert content["options"]["key"] == "s3cr3t-value"
+    monkeypatch.setenv("OTHER_KEY", "another-value")
+    told = load_yaml(tmp_path / "p.yaml", ["title=by ${oc.env:OTHER_KEY}", "n=[1, 2]", "none=null"])
+    assert (told["title"], told["n"], told["none"]) == ("by another-value", [1, 2], None)
+    write_json(tmp_path / "set.json", told)
+    assert "another-value" not in (tmp_path / "set.json").read_text()
     write_json(tmp_path / "run.json", {"conf": content, "facts": ["failed with s3cr3t-value"]})
     text = (tmp_path / "run.json").read_text()
     assert "s3cr3t-value" not in text

@@ -36,7 +36,7 @@ def key_fact(plan: StagePlan, spec: DataSetSpec) -> dict[str, str]:
 
 
 def other_key(pipeline: Pipeline, records: Records, history: History) -> list[str]:
-    """A line where the environment holds another key than the one that the ids in the lake were made with.
+    """A line where the ids in the lake were made with another key than the environment's, or where none is asked for.
 
     Args:
         pipeline: with the name of the variable.
@@ -44,15 +44,20 @@ def other_key(pipeline: Pipeline, records: Records, history: History) -> list[st
         history: of its lake, whose commits are asked where records are lost.
     """
     key, terms = key_of(pipeline.spec), pipeline.spec.pseudonymise
-    if key is None or terms is None:
-        return []
+    if key is None and terms is not None:
+        return []  # that it is not set is told elsewhere
     finished = {plan.stage.name: records.finished(plan.stage.name) for plan in pipeline.plans}
     known = {name: record.facts[KEY] for name, record in finished.items() if record is not None and KEY in record.facts}
-    if not known:
+    if not known and (terms is not None or pipeline.home.folder is not None):
         newest = next((one for one in history.commits("clients") if not one.neutral), None)
         known = {newest.stage.rpartition("/")[2]: newest.key} if newest is not None and newest.key else {}
+    said = (
+        "pseudonymise: the spec has no key, and there is"
+        if terms is None
+        else (f"pseudonymise.key_env: {terms.key_env} holds another key than")
+    )
     return [
-        f"pseudonymise.key_env: {terms.key_env} holds another key than the one under which stage {name} made the "
+        f"{said} the one under which stage {name} made the "
         f"client ids of {pipeline.home.root}, so everybody would be a new client, and who was erased would come back; "
         "put that key back, or begin a lake of its own with another `out`"
         for name, made in known.items()
