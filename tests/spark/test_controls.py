@@ -88,15 +88,18 @@ def test_untrained_backbone_and_bag_of_tokens(spark: SparkSession, lakes: tuple[
         "again": {**UNTRAINED, "base": "first"},
         "narrow": {**UNTRAINED, "vocabulary": 262},
         "wider": {**UNTRAINED, "base": "narrow", "value_tokens": 5},
+        # Its tokenizer knows every value: nothing is added, and no token moves.
+        "full": {**UNTRAINED, "base": "first", "value_tokens": 5},
         "count": {"backbone": "first"},
     }
-    first, again, narrow, wider, count = (stage.record for stage in runner(one, stages).run().stages)
+    first, again, narrow, wider, full, count = (stage.record for stage in runner(one, stages).run().stages)
     folder = Path(first.facts["backbone"])
     card = read_card(folder)
     assert (card.tokens_trained, card.held_out_loss) == (0, None)
     assert AutoModelForCausalLM.from_pretrained(folder).config.hidden_size == 16
     # What is fine-tuned from a stage of this pipeline starts at that stage's weights.
     assert Path(again.facts["backbone"]).name == backbone_id(folder)
+    assert Path(full.facts["backbone"]).name == backbone_id(folder)
     plain, grown = (Path(one.facts["backbone"]) for one in (narrow, wider))
     assert read_card(grown).vocabulary == len(load_tokenizer(grown)) == read_card(plain).vocabulary + 5
 

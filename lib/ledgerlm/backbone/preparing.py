@@ -326,6 +326,8 @@ def _with_values(
         )
         values = frequent_values(sample, load_tokenizer(worker.base), conf.value_tokens)
         progress.say(f"    {worker.base.name}: {len(values):,} values get a token each")
+        if not values:
+            return worker
         push(with_values(worker.base, values, wider))
     return worker.model_copy(update={"base": wider})
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ _CELLS = re.compile(CELLS)
 
 
 def frequent_values(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, most: int) -> list[str]:
-    """The most frequent cells that are several tokens, most frequent first, each with the sign before it.
+    """The most frequent cells that are no token yet, most frequent first, each with the sign before it.
 
     Args:
         texts: compact texts of training clients, read once.
@@ -37,8 +38,8 @@ def frequent_values(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, mo
     counted = Counter(cell for text in texts for cell in _CELLS.findall(text))
     # Equal counts in the order of their letters: what is drawn must not depend on the order of the texts.
     ranked = sorted(counted, key=lambda cell: (-counted[cell], cell))
-    several = (cell for cell in ranked if len(_pieces(tokenizer, cell)) > 1)
-    return [cell for cell, _ in zip(several, range(most), strict=False)]
+    known = tokenizer.get_vocab()
+    return list(islice((cell for cell in ranked if _written(cell) not in known), most))
 
 
 def with_values(base: Path, values: Sequence[str], folder: Path) -> Path:
@@ -46,7 +47,7 @@ def with_values(base: Path, values: Sequence[str], folder: Path) -> Path:
 
     Args:
         base: Hugging Face folder of the pretrained model.
-        values: from `frequent_values`.
+        values: from `frequent_values`; one at least.
         folder: where it goes; one that is there is replaced.
 
     Returns:
@@ -74,6 +75,14 @@ def with_values(base: Path, values: Sequence[str], folder: Path) -> Path:
     model.save_pretrained(draft)
     wider.save_pretrained(draft)
     return finish(draft, folder)
+
+
+def _written(text: str) -> str:
+    """The text as a byte-level tokenizer writes it in its vocabulary."""
+    from tokenizers import pre_tokenizers
+
+    signs = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return "".join(part for part, _ in signs.pre_tokenize_str(text))
 
 
 def _pieces(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -104,8 +113,7 @@ def _wider(plain: PreTrainedTokenizerFast, values: Sequence[str], base: Path) ->
             f"value_tokens: the tokenizer of {base} is no byte-level BPE ({content['model']['type']}), and takes no "
             "whole values; leave value_tokens out"
         )
-    written = ["".join(part for part, _ in signs.pre_tokenize_str(value)) for value in values]
-    content["model"]["vocab"] |= {token: len(plain) + place for place, token in enumerate(written)}
+    content["model"]["vocab"] |= {_written(value): len(plain) + place for place, value in enumerate(values)}
     content["model"]["ignore_merges"] = True  # a cell that is a token is this token, however merges would go
     backend = Tokenizer.from_str(json.dumps(content))
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(CHUNKS), behavior="isolated"), signs])

@@ -54,7 +54,7 @@ def other_key(pipeline: Pipeline, records: Records, history: History) -> list[st
     said = (
         "pseudonymise: the spec has no key, and there is"
         if terms is None
-        else (f"pseudonymise.key_env: {terms.key_env} holds another key than")
+        else f"pseudonymise.key_env: {terms.key_env} holds another key than"
     )
     return [
         f"{said} the one under which stage {name} made the "
